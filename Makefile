@@ -1,0 +1,77 @@
+# What people type. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# uv is only the installer here: it writes lock files without hosts or paths, and the same ones every time.
+COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-annotate --no-header
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test browser check format bench lock upgrade clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## create .venv with everything, exactly as pinned in requirements.lock
+
+demo: setup ## run one task on this machine, with two failures on the way, and show each attempt
+	@$(BIN)/tasq demo $(DEMO_ARGS)
+
+test: setup browser ## run all tests (PYTEST_ARGS="-k name -x" to choose)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: setup ## formatter, linter, type checker, import floors, unused dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+format: setup ## format the code and fix what the linter can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## measure tasks per second beside plain Temporal
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping versions where possible
+	$(COMPILE) $(LOCK_ARGS) --all-extras --group dev -o requirements.lock pyproject.toml
+	$(COMPILE) -c requirements.lock --extra sql --extra ai --extra cli -o requirements-worker.lock pyproject.toml
+	$(COMPILE) -c requirements.lock --group build -o requirements-build.lock
+
+upgrade: ## like lock, with the newest versions that fit
+	@$(MAKE) lock LOCK_ARGS=--upgrade
+
+clean: ## remove .venv and everything the tools left behind
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/uv: requirements-build.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "tasquencer needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+			"Try: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-build.lock
+	@touch $@
+
+$(STAMP): $(BIN)/uv pyproject.toml requirements.lock
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The one test that needs more than Python packages: Temporal's Web UI in a real browser.
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then sudo=""; \
+	elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
+	else sudo="no"; fi; \
+	if command -v apt-get >/dev/null && [ "$$sudo" != no ] \
+		&& $$sudo apt-get -qq update \
+		&& DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq install --no-install-recommends -y chromium >/dev/null; \
+	then command -v chromium; \
+	else echo "No Chromium or Chrome here, and it could not be installed: the browser test will not run." >&2; fi

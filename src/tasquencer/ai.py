@@ -1,0 +1,320 @@
+"""The AI domain: what an AI agent task is asked, what it calls, what it answers, what it records.
+
+`AiAgentRequest` and `AiAgentResult` are the task's input and result, plain JSON for clients in any
+language. `AiJob` is the payload of each of its work items, `AiAnswer` what the AI call returns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from datetime import timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from tasquencer.entries import DomainRecord
+from tasquencer.errors import InvalidRequest
+from tasquencer.retry import LONGEST_BACKOFF, MOST_RETRIES, RetryOn, RetryRecipe
+from tasquencer.work_item import WorkItem, WorkItemState
+
+__all__ = [
+    "AI_JOBS",
+    "MAXIMUM_ANSWER_BYTES",
+    "MAXIMUM_REQUEST_BYTES",
+    "AiAgentRequest",
+    "AiAgentResult",
+    "AiAnswer",
+    "AiJob",
+    "ChatMessage",
+    "RetryOptions",
+    "ai_job_record",
+    "parse_request",
+]
+
+AI_JOBS = "ai_jobs"
+"""The domain table of AI work items."""
+
+MAXIMUM_REQUEST_BYTES = 1_536 * 1024
+"""Bytes of a request as JSON. A Temporal payload holds 2 MiB; the rest is left for what a task carries along."""
+
+MAXIMUM_ANSWER_BYTES = 1_920 * 1024
+"""Bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
+
+_LONGEST_SECONDS = LONGEST_BACKOFF.total_seconds()
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain NUL characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates (it is not valid Unicode text)") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+FilledText = Annotated[Text, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, le=_LONGEST_SECONDS, allow_inf_nan=False)]
+
+
+class _Input(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChatMessage(_Input):
+    """One message of a conversation, as the chat completions API takes it.
+
+    Attributes:
+        content: Text, or a list of content parts (text, images …) that is passed on as it is.
+    """
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: FilledText | Annotated[list[dict[str, JsonValue]], Field(min_length=1)]
+
+
+class AiJob(_Input):
+    """What one AI call has to do: the payload of an AI work item.
+
+    Attributes:
+        messages: The conversation; the last message is what is to be answered.
+        model: None takes the worker's default.
+        output_schema: A JSON Schema that the answer must satisfy; the answer's text is then JSON.
+        metadata: Kept with the work item, not sent to the provider.
+    """
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: str | None = None
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+    output_schema: dict[str, JsonValue] | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The job as one text: the sole user message, or else the conversation as JSON."""
+        asked = [message for message in self.messages if message.role not in ("system", "developer")]
+        if len(asked) == 1 and isinstance(asked[0].content, str):
+            return asked[0].content
+        return json.dumps([message.model_dump() for message in self.messages], ensure_ascii=False)
+
+
+class RetryOptions(_Input):
+    """The `retry` object of a request; see `tasquencer.retry.RetryRecipe` for the formula."""
+
+    initial_interval_seconds: Annotated[float, Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False)] = 1.0
+    backoff_coefficient: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 2.0
+    maximum_interval_seconds: (
+        Annotated[float, Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False)] | None
+    ) = None
+    jitter: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
+    retry_on: RetryOn = RetryOn.TRANSIENT
+
+    @model_validator(mode="after")
+    def _maximum_is_no_less_than_initial(self) -> Self:
+        if (
+            self.maximum_interval_seconds is not None
+            and self.maximum_interval_seconds < self.initial_interval_seconds
+        ):
+            raise ValueError("maximum_interval_seconds must not be less than initial_interval_seconds")
+        return self
+
+
+class AiAgentRequest(_Input):
+    """The input of an AI agent task.
+
+    Attributes:
+        prompt: What to answer; or `messages`, a whole conversation. Exactly one of the two.
+        system: A system prompt, put before everything else.
+        model: None takes the worker's default model.
+        temperature: None leaves it to the provider; 0 to 2.
+        max_output_tokens: Upper bound of the answer; None leaves it to the provider.
+        max_retries: Retries after the first try, 0 to 1000.
+        retry: Delays, and which failures qualify.
+        attempt_timeout_seconds: How long one AI call may take.
+        heartbeat_timeout_seconds: How long a silent worker counts as alive.
+        deadline_seconds: Counted from the task's start: no attempt starts after it, and one under
+            way is cut off at it.
+        metadata: Labels of your own; kept with each work item.
+    """
+
+    prompt: FilledText | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    system: FilledText | None = None
+    model: FilledText | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_retries: Annotated[int, Field(ge=0, le=MOST_RETRIES)] = 3
+    retry: RetryOptions = RetryOptions()
+    attempt_timeout_seconds: Seconds = 300.0
+    heartbeat_timeout_seconds: Annotated[float, Field(ge=1, le=_LONGEST_SECONDS, allow_inf_nan=False)] = 30.0
+    deadline_seconds: Seconds | None = None
+    metadata: dict[Text, Text] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_something_to_answer(self) -> Self:
+        if self.prompt is None and self.messages is None:
+            raise ValueError("prompt: required (or messages)")
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("prompt, messages: give one of them, not both")
+        return self
+
+    def job(self) -> AiJob:
+        """What each work item of the task has to do."""
+        messages = list(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
+        if self.system is not None:
+            messages.insert(0, ChatMessage(role="system", content=self.system))
+        return AiJob(
+            messages=messages,
+            model=self.model,
+            temperature=self.temperature,
+            max_output_tokens=self.max_output_tokens,
+            metadata=self.metadata,
+        )
+
+    def recipe(self) -> RetryRecipe:
+        """How the task retries."""
+        most = self.retry.maximum_interval_seconds
+        return RetryRecipe(
+            max_retries=self.max_retries,
+            initial_interval=timedelta(seconds=self.retry.initial_interval_seconds),
+            backoff_coefficient=self.retry.backoff_coefficient,
+            maximum_interval=None if most is None else timedelta(seconds=most),
+            jitter=self.retry.jitter,
+            retry_on=self.retry.retry_on,
+        )
+
+
+class AiAnswer(BaseModel):
+    """What an AI call returned: the result of a completed AI work item.
+
+    Attributes:
+        model: The model that answered, by the provider's word; else the one that was asked.
+        cost_usd: None where the price of the model or the usage is unknown.
+        latency_seconds: From sending the request to having the whole answer.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    model: str | None = None
+    finish_reason: str | None = None
+    provider_request_id: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_seconds: float | None = None
+
+
+class AiAgentResult(BaseModel):
+    """The result of an AI agent task.
+
+    Attributes:
+        work_item_id: The work item that gave the answer.
+        attempts: How many work items the task took.
+        input_tokens, output_tokens, cost_usd: Of that work item; the ledger has those of all.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    model: str | None
+    finish_reason: str | None
+    work_item_id: str
+    attempts: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: float | None
+
+    @classmethod
+    def of(cls, work_item: WorkItem, attempts: int) -> AiAgentResult:
+        """The result that a completed AI work item gives."""
+        answer = AiAnswer.model_validate(work_item.result)
+        return cls(
+            text=answer.text,
+            model=answer.model,
+            finish_reason=answer.finish_reason,
+            work_item_id=work_item.id,
+            attempts=attempts,
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+            cost_usd=answer.cost_usd,
+        )
+
+
+def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
+    """The row of `ai_jobs` for an AI work item in its present state.
+
+    `status` is `pending` while the work item is initialized, then the work item's state.
+    """
+    job = AiJob.model_validate(work_item.payload)
+    facts: dict[str, JsonValue] = {}
+    if isinstance(work_item.result, dict):
+        facts = work_item.result
+    elif work_item.failure is not None:
+        facts = work_item.failure.details
+    return DomainRecord(
+        table=AI_JOBS,
+        values={
+            "prompt": job.prompt,
+            "model": facts.get("model") or job.model,
+            "max_retries": recipe.max_retries,
+            "attempt": work_item.attempt,
+            "status": "pending" if work_item.state is WorkItemState.INITIALIZED else work_item.state.value,
+            "result": facts.get("text") if work_item.failure is None else None,
+            "last_error": str(work_item.failure) if work_item.failure else None,
+            "finish_reason": facts.get("finish_reason"),
+            "provider_request_id": facts.get("provider_request_id"),
+            "input_tokens": facts.get("input_tokens"),
+            "output_tokens": facts.get("output_tokens"),
+            "cost_usd": facts.get("cost_usd"),
+            "latency_seconds": facts.get("latency_seconds"),
+        },
+    )
+
+
+def parse_request(raw: object) -> AiAgentRequest:
+    """The request in a task's raw input.
+
+    Raises:
+        InvalidRequest: names each wrong field, and the size and its limit where it is too large.
+    """
+    if isinstance(raw, AiAgentRequest):
+        request = raw
+    elif not isinstance(raw, dict):
+        raise InvalidRequest([f'the input must be one JSON object such as {{"prompt": "…"}}, not {_named(raw)}'])
+    else:
+        try:
+            request = AiAgentRequest.model_validate(raw)
+        except ValidationError as error:
+            raise InvalidRequest([_problem(details) for details in error.errors()]) from None
+    size = len(request.model_dump_json(exclude_defaults=True).encode())
+    if size > MAXIMUM_REQUEST_BYTES:
+        field = "messages" if request.prompt is None else "prompt"
+        raise InvalidRequest([f"{field}: the request has {size:,} bytes, the limit is {MAXIMUM_REQUEST_BYTES:,}"])
+    return request
+
+
+def _named(raw: object) -> str:
+    names = {"NoneType": "nothing", "str": "a string", "list": "a list", "int": "a number", "float": "a number"}
+    return names.get(type(raw).__name__, type(raw).__name__)
+
+
+def _problem(details: ErrorDetails) -> str:
+    place = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        known = RetryOptions.model_fields if place.startswith("retry.") else AiAgentRequest.model_fields
+        alike = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
+        return f"{place}: unknown field" + (f" (did you mean {alike[0]!r}?)" if alike else "")
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,114 @@
+"""Failures: business outcomes of a work item, recorded, counted and handled.
+
+A failure travels from the activity to the workflow as the single detail of an `ApplicationError`
+whose type is the failure's kind, and rests in the ledger's `failure` column, both times as the JSON
+of `Failure`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+__all__ = ["MAXIMUM_MESSAGE_LENGTH", "TRANSIENT_KINDS", "Failure", "FailureKind"]
+
+MAXIMUM_MESSAGE_LENGTH = 2_000
+"""Characters of a failure's message that are kept. Temporal loses failures over 4 MiB."""
+
+
+class FailureKind(StrEnum):
+    """The kinds of failure of an AI call. A task of one's own may use kinds of its own."""
+
+    RATE_LIMITED = "rate_limited"
+    """429: the provider asks to slow down."""
+    QUOTA_EXCEEDED = "quota_exceeded"
+    """429 with `insufficient_quota`: the account has no money left. Waiting does not help."""
+    TIMED_OUT = "timed_out"
+    """No answer within the attempt's timeout, or 408. The provider may have done the work."""
+    UNREACHABLE = "unreachable"
+    """No connection: refused, reset, DNS, TLS."""
+    PROVIDER_ERROR = "provider_error"
+    """5xx, 409, or an answer that is not what the API promises."""
+    INVALID_OUTPUT = "invalid_output"
+    """An empty answer, or one that does not fit the schema asked for."""
+    REFUSED = "refused"
+    """The content filter or the model declined."""
+    INVALID_REQUEST = "invalid_request"
+    """400, 404, 413, 422: the same request would fail again."""
+    UNAUTHORIZED = "unauthorized"
+    """401, 403: wrong or missing credentials."""
+    WORKER_LOST = "worker_lost"
+    """The heartbeat stopped: the worker died or hung. The provider may have done the work."""
+    WORKER_SHUTDOWN = "worker_shutdown"
+    """The worker was stopped and its grace period ran out before the call ended."""
+    TOO_LARGE = "too_large"
+    """The answer exceeds what a Temporal payload can carry."""
+    UNEXPECTED = "unexpected"
+    """The activity raised something nobody has classified: a bug in the activity."""
+
+
+TRANSIENT_KINDS = frozenset(
+    {
+        FailureKind.RATE_LIMITED,
+        FailureKind.TIMED_OUT,
+        FailureKind.UNREACHABLE,
+        FailureKind.PROVIDER_ERROR,
+        FailureKind.INVALID_OUTPUT,
+        FailureKind.WORKER_LOST,
+        FailureKind.WORKER_SHUTDOWN,
+    }
+)
+"""The kinds that qualify for a retry under `retry_on: "transient"`."""
+
+
+def _shorten(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= MAXIMUM_MESSAGE_LENGTH else line[: MAXIMUM_MESSAGE_LENGTH - 1] + "…"
+
+
+class Failure(BaseModel):
+    """Why a work item failed.
+
+    Attributes:
+        kind: A `FailureKind`, or a kind of the task's own.
+        message: What happened, in one line, at most `MAXIMUM_MESSAGE_LENGTH` characters.
+        transient: Whether it qualifies for a retry under `retry_on: "transient"`.
+        retry_after_seconds: How long the provider asked to wait, if it did. Never shortened.
+        outcome_unknown: True if the work may have been done (and billed) all the same.
+        details: Facts for people and domain records: status code, request id, tokens, cost …
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    message: Annotated[str, AfterValidator(_shorten)]
+    transient: bool
+    retry_after_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    outcome_unknown: bool = False
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        kind: FailureKind,
+        message: str,
+        *,
+        transient: bool | None = None,
+        retry_after_seconds: float | None = None,
+        outcome_unknown: bool = False,
+        **details: JsonValue,
+    ) -> Failure:
+        """A failure of a known kind; it is transient if its kind is, unless told otherwise."""
+        return cls(
+            kind=kind.value,
+            message=message,
+            transient=kind in TRANSIENT_KINDS if transient is None else transient,
+            retry_after_seconds=retry_after_seconds,
+            outcome_unknown=outcome_unknown,
+            details={name: value for name, value in details.items() if value is not None},
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"

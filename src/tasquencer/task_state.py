@@ -1,0 +1,457 @@
+"""The decisions of a task, as a state machine without clock, random or I/O.
+
+`TaskState` holds a task's work items and answers every event (a lineage begins, a work item starts,
+ends) with transitions: what to record, whether a retry follows and when, and what the policy says.
+Whoever drives it supplies ids, times and random numbers, hands `take_entries` to the ledger, and
+does the waiting and the calling.
+
+Order of events at each transition, as in Tasquencer: the transition itself, then the hook (which may
+ask for the next attempt), then the policy, then the teardown of what is still open if the verdict
+ends the task. The teardown calls neither hook nor policy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
+
+from tasquencer.entries import DomainRecord, LedgerEntry
+from tasquencer.errors import IllegalTransition, TaskMisused, TooManyWorkItems, UnknownWorkItem
+from tasquencer.failure import Failure
+from tasquencer.policy import Counts, TaskPolicy, Verdict, until_exhausted
+from tasquencer.retry import Delay, GiveUp, RetryRecipe
+from tasquencer.wording import attempt_label, duration, moment, one_line
+from tasquencer.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
+
+__all__ = [
+    "MAIN_LINEAGE",
+    "TASK_ACTOR",
+    "CarriedTask",
+    "NextAttempt",
+    "RecordOf",
+    "StateChange",
+    "StateChangeHook",
+    "TaskFailure",
+    "TaskState",
+    "retry_by_recipe",
+]
+
+MAIN_LINEAGE = "main"
+"""The lineage of a plain task."""
+
+TASK_ACTOR = "task"
+"""The actor of a transition that no person or program asked for."""
+
+_CARRIED_MESSAGE_LENGTH = 200
+"""Characters of a failure's message that travel along when a task continues as new."""
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """What a hook learns about a transition.
+
+    Attributes:
+        work_item: The work item after the transition, its payload included.
+        transition: What changed, when, by whom.
+        recipe: The task's recipe.
+        jitter: A random number in [0, 1) if the work item failed, else 0.
+    """
+
+    work_item: WorkItem
+    transition: Transition
+    recipe: RetryRecipe
+    jitter: float
+
+
+@dataclass(frozen=True)
+class NextAttempt:
+    """A hook's wish: one more work item in the lineage, with this payload, after this delay."""
+
+    payload: JsonValue
+    delay: Delay
+
+
+StateChangeHook = Callable[[StateChange], NextAttempt | None]
+"""Called after each transition. Pure: no clock, no random, no I/O. None: nothing to add."""
+
+RecordOf = Callable[[WorkItem, RetryRecipe], DomainRecord]
+"""The domain record of a work item in its present state. Pure."""
+
+
+def retry_by_recipe(change: StateChange) -> NextAttempt | None:
+    """The default hook: a failed work item is followed by another one as the recipe says."""
+    item = change.work_item
+    if change.transition.next_state is not WorkItemState.FAILED or item.failure is None:
+        return None
+    decision = change.recipe.after_failure(item.attempt, item.failure, change.jitter)
+    return NextAttempt(item.payload, decision) if isinstance(decision, Delay) else None
+
+
+@dataclass(frozen=True)
+class TaskFailure:
+    """How a task that did not complete ends: the type and message of its error, the last failure."""
+
+    type: str
+    message: str
+    failure: Failure | None
+
+
+class CarriedTask(BaseModel):
+    """What a task takes along when it continues as new.
+
+    Payloads that equal their lineage's first payload, and results, are left out: the first is given
+    again, the others are in the ledger.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    work_items: list[WorkItem]
+    sequences: dict[str, int]
+    deadline: AwareDatetime | None
+
+
+@dataclass
+class _Lineage:
+    first_payload: JsonValue
+    begun: bool
+    work_item_ids: list[str] = field(default_factory=list)
+    too_late: Delay | None = None
+    standing: WorkItemState | None = None
+    counted: bool = False
+
+
+class TaskState:
+    """The work items of one task and what follows from each event.
+
+    Args:
+        recipe: How each lineage retries.
+        policy: Decides after each transition.
+        on_work_item_state_changed: The hook; by default it retries by the recipe.
+        record_of: Makes the domain record that is written beside each transition.
+        deadline: No attempt starts at or after this time.
+        new_id: Gives a new unique id.
+        random: Gives a random number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        task_id: str,
+        run_id: str,
+        task_type: str,
+        recipe: RetryRecipe,
+        new_id: Callable[[], str],
+        random: Callable[[], float],
+        policy: TaskPolicy = until_exhausted,
+        on_work_item_state_changed: StateChangeHook = retry_by_recipe,
+        record_of: RecordOf | None = None,
+        deadline: datetime | None = None,
+    ) -> None:
+        self.task_id = task_id
+        self.recipe = recipe
+        self.deadline = deadline
+        self.verdict = Verdict.CONTINUE
+        self._run_id = run_id
+        self._task_type = task_type
+        self._policy = policy
+        self._hook = on_work_item_state_changed
+        self._record_of = record_of
+        self._new_id = new_id
+        self._random = random
+        self._work_items: dict[str, WorkItem] = {}
+        self._sequences: dict[str, int] = {}
+        self._lineages: dict[str, _Lineage] = {}
+        self._entries: list[LedgerEntry] = []
+        self._states = Counter[WorkItemState]()
+        self._standings = Counter[WorkItemState | None]()
+        self._decisive: Transition | None = None
+
+    # Reading
+
+    def work_items(self) -> list[WorkItem]:
+        """All work items, oldest first."""
+        return list(self._work_items.values())
+
+    def work_item(self, work_item_id: str) -> WorkItem:
+        """The work item with this id. Raises `UnknownWorkItem`."""
+        try:
+            return self._work_items[work_item_id]
+        except KeyError:
+            raise UnknownWorkItem(work_item_id, self.task_id) from None
+
+    def open_work_items(self) -> list[WorkItem]:
+        """Those that are initialized or started, oldest first."""
+        return [item for item in self._work_items.values() if not item.state.is_terminal]
+
+    def latest(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
+        """The last work item of a lineage. Raises `TaskMisused` if it was never begun."""
+        if lineage not in self._lineages:
+            raise TaskMisused(f"lineage {lineage!r} was never begun: call attempts() first")
+        return self._work_items[self._lineages[lineage].work_item_ids[-1]]
+
+    def before(self, work_item: WorkItem) -> WorkItem | None:
+        """The work item that came before this one in its lineage."""
+        ids = self._lineages[work_item.lineage].work_item_ids
+        return self._work_items[ids[work_item.attempt - 1]] if work_item.attempt else None
+
+    def counts(self) -> Counts:
+        """How many work items and lineages stand how."""
+        return Counts(
+            **{state.value: self._states[state] for state in WorkItemState},
+            open_lineages=self._standings[None],
+            completed_lineages=self._standings[WorkItemState.COMPLETED],
+            failed_lineages=self._standings[WorkItemState.FAILED],
+            canceled_lineages=self._standings[WorkItemState.CANCELED],
+        )
+
+    def take_entries(self) -> list[LedgerEntry]:
+        """What is to be recorded since the last call, in order."""
+        entries, self._entries = self._entries, []
+        return entries
+
+    # Events
+
+    def begin(self, payload: JsonValue, *, now: datetime, lineage: str = MAIN_LINEAGE) -> WorkItem:
+        """Begin a lineage with its first work item, or take up one that was carried along.
+
+        Returns the work item that is to be started next; of a carried lineage that is already
+        settled, its last one.
+        """
+        known = self._lineages.get(lineage)
+        if known is None:
+            self._lineages[lineage] = _Lineage(payload, begun=True)
+            return self._initialize(
+                lineage, payload, 0, Delay(timedelta(0), DelayReason.FIRST_TRY), now=now, reason=None
+            )
+        if known.begun:
+            raise TaskMisused(f"lineage {lineage!r} was already begun: give each lineage a name of its own")
+        known.begun = True
+        known.first_payload = payload
+        for work_item_id in known.work_item_ids:
+            item = self._work_items[work_item_id]
+            if item.payload is None:
+                self._work_items[work_item_id] = item.model_copy(update={"payload": payload})
+        return self.latest(lineage)
+
+    def start(self, work_item_id: str, *, now: datetime, reason: str | None = None) -> Verdict:
+        """The work item's call is about to be made."""
+        return self._change(work_item_id, WorkItemState.STARTED, now, TASK_ACTOR, reason, started_at=now)
+
+    def complete(
+        self,
+        work_item_id: str,
+        result: JsonValue,
+        *,
+        now: datetime,
+        actor: str = TASK_ACTOR,
+        reason: str | None = None,
+    ) -> Verdict:
+        """The work item ended with a result."""
+        return self._change(work_item_id, WorkItemState.COMPLETED, now, actor, reason, result=result)
+
+    def fail(
+        self,
+        work_item_id: str,
+        failure: Failure,
+        *,
+        now: datetime,
+        actor: str = TASK_ACTOR,
+        reason: str | None = None,
+        worker: str | None = None,
+        may_retry: bool = True,
+    ) -> Verdict:
+        """The work item ended with a failure; a retry follows if the hook says so and it `may_retry`."""
+        known = {"worker": worker} if worker else {}
+        return self._change(
+            work_item_id, WorkItemState.FAILED, now, actor, reason, may_continue=may_retry, failure=failure, **known
+        )
+
+    def cancel(self, work_item_id: str, *, now: datetime, reason: str, actor: str = TASK_ACTOR) -> Verdict:
+        """The work item is given up; hook and policy see it and decide."""
+        return self._change(work_item_id, WorkItemState.CANCELED, now, actor, reason)
+
+    def close(self, *, now: datetime, reason: str, actor: str = TASK_ACTOR) -> None:
+        """Cancel everything that is open, without asking hook or policy: the task is ending."""
+        for item in self.open_work_items():
+            self._move(item, WorkItemState.CANCELED, now, actor, reason)
+
+    # The end
+
+    def failure(self) -> TaskFailure:
+        """How a task with the verdict `fail` ends."""
+        if self.verdict is not Verdict.FAIL or self._decisive is None:
+            raise TaskMisused("the task has not failed")
+        item = self._work_items[self._decisive.work_item_id]
+        lineage = self._lineages[item.lineage]
+        label = attempt_label(item.attempt, self.recipe.max_retries)
+        if item.lineage != MAIN_LINEAGE:
+            label = f"{item.lineage}: {label}"
+        if item.failure is None:
+            reason = self._decisive.reason
+            return TaskFailure("TaskFailed", f"{label} was {item.state}" + (f": {reason}" if reason else ""), None)
+        ended = f"{label} failed with {item.failure}"
+        if lineage.work_item_ids[-1] != item.id:
+            return TaskFailure("TaskFailed", f"{ended} (the task's policy allows no further try)", item.failure)
+        if lineage.too_late is not None and self.deadline is not None and item.ended_at is not None:
+            start = item.ended_at + lineage.too_late.duration
+            message = (
+                f"{ended}; the next try could start at {moment(start)} at the earliest "
+                f"({lineage.too_late.reason} of {duration(lineage.too_late.duration.total_seconds())}), "
+                f"the deadline is {moment(self.deadline)}"
+            )
+            return TaskFailure(GiveUp.DEADLINE_EXCEEDED, message, item.failure)
+        if not self.recipe.qualifies(item.failure):
+            return TaskFailure(GiveUp.NOT_RETRYABLE, f"{ended}, which does not qualify for a retry", item.failure)
+        if item.attempt >= self.recipe.max_retries:
+            spent = "no retries are allowed" if not item.attempt else "all retries are spent"
+            return TaskFailure(GiveUp.RETRIES_EXHAUSTED, f"{ended}; {spent}", item.failure)
+        return TaskFailure("TaskFailed", ended, item.failure)
+
+    # Continuing as new
+
+    def carry(self) -> CarriedTask:
+        """What the next run of this task needs to go on."""
+        return CarriedTask(
+            work_items=[self._lean(item) for item in self._work_items.values()],
+            sequences={item.id: self._sequences[item.id] for item in self.open_work_items()},
+            deadline=self.deadline,
+        )
+
+    def resume(self, carried: CarriedTask) -> None:
+        """Take up what an earlier run carried along. Nothing is recorded again."""
+        if self._work_items:
+            raise TaskMisused("only a new task can resume")
+        self.deadline = carried.deadline
+        for item in carried.work_items:
+            self._work_items[item.id] = item
+            self._sequences[item.id] = carried.sequences.get(item.id, 0)
+            self._states[item.state] += 1
+            self._lineages.setdefault(item.lineage, _Lineage(None, begun=False)).work_item_ids.append(item.id)
+            self._recount(item.lineage)
+
+    def _lean(self, item: WorkItem) -> WorkItem:
+        update: dict[str, object] = {"result": None}
+        if item.state.is_terminal or item.payload == self._lineages[item.lineage].first_payload:
+            update["payload"] = None
+        if item.failure is not None:
+            short = one_line(item.failure.message, _CARRIED_MESSAGE_LENGTH)
+            update["failure"] = item.failure.model_copy(update={"message": short, "details": {}})
+        return item.model_copy(update=update)
+
+    # The machinery
+
+    def _initialize(
+        self, lineage: str, payload: JsonValue, attempt: int, delay: Delay, *, now: datetime, reason: str | None
+    ) -> WorkItem:
+        item = WorkItem(
+            id=self._new_id(),
+            task_id=self.task_id,
+            run_id=self._run_id,
+            task_type=self._task_type,
+            lineage=lineage,
+            attempt=attempt,
+            state=WorkItemState.INITIALIZED,
+            payload=payload,
+            delay_seconds=delay.duration.total_seconds(),
+            delay_reason=delay.reason,
+            not_before=now + delay.duration,
+            created_at=now,
+        )
+        self._lineages[lineage].work_item_ids.append(item.id)
+        self._decide(self._note(None, item, now, TASK_ACTOR, reason))
+        return item
+
+    def _change(
+        self,
+        work_item_id: str,
+        state: WorkItemState,
+        now: datetime,
+        actor: str,
+        reason: str | None,
+        *,
+        may_continue: bool = True,
+        **facts: object,
+    ) -> Verdict:
+        transition = self._move(self.work_item(work_item_id), state, now, actor, reason, **facts)
+        if may_continue:
+            item = self._work_items[work_item_id]
+            jitter = self._random() if state is WorkItemState.FAILED else 0.0
+            wish = self._hook(StateChange(item, transition, self.recipe, jitter))
+            if wish is not None:
+                self._follow(item, wish, now)
+        return self._decide(transition)
+
+    def _move(
+        self,
+        before: WorkItem,
+        state: WorkItemState,
+        now: datetime,
+        actor: str,
+        reason: str | None,
+        **facts: object,
+    ) -> Transition:
+        if state not in LEGAL_TRANSITIONS[before.state]:
+            raise IllegalTransition(before.id, before.state, state)
+        if state.is_terminal:
+            facts["ended_at"] = now
+        return self._note(before, before.model_copy(update={"state": state, **facts}), now, actor, reason)
+
+    def _note(
+        self, before: WorkItem | None, item: WorkItem, now: datetime, actor: str, reason: str | None
+    ) -> Transition:
+        sequence = 0 if before is None else self._sequences[item.id] + 1
+        transition = Transition(
+            work_item_id=item.id,
+            sequence=sequence,
+            previous_state=None if before is None else before.state,
+            next_state=item.state,
+            at=now,
+            actor=actor,
+            reason=reason,
+        )
+        self._work_items[item.id] = item
+        self._sequences[item.id] = sequence
+        if before is not None:
+            self._states[before.state] -= 1
+        self._states[item.state] += 1
+        self._recount(item.lineage)
+        # The ledger has the payload from the first entry; it need not travel again.
+        told = item if before is None else item.model_copy(update={"payload": None})
+        record = self._record_of(item, self.recipe) if self._record_of is not None else None
+        self._entries.append(LedgerEntry(transition=transition, work_item=told, record=record))
+        return transition
+
+    def _recount(self, name: str) -> None:
+        lineage = self._lineages[name]
+        state = self._work_items[lineage.work_item_ids[-1]].state
+        standing = state if state.is_terminal else None
+        if lineage.counted:
+            self._standings[lineage.standing] -= 1
+        lineage.standing, lineage.counted = standing, True
+        self._standings[standing] += 1
+
+    def _follow(self, item: WorkItem, wish: NextAttempt, now: datetime) -> None:
+        if not item.state.is_terminal:
+            raise TaskMisused(f"a hook asked for another attempt while {item.id!r} is still {item.state}")
+        if item.attempt >= self.recipe.max_retries:
+            raise TooManyWorkItems(item.lineage, self.recipe.max_retries)
+        if self.deadline is not None and now + wish.delay.duration >= self.deadline:
+            self._lineages[item.lineage].too_late = wish.delay
+            return
+        why = item.failure.kind if item.failure is not None else item.state.value
+        self._initialize(item.lineage, wish.payload, item.attempt + 1, wish.delay, now=now, reason=f"after {why}")
+
+    def _decide(self, transition: Transition) -> Verdict:
+        if self.verdict is Verdict.FAIL:
+            return self.verdict
+        self.verdict = self._policy(transition, self.counts())
+        if self.verdict is Verdict.FAIL:
+            self._decisive = transition
+        if self.verdict is not Verdict.CONTINUE:
+            ended = "failed" if self.verdict is Verdict.FAIL else "completed"
+            self.close(now=transition.at, reason=f"the task {ended}")
+        return self.verdict

@@ -1,0 +1,102 @@
+"""How the package speaks to people: durations, attempts, the table of a task's work items.
+
+People read "first try" and "retry 2 of 3", never "attempt 3 of 4".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
+
+__all__ = ["attempt_label", "delay_label", "duration", "elapsed", "markdown_table", "moment", "one_line"]
+
+_ROWS_SHOWN = 20
+"""Rows of the table in the Web UI; a task with more shows its newest."""
+
+
+def one_line(text: str, width: int) -> str:
+    """The text in one line of at most ``width`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def duration(seconds: float) -> str:
+    """`0 s`, `350 ms`, `4 s`, `2.5 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`."""
+    if 0 < seconds < 0.9995:
+        return f"{round(seconds * 1000)} ms" if seconds >= 0.0005 else "0 s"
+    if seconds < 60:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            whole, rest = divmod(round(seconds), size)
+            part = rest // smaller_size
+            return f"{whole} {unit} {part} {smaller}" if part else f"{whole} {unit}"
+    raise AssertionError("unreachable")
+
+
+def moment(at: datetime) -> str:
+    """A time as people read it here: `2026-11-23 19:10:04 UTC`."""
+    return at.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def attempt_label(attempt: int, max_retries: int) -> str:
+    """`first try`, `retry 2 of 3`."""
+    return "first try" if attempt == 0 else f"retry {attempt} of {max_retries}"
+
+
+def delay_label(work_item: WorkItem, after: str | None = None) -> str:
+    """`4 s backoff`, `7 s asked by the provider`; with ``after``, the kind of failure before it."""
+    why = {
+        DelayReason.FIRST_TRY: "",
+        DelayReason.BACKOFF: " backoff",
+        DelayReason.RETRY_AFTER: " asked by the provider",
+        DelayReason.OPERATOR: " ended by an operator",
+    }[work_item.delay_reason]
+    if work_item.delay_reason is DelayReason.FIRST_TRY:
+        return "none"
+    return f"{duration(work_item.delay_seconds)}{why}" + (f" after {after}" if after else "")
+
+
+def elapsed(work_item: WorkItem) -> float | None:
+    """Seconds between its start and its end, if it has both."""
+    if work_item.started_at is None or work_item.ended_at is None:
+        return None
+    return max(0.0, (work_item.ended_at - work_item.started_at).total_seconds())
+
+
+_MARKS = {
+    WorkItemState.INITIALIZED: "⏳",
+    WorkItemState.STARTED: "▶️",
+    WorkItemState.COMPLETED: "✅",
+    WorkItemState.FAILED: "❌",
+    WorkItemState.CANCELED: "🚫",
+}
+
+
+def markdown_table(work_items: Iterable[WorkItem], max_retries: int) -> str:
+    """The work items as the Markdown table that the Web UI shows as a workflow's current details."""
+    items = list(work_items)
+    shown = items[-_ROWS_SHOWN:]
+    lineages = len({item.lineage for item in items}) > 1
+    header = [*(["lineage"] if lineages else []), "attempt", "state", "failure", "delay", "took"]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for item in shown:
+        took = elapsed(item)
+        if item.state is WorkItemState.INITIALIZED:
+            state = f"{_MARKS[item.state]} waits until {moment(item.not_before)}"
+        else:
+            state = f"{_MARKS[item.state]} {item.state}"
+        cells = [
+            *([item.lineage] if lineages else []),
+            attempt_label(item.attempt, max_retries),
+            state,
+            f"**{item.failure.kind}** {one_line(item.failure.message, 120)}" if item.failure else "",
+            delay_label(item),
+            duration(took) if took is not None else "",
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    if len(items) > len(shown):
+        lines.append(f"\nThe newest {len(shown)} of {len(items)} work items; `tasq show` lists them all.")
+    return "\n".join(lines)
