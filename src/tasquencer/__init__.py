@@ -6,6 +6,7 @@ is in `tasquencer.temporal`, the SQL ledger in `tasquencer.sql`.
 
 from tasquencer.entries import DomainRecord, LedgerEntry
 from tasquencer.errors import (
+    BookkeepingRefused,
     IllegalTransition,
     InvalidRequest,
     LedgerConflict,
@@ -26,6 +27,7 @@ from tasquencer.task_state import NextAttempt, StateChange, StateChangeHook, ret
 from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
 __all__ = [
+    "BookkeepingRefused",
     "Counts",
     "Delay",
     "DelayReason",

@@ -8,6 +8,7 @@
     ├── TaskMisused            a workflow uses `Task` in a way that cannot work
     ├── TemporalUnreachable    nobody answers at Temporal's address
     └── LedgerError
+        ├── BookkeepingRefused the ledger refused what a task decided; a bug, the task pauses
         ├── LedgerConflict     an entry contradicts what the ledger already holds
         ├── LedgerUnavailable  the database cannot be reached or used
         └── SchemaMismatch     the database has another schema than this release
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tasquencer.work_item import WorkItemState
 
 __all__ = [
+    "BookkeepingRefused",
     "IllegalTransition",
     "InvalidRequest",
     "LedgerConflict",
@@ -110,6 +112,14 @@ class LedgerConflict(LedgerError):
         self.work_item_id = work_item_id
         self.problem = problem
         super().__init__(f"the ledger refuses the entry for work item {work_item_id!r}: {problem}")
+
+
+class BookkeepingRefused(LedgerError):
+    """The ledger refused for good what a task decided: a bug. The task pauses until it is mended."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"{problem} (the task pauses; nothing is lost)")
 
 
 class LedgerUnavailable(LedgerError):

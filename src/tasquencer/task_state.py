@@ -111,13 +111,16 @@ class CarriedTask(BaseModel):
 
     work_items: list[WorkItem]
     sequences: dict[str, int]
-    deadline: AwareDatetime | None
+    deadline: AwareDatetime | None = None
+    started_at: AwareDatetime | None = None
 
 
 @dataclass
 class _Lineage:
-    first_payload: JsonValue
-    begun: bool
+    recipe: RetryRecipe
+    deadline: datetime | None
+    first_payload: JsonValue = None
+    begun: bool = False
     work_item_ids: list[str] = field(default_factory=list)
     too_late: Delay | None = None
     standing: WorkItemState | None = None
@@ -128,11 +131,12 @@ class TaskState:
     """The work items of one task and what follows from each event.
 
     Args:
-        recipe: How each lineage retries.
+        recipe: How a lineage retries that brings no recipe of its own.
         policy: Decides after each transition.
         on_work_item_state_changed: The hook; by default it retries by the recipe.
         record_of: Makes the domain record that is written beside each transition.
-        deadline: No attempt starts at or after this time.
+        deadline: No attempt starts at or after this time, where a lineage brings no deadline of its own.
+        started_at: When the task began; only kept and carried along.
         new_id: Gives a new unique id.
         random: Gives a random number in [0, 1).
     """
@@ -150,10 +154,12 @@ class TaskState:
         on_work_item_state_changed: StateChangeHook = retry_by_recipe,
         record_of: RecordOf | None = None,
         deadline: datetime | None = None,
+        started_at: datetime | None = None,
     ) -> None:
         self.task_id = task_id
         self.recipe = recipe
         self.deadline = deadline
+        self.started_at = started_at
         self.verdict = Verdict.CONTINUE
         self._run_id = run_id
         self._task_type = task_type
@@ -198,6 +204,10 @@ class TaskState:
         ids = self._lineages[work_item.lineage].work_item_ids
         return self._work_items[ids[work_item.attempt - 1]] if work_item.attempt else None
 
+    def recipe_of(self, work_item: WorkItem) -> RetryRecipe:
+        """The recipe of the work item's lineage."""
+        return self._lineages[work_item.lineage].recipe
+
     def counts(self) -> Counts:
         """How many work items and lineages stand how."""
         return Counts(
@@ -208,6 +218,11 @@ class TaskState:
             canceled_lineages=self._standings[WorkItemState.CANCELED],
         )
 
+    @property
+    def has_entries(self) -> bool:
+        """Whether something is to be recorded."""
+        return bool(self._entries)
+
     def take_entries(self) -> list[LedgerEntry]:
         """What is to be recorded since the last call, in order."""
         entries, self._entries = self._entries, []
@@ -215,7 +230,15 @@ class TaskState:
 
     # Events
 
-    def begin(self, payload: JsonValue, *, now: datetime, lineage: str = MAIN_LINEAGE) -> WorkItem:
+    def begin(
+        self,
+        payload: JsonValue,
+        *,
+        now: datetime,
+        lineage: str = MAIN_LINEAGE,
+        recipe: RetryRecipe | None = None,
+        deadline: datetime | None = None,
+    ) -> WorkItem:
         """Begin a lineage with its first work item, or take up one that was carried along.
 
         Returns the work item that is to be started next; of a carried lineage that is already
@@ -223,14 +246,14 @@ class TaskState:
         """
         known = self._lineages.get(lineage)
         if known is None:
-            self._lineages[lineage] = _Lineage(payload, begun=True)
+            known = self._lineages[lineage] = _Lineage(recipe or self.recipe, deadline or self.deadline, payload, begun=True)
             return self._initialize(
                 lineage, payload, 0, Delay(timedelta(0), DelayReason.FIRST_TRY), now=now, reason=None
             )
         if known.begun:
             raise TaskMisused(f"lineage {lineage!r} was already begun: give each lineage a name of its own")
-        known.begun = True
-        known.first_payload = payload
+        known.begun, known.first_payload = True, payload
+        known.recipe, known.deadline = recipe or self.recipe, deadline or self.deadline
         for work_item_id in known.work_item_ids:
             item = self._work_items[work_item_id]
             if item.payload is None:
@@ -274,10 +297,11 @@ class TaskState:
         """The work item is given up; hook and policy see it and decide."""
         return self._change(work_item_id, WorkItemState.CANCELED, now, actor, reason)
 
-    def close(self, *, now: datetime, reason: str, actor: str = TASK_ACTOR) -> None:
-        """Cancel everything that is open, without asking hook or policy: the task is ending."""
+    def close(self, *, now: datetime, reason: str, lineage: str | None = None) -> None:
+        """Cancel what is open, of one lineage or of all, without asking hook or policy: the task is ending."""
         for item in self.open_work_items():
-            self._move(item, WorkItemState.CANCELED, now, actor, reason)
+            if lineage in (None, item.lineage):
+                self._move(item, WorkItemState.CANCELED, now, TASK_ACTOR, reason)
 
     # The end
 
@@ -287,27 +311,25 @@ class TaskState:
             raise TaskMisused("the task has not failed")
         item = self._work_items[self._decisive.work_item_id]
         lineage = self._lineages[item.lineage]
-        label = attempt_label(item.attempt, self.recipe.max_retries)
+        recipe, deadline, too_late = lineage.recipe, lineage.deadline, lineage.too_late
+        label = attempt_label(item.attempt, recipe.max_retries)
         if item.lineage != MAIN_LINEAGE:
             label = f"{item.lineage}: {label}"
-        if item.failure is None:
+        if item.failure is None or item.ended_at is None:
             reason = self._decisive.reason
             return TaskFailure("TaskFailed", f"{label} was {item.state}" + (f": {reason}" if reason else ""), None)
         ended = f"{label} failed with {item.failure}"
         if lineage.work_item_ids[-1] != item.id:
             return TaskFailure("TaskFailed", f"{ended} (the task's policy allows no further try)", item.failure)
-        if lineage.too_late is not None and self.deadline is not None and item.ended_at is not None:
-            start = item.ended_at + lineage.too_late.duration
-            message = (
-                f"{ended}; the next try could start at {moment(start)} at the earliest "
-                f"({lineage.too_late.reason} of {duration(lineage.too_late.duration.total_seconds())}), "
-                f"the deadline is {moment(self.deadline)}"
-            )
+        if too_late is not None and deadline is not None:
+            wait = f"{duration(too_late.duration.total_seconds())} ({too_late.reason})"
+            start = moment(item.ended_at + too_late.duration)
+            message = f"{ended}; after a wait of {wait} the next try could start at {start}, the deadline is {moment(deadline)}"
             return TaskFailure(GiveUp.DEADLINE_EXCEEDED, message, item.failure)
-        if not self.recipe.qualifies(item.failure):
+        if not recipe.qualifies(item.failure):
             return TaskFailure(GiveUp.NOT_RETRYABLE, f"{ended}, which does not qualify for a retry", item.failure)
-        if item.attempt >= self.recipe.max_retries:
-            spent = "no retries are allowed" if not item.attempt else "all retries are spent"
+        if item.attempt >= recipe.max_retries:
+            spent = "all retries are spent" if item.attempt else "no retries are allowed"
             return TaskFailure(GiveUp.RETRIES_EXHAUSTED, f"{ended}; {spent}", item.failure)
         return TaskFailure("TaskFailed", ended, item.failure)
 
@@ -319,18 +341,19 @@ class TaskState:
             work_items=[self._lean(item) for item in self._work_items.values()],
             sequences={item.id: self._sequences[item.id] for item in self.open_work_items()},
             deadline=self.deadline,
+            started_at=self.started_at,
         )
 
     def resume(self, carried: CarriedTask) -> None:
         """Take up what an earlier run carried along. Nothing is recorded again."""
         if self._work_items:
             raise TaskMisused("only a new task can resume")
-        self.deadline = carried.deadline
+        self.deadline, self.started_at = carried.deadline, carried.started_at
         for item in carried.work_items:
             self._work_items[item.id] = item
             self._sequences[item.id] = carried.sequences.get(item.id, 0)
             self._states[item.state] += 1
-            self._lineages.setdefault(item.lineage, _Lineage(None, begun=False)).work_item_ids.append(item.id)
+            self._lineages.setdefault(item.lineage, _Lineage(self.recipe, self.deadline)).work_item_ids.append(item.id)
             self._recount(item.lineage)
 
     def _lean(self, item: WorkItem) -> WorkItem:
@@ -380,7 +403,7 @@ class TaskState:
         if may_continue:
             item = self._work_items[work_item_id]
             jitter = self._random() if state is WorkItemState.FAILED else 0.0
-            wish = self._hook(StateChange(item, transition, self.recipe, jitter))
+            wish = self._hook(StateChange(item, transition, self._lineages[item.lineage].recipe, jitter))
             if wish is not None:
                 self._follow(item, wish, now)
         return self._decide(transition)
@@ -421,7 +444,7 @@ class TaskState:
         self._recount(item.lineage)
         # The ledger has the payload from the first entry; it need not travel again.
         told = item if before is None else item.model_copy(update={"payload": None})
-        record = self._record_of(item, self.recipe) if self._record_of is not None else None
+        record = self._record_of(item, self._lineages[item.lineage].recipe) if self._record_of is not None else None
         self._entries.append(LedgerEntry(transition=transition, work_item=told, record=record))
         return transition
 
@@ -435,12 +458,13 @@ class TaskState:
         self._standings[standing] += 1
 
     def _follow(self, item: WorkItem, wish: NextAttempt, now: datetime) -> None:
+        lineage = self._lineages[item.lineage]
         if not item.state.is_terminal:
             raise TaskMisused(f"a hook asked for another attempt while {item.id!r} is still {item.state}")
-        if item.attempt >= self.recipe.max_retries:
-            raise TooManyWorkItems(item.lineage, self.recipe.max_retries)
-        if self.deadline is not None and now + wish.delay.duration >= self.deadline:
-            self._lineages[item.lineage].too_late = wish.delay
+        if item.attempt >= lineage.recipe.max_retries:
+            raise TooManyWorkItems(item.lineage, lineage.recipe.max_retries)
+        if lineage.deadline is not None and now + wish.delay.duration >= lineage.deadline:
+            lineage.too_late = wish.delay
             return
         why = item.failure.kind if item.failure is not None else item.state.value
         self._initialize(item.lineage, wish.payload, item.attempt + 1, wish.delay, now=now, reason=f"after {why}")

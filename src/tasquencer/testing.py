@@ -60,7 +60,9 @@ class InMemoryLedger(Ledger):
             if any((other.run_id, other.lineage, other.attempt) == key for other in self._work_items.values()):
                 raise LedgerConflict(item.id, f"run, lineage and attempt {key} are taken")
         else:
-            item = item.model_copy(update={"payload": present.payload})
+            item = item.model_copy(
+                update={"payload": present.payload, "worker": item.worker or present.worker}
+            )
         self._work_items[item.id] = item
         self._transitions.setdefault(item.id, []).append(transition)
         if entry.record is not None:

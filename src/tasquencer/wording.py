@@ -5,7 +5,7 @@ People read "first try" and "retry 2 of 3", never "attempt 3 of 4".
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
@@ -75,8 +75,13 @@ _MARKS = {
 }
 
 
-def markdown_table(work_items: Iterable[WorkItem], max_retries: int) -> str:
-    """The work items as the Markdown table that the Web UI shows as a workflow's current details."""
+def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkItem], int]) -> str:
+    """The work items as the Markdown table that the Web UI shows as a workflow's current details.
+
+    Args:
+        work_items: Oldest first.
+        max_retries: How many retries the lineage of a work item has.
+    """
     items = list(work_items)
     shown = items[-_ROWS_SHOWN:]
     lineages = len({item.lineage for item in items}) > 1
@@ -90,7 +95,7 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: int) -> str:
             state = f"{_MARKS[item.state]} {item.state}"
         cells = [
             *([item.lineage] if lineages else []),
-            attempt_label(item.attempt, max_retries),
+            attempt_label(item.attempt, max_retries(item)),
             state,
             f"**{item.failure.kind}** {one_line(item.failure.message, 120)}" if item.failure else "",
             delay_label(item),

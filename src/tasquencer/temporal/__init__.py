@@ -1,0 +1,20 @@
+"""Tasks on Temporal: `Task` for workflows, `TasquencerPlugin` for workers, `connect` for both."""
+
+from tasquencer.temporal.connection import connect
+from tasquencer.temporal.converter import data_converter
+from tasquencer.temporal.failures import as_application_error, failure_of
+from tasquencer.temporal.plugin import TasquencerPlugin
+from tasquencer.temporal.task import NEVER_RETRY, ActiveWorkItem, Attempts, Task, accept
+
+__all__ = [
+    "NEVER_RETRY",
+    "ActiveWorkItem",
+    "Attempts",
+    "Task",
+    "TasquencerPlugin",
+    "accept",
+    "as_application_error",
+    "connect",
+    "data_converter",
+    "failure_of",
+]

@@ -1,0 +1,78 @@
+"""The activities that write the ledger: local, at least once, idempotent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from temporalio import activity
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from tasquencer.entries import LedgerEntry
+from tasquencer.errors import LedgerConflict
+from tasquencer.ledger import Ledger
+from tasquencer.work_item import WorkItemState
+
+__all__ = ["LOCAL_RETRY_THRESHOLD", "RECORD", "RECORD_RETRY", "RECORD_TIMEOUT", "REFUSED", "Bookkeeping"]
+
+RECORD = "tasquencer.record"
+"""Name of the activity that writes a batch of entries."""
+
+REFUSED = "LedgerConflict"
+"""Type of the error with which the ledger refuses a batch for good."""
+
+RECORD_TIMEOUT = timedelta(seconds=10)
+RECORD_RETRY = RetryPolicy(
+    initial_interval=timedelta(milliseconds=100),
+    backoff_coefficient=2,
+    maximum_interval=timedelta(seconds=30),
+    maximum_attempts=0,
+    non_retryable_error_types=[REFUSED],
+)
+"""An outage of the ledger pauses the task, for as long as it lasts, and burns no attempt."""
+
+LOCAL_RETRY_THRESHOLD = timedelta(seconds=2)
+"""A longer wait becomes a timer on the server, so that an outage does not hold the workflow task."""
+
+_log = logging.getLogger(__name__)
+
+
+class Bookkeeping:
+    """Writes what tasks decided. One per worker.
+
+    Args:
+        ledger: An open ledger.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._down = False
+
+    @activity.defn(name=RECORD)
+    async def record(self, entries: Sequence[LedgerEntry]) -> None:
+        """Write the batch. A refusal is final, anything else is tried again."""
+        try:
+            await self._ledger.record([_with_worker(entry) for entry in entries])
+        except LedgerConflict as conflict:
+            raise ApplicationError(str(conflict), type=REFUSED, non_retryable=True) from conflict
+        except Exception as error:
+            if not self._down:
+                _log.error("the ledger cannot be written, tasks wait for it: %s", error)
+            self._down = True
+            # Benign, so that the SDK does not log each of the many tries.
+            raise ApplicationError(
+                str(error), type=type(error).__name__, category=ApplicationErrorCategory.BENIGN
+            ) from None
+        if self._down:
+            self._down = False
+            _log.warning("the ledger can be written again")
+
+
+def _with_worker(entry: LedgerEntry) -> LedgerEntry:
+    # With eager execution the worker that records the start is the one that makes the call.
+    if entry.transition.next_state is not WorkItemState.STARTED or entry.work_item.worker is not None:
+        return entry
+    item = entry.work_item.model_copy(update={"worker": activity.client().identity})
+    return entry.model_copy(update={"work_item": item})

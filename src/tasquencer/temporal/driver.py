@@ -1,0 +1,140 @@
+"""Drives a task's decisions on Temporal: ids, times, records, durable sleeps, cancellation.
+
+`TaskState` decides, the driver carries out. Its rule: every transition is in the ledger before the
+workflow goes on, that is before a durable sleep begins, before an activity is scheduled, before the
+task ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from pydantic import JsonValue
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from tasquencer.errors import BookkeepingRefused, TaskMisused
+from tasquencer.failure import Failure
+from tasquencer.task_state import CarriedTask, TaskState
+from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD, RECORD_RETRY, RECORD_TIMEOUT
+from tasquencer.temporal.scope import TaskScope
+from tasquencer.wording import delay_label, markdown_table
+from tasquencer.work_item import WorkItem, WorkItemState
+
+__all__ = ["TaskDriver"]
+
+_CANCELED = "the task was canceled"
+
+
+class TaskDriver:
+    """Carries out what a `TaskState` decides."""
+
+    def __init__(self, state: TaskState) -> None:
+        self.state = state
+        self._writing: asyncio.Task[None] | None = None
+
+    async def wait_for(self, item: WorkItem) -> None:
+        """Sleep the work item's delay, or go on in a new run that will."""
+        if workflow.info().is_continue_as_new_suggested() and self._may_continue_as_new():
+            TaskScope.current().continue_as_new()
+        if item.run_id == workflow.info().run_id:  # just recorded: the whole delay from here
+            delay = timedelta(seconds=item.delay_seconds)
+        else:
+            delay = item.not_before - workflow.now()
+        if delay <= timedelta(0):
+            return
+        before = self.state.before(item)
+        kind = before.failure.kind if before is not None and before.failure is not None else None
+        try:
+            await workflow.sleep(delay, summary=delay_label(item, kind))
+        except asyncio.CancelledError:
+            await self.cancel(item.lineage)
+            raise
+
+    async def start(self, item: WorkItem) -> None:
+        """Record the work item as started."""
+        self.state.start(item.id, now=workflow.now())
+        await self._settle(item.lineage)
+
+    async def complete(self, item: WorkItem, result: JsonValue) -> None:
+        """Record the work item as completed, and what follows from it."""
+        self.state.complete(item.id, result, now=workflow.now())
+        await self._settle(item.lineage)
+
+    async def fail(self, item: WorkItem, failure: Failure, worker: str | None) -> None:
+        """Record the work item as failed, and what follows from it: a retry, or the end."""
+        # The end of a call and the cancellation of the task can meet; then nothing new begins.
+        canceled = workflow.cancellation_reason() is not None
+        self.state.fail(item.id, failure, now=workflow.now(), worker=worker, may_retry=not canceled)
+        await self._settle(item.lineage)
+        if canceled:
+            raise asyncio.CancelledError(_CANCELED)
+
+    async def cancel(self, lineage: str) -> None:
+        """Record what is open in the lineage as canceled: its task was."""
+        self.state.close(now=workflow.now(), reason=_CANCELED, lineage=lineage)
+        await self.flush()
+
+    async def give_up(self, item: WorkItem, reason: str) -> None:
+        """Record the work item as canceled though its task was not; the policy decides."""
+        self.state.cancel(item.id, now=workflow.now(), reason=reason)
+        await self._settle(item.lineage)
+
+    async def close(self, reason: str) -> None:
+        """Record everything that is open as canceled: the task is ending."""
+        self.state.close(now=workflow.now(), reason=reason)
+        await self.flush()
+
+    def carry(self) -> CarriedTask:
+        """The state for the next run."""
+        if not self._may_continue_as_new():
+            raise TaskMisused("a task cannot continue as new while one of its work items is started")
+        return self.state.carry()
+
+    async def flush(self) -> None:
+        """Return once every transition so far is in the ledger.
+
+        A cancellation that arrives meanwhile is raised afterwards; the write itself goes on. What
+        other lineages want to record while a batch is being written goes together into the next.
+        """
+        workflow.set_current_details(
+            markdown_table(self.state.work_items(), lambda item: self.state.recipe_of(item).max_retries)
+        )
+        canceled: asyncio.CancelledError | None = None
+        while self._writing is not None or self.state.has_entries:
+            if self._writing is None:
+                self._writing = asyncio.create_task(self._write())
+            writing = self._writing
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError as error:
+                if writing.cancelled():
+                    raise
+                canceled = error
+        if canceled is not None:
+            raise canceled
+
+    async def _settle(self, lineage: str) -> None:
+        try:
+            await self.flush()
+        except asyncio.CancelledError:
+            await self.cancel(lineage)
+            raise
+
+    async def _write(self) -> None:
+        try:
+            await workflow.execute_local_activity(
+                RECORD,
+                self.state.take_entries(),
+                start_to_close_timeout=RECORD_TIMEOUT,
+                retry_policy=RECORD_RETRY,
+                local_retry_threshold=LOCAL_RETRY_THRESHOLD,
+            )
+        except (ActivityError, ApplicationError) as error:
+            raise BookkeepingRefused(str(error.cause or error)) from error
+        finally:
+            self._writing = None
+
+    def _may_continue_as_new(self) -> bool:
+        return all(item.state is WorkItemState.INITIALIZED for item in self.state.open_work_items())

@@ -1,0 +1,84 @@
+"""How failures cross Temporal's border, in both directions.
+
+An activity that fails for a business reason raises the error that `as_application_error` makes: its
+type is the failure's kind, its single detail the failure itself. In the workflow `failure_of` reads
+it back, and classifies what Temporal itself reports: a lost worker, a timeout, a payload too large.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ApplicationErrorCategory,
+    ChildWorkflowError,
+    FailureError,
+    TimeoutError,
+    TimeoutType,
+)
+
+from tasquencer.failure import Failure, FailureKind
+
+__all__ = ["as_application_error", "failure_of", "worker_of"]
+
+_SDK_TYPES = {
+    "WorkerShutdown": (FailureKind.WORKER_SHUTDOWN, "the worker was stopped before the call ended", True),
+    "PayloadsTooLarge": (FailureKind.TOO_LARGE, "the result exceeds what a Temporal payload can carry", False),
+}
+"""Types that the SDK itself gives to an activity's error: kind, message, whether the outcome is unknown."""
+
+_TIMEOUTS = {
+    TimeoutType.HEARTBEAT: (FailureKind.WORKER_LOST, "the worker stopped sending heartbeats: it died or hangs"),
+    TimeoutType.START_TO_CLOSE: (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit"),
+    TimeoutType.SCHEDULE_TO_CLOSE: (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit"),
+}
+
+
+def as_application_error(failure: Failure) -> ApplicationError:
+    """The error that an activity raises to report a failure.
+
+    It is benign: an expected failure belongs in the ledger, not in the worker's error log.
+    """
+    return ApplicationError(
+        failure.message,
+        failure.model_dump(mode="json"),
+        type=failure.kind,
+        non_retryable=not failure.transient,
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
+def failure_of(error: FailureError) -> Failure:
+    """The failure that an error of an activity, a local activity or a child workflow stands for.
+
+    An `ApplicationError` that carries no `Failure` becomes one of the kind that its type names;
+    it qualifies for a retry unless it is non-retryable, as in Temporal.
+    """
+    cause = error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
+    if isinstance(cause, TimeoutError):
+        kind, message = _TIMEOUTS.get(cause.type, (FailureKind.TIMED_OUT, "timed out")) if cause.type else (
+            FailureKind.TIMED_OUT,
+            "timed out",
+        )
+        return Failure.of(kind, message, outcome_unknown=True)
+    if not isinstance(cause, ApplicationError):
+        return Failure.of(FailureKind.UNEXPECTED, f"{type(cause).__name__}: {cause}", outcome_unknown=True)
+    if cause.type in _SDK_TYPES:
+        kind, message, unknown = _SDK_TYPES[cause.type]
+        return Failure.of(kind, message, outcome_unknown=unknown)
+    if cause.details and isinstance(cause.details[0], dict):
+        try:
+            return Failure.model_validate(cause.details[0])
+        except ValidationError:
+            pass  # details of another making
+    return Failure(
+        kind=cause.type or FailureKind.UNEXPECTED,
+        message=cause.message or str(cause),
+        transient=not cause.non_retryable,
+    )
+
+
+def worker_of(error: FailureError) -> str | None:
+    """Identity of the worker that ran the activity, where Temporal knows it."""
+    return error.identity or None if isinstance(error, ActivityError) else None

@@ -1,0 +1,68 @@
+"""`TasquencerPlugin`: what a worker needs to run tasks, in one object.
+
+    client = await connect(plugins=[TasquencerPlugin(ledger)])
+    async with Worker(client, task_queue="…", workflows=[…], activities=[…]):
+        …
+
+Give it to the client only; the worker takes it over from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from temporalio.exceptions import FailureError
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from tasquencer.ledger import Ledger
+from tasquencer.temporal.bookkeeping import Bookkeeping
+from tasquencer.temporal.converter import data_converter
+from tasquencer.temporal.scope import TaskInterceptor
+
+__all__ = ["TasquencerPlugin"]
+
+_PASSED_THROUGH = (
+    # Otherwise the sandbox imports a second copy of each class and `isinstance` fails across the border.
+    "tasquencer",
+    # Imported while the first payload is converted; re-importing them for each workflow costs milliseconds.
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+    "typing_inspection",
+)
+
+
+class TasquencerPlugin(SimplePlugin):
+    """Adds the Pydantic converter, the bookkeeping activity, the task scope and the sandbox passthrough.
+
+    Args:
+        ledger: Opened when the worker starts to run, closed after it has stopped.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        super().__init__(
+            "tasquencer.TasquencerPlugin",
+            data_converter=data_converter,
+            interceptors=[TaskInterceptor()],
+            activities=[Bookkeeping(ledger).record],
+            workflow_runner=_passing_through,
+            run_context=self._open_ledger,
+        )
+
+    @asynccontextmanager
+    async def _open_ledger(self) -> AsyncIterator[None]:
+        async with self._ledger:
+            yield
+
+
+def _passing_through(runner: WorkflowRunner | None) -> WorkflowRunner:
+    if isinstance(runner, SandboxedWorkflowRunner):
+        return replace(runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH))
+    if runner is None:
+        raise ValueError("expected the worker's workflow runner, found none")
+    return runner

@@ -1,0 +1,319 @@
+"""`Task`: the workflow side of a task.
+
+A workflow makes one `Task`, loops over its `attempts`, and gives each work item an outcome:
+
+    async for work_item in self._task.attempts(job):        # record, durable sleep, next
+        async with work_item:                                # started … completed, failed, canceled
+            work_item.complete(await work_item.execute_activity("generate", job, …))
+    return self._task.result()
+
+What happens when the block is left:
+
+- after `complete` or `fail`: that is the outcome;
+- by the failure of an activity, a local activity or a child workflow: the work item fails with it,
+  the error is swallowed and the loop goes on, with a retry or to its end;
+- by cancellation of the workflow: the work item is canceled and the cancellation goes on;
+- by any other exception: it is a bug. Nothing is recorded, the exception propagates, Temporal fails
+  the workflow task and tries it again until the code is mended. No attempt is burnt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, JsonValue
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
+
+from tasquencer.errors import InvalidRequest, TaskMisused
+from tasquencer.failure import Failure
+from tasquencer.policy import TaskPolicy, Verdict, until_exhausted
+from tasquencer.retry import RetryRecipe
+from tasquencer.task_state import MAIN_LINEAGE, RecordOf, StateChangeHook, TaskState, retry_by_recipe
+from tasquencer.temporal.driver import TaskDriver
+from tasquencer.temporal.failures import failure_of, worker_of
+from tasquencer.temporal.scope import TaskScope, carried_task
+from tasquencer.wording import attempt_label
+from tasquencer.work_item import WorkItem, WorkItemState
+
+__all__ = ["NEVER_RETRY", "ActiveWorkItem", "Attempts", "Task", "accept"]
+
+NEVER_RETRY = RetryPolicy(maximum_attempts=1)
+"""A failed work item is never tried again: the retry is another work item."""
+
+T = TypeVar("T")
+
+
+def accept(parse: Callable[[object], T], raw: object) -> T:
+    """The workflow's raw input, parsed; input that does not validate ends the task at once.
+
+    Take the input as `raw: object = None` and parse it in `run`: what Temporal itself cannot
+    convert would leave the workflow stuck instead of failed.
+
+    Raises:
+        ApplicationError: of type `InvalidRequest`; the message names each wrong field.
+    """
+    try:
+        return parse(raw)
+    except InvalidRequest as problem:
+        raise ApplicationError(str(problem), type=InvalidRequest.__name__, non_retryable=True) from None
+
+
+class Task:
+    """The task that this workflow run carries out. Make it in the workflow's `__init__`.
+
+    It offers the query `work_items`: all work items of the task, oldest first, as JSON with the
+    ledger's names, without the two large columns `payload` and `result`.
+
+    Args:
+        recipe: How a lineage retries that brings no recipe of its own.
+        policy: Decides after each transition whether the task goes on, completes or fails.
+        on_work_item_state_changed: Called after each transition, before the policy; what it
+            returns is the next attempt. By default it retries by the recipe.
+        record: Makes the domain record that is written beside each transition.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: RetryRecipe = RetryRecipe(),  # noqa: B008 (frozen)
+        policy: TaskPolicy = until_exhausted,
+        on_work_item_state_changed: StateChangeHook = retry_by_recipe,
+        record: RecordOf | None = None,
+    ) -> None:
+        info = workflow.info()
+        self._state = TaskState(
+            task_id=info.workflow_id,
+            run_id=info.run_id,
+            task_type=info.workflow_type,
+            recipe=recipe,
+            policy=policy,
+            on_work_item_state_changed=on_work_item_state_changed,
+            record_of=record,
+            new_id=lambda: str(workflow.uuid4()),
+            random=lambda: workflow.random().random(),
+            started_at=info.workflow_start_time,
+        )
+        carried = carried_task(info)
+        if carried is not None:
+            self._state.resume(carried)
+        self._driver = TaskDriver(self._state)
+        workflow.set_query_handler("work_items", self._listed)
+
+    @property
+    def started_at(self) -> datetime:
+        """When the task began, also after it continued as new; aware UTC."""
+        return self._state.started_at or workflow.info().workflow_start_time
+
+    @property
+    def work_items(self) -> list[WorkItem]:
+        """All work items of the task, oldest first."""
+        return self._state.work_items()
+
+    def attempts(
+        self,
+        payload: BaseModel | JsonValue,
+        *,
+        lineage: str = MAIN_LINEAGE,
+        recipe: RetryRecipe | None = None,
+        deadline: datetime | None = None,
+    ) -> Attempts:
+        """The attempts at one piece of work, one after the other, until one succeeds or none is left.
+
+        Args:
+            payload: What each attempt has to do; a Pydantic model or JSON.
+            lineage: Names this chain of attempts; unique within the task.
+            recipe: How it retries; None takes the task's.
+            deadline: No attempt starts at or after this time; a wait beyond it is given up.
+        """
+        TaskScope.current().enter(self._driver)
+        return Attempts(self._driver, lineage, _json(payload), recipe, deadline)
+
+    def result(self, lineage: str = MAIN_LINEAGE) -> JsonValue:
+        """The result of a lineage; fails the task if its policy says so.
+
+        Raises:
+            ApplicationError: of type `RetriesExhausted`, `NotRetryable`, `DeadlineExceeded` or
+                `TaskFailed`; the message says what happened last, the detail is the last failure.
+        """
+        return self.completed(lineage).result
+
+    def completed(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
+        """The completed work item of a lineage; fails the task like `result`."""
+        if self._state.verdict is Verdict.FAIL:
+            ended = self._state.failure()
+            details = [ended.failure.model_dump(mode="json")] if ended.failure is not None else []
+            raise ApplicationError(ended.message, *details, type=str(ended.type), non_retryable=True)
+        item = self._state.latest(lineage)
+        if item.state is not WorkItemState.COMPLETED:
+            raise TaskMisused(f"lineage {lineage!r} has no result: its last work item is {item.state}")
+        return item
+
+    def _listed(self) -> list[dict[str, Any]]:
+        return [_listing(item) for item in self._state.work_items()]
+
+
+class Attempts:
+    """Asynchronous iterator over the work items of one lineage, each handed out when it may start.
+
+    An iterator, not a generator: a generator that is left early is finalized whenever garbage is
+    collected, which is no place for a workflow's effects.
+    """
+
+    def __init__(
+        self,
+        driver: TaskDriver,
+        lineage: str,
+        payload: JsonValue,
+        recipe: RetryRecipe | None,
+        deadline: datetime | None,
+    ) -> None:
+        self._driver = driver
+        self._lineage = lineage
+        self._payload = payload
+        self._recipe = recipe
+        self._deadline = deadline
+        self._begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ActiveWorkItem:
+        state = self._driver.state
+        if self._begun:
+            item = state.latest(self._lineage)
+        else:
+            self._begun = True
+            item = state.begin(
+                self._payload,
+                now=workflow.now(),
+                lineage=self._lineage,
+                recipe=self._recipe,
+                deadline=self._deadline,
+            )
+        if item.state.is_terminal:
+            raise StopAsyncIteration
+        if item.state is WorkItemState.STARTED:
+            raise TaskMisused(f"work item {item.id!r} is still started: use `async with work_item:` in the loop")
+        await self._driver.wait_for(item)
+        return ActiveWorkItem(self._driver, item)
+
+
+class ActiveWorkItem:
+    """A work item whose turn it is. Entering it records the start, leaving it the outcome."""
+
+    def __init__(self, driver: TaskDriver, item: WorkItem) -> None:
+        self._driver = driver
+        self._item = item
+        self._outcome: tuple[JsonValue] | Failure | None = None
+
+    @property
+    def id(self) -> str:
+        """The work item's id."""
+        return self._item.id
+
+    @property
+    def attempt(self) -> int:
+        """0 for the first try, k for retry k."""
+        return self._item.attempt
+
+    @property
+    def payload(self) -> JsonValue:
+        """What this attempt has to do; a hook may have changed it from the attempt before."""
+        return self._item.payload
+
+    async def execute_activity(
+        self,
+        activity: str | Callable[..., Any],
+        *args: Any,
+        start_to_close_timeout: timedelta,
+        heartbeat_timeout: timedelta | None = None,
+        task_queue: str | None = None,
+        result_type: type[T] | None = None,
+    ) -> T:
+        """Execute the activity that does the work: once, its id the work item's.
+
+        Temporal never retries it. When the task is canceled, the activity is told so (it sees it
+        at its next heartbeat), and the task ends after it.
+
+        Args:
+            activity: The activity, or its name.
+            args: Its arguments.
+            start_to_close_timeout: How long the attempt may take.
+            heartbeat_timeout: How long a silent worker counts as alive; None: no heartbeats.
+            task_queue: None takes the workflow's.
+            result_type: What to read the result as; needed where the activity is given by name.
+        """
+        result: T = await workflow.execute_activity(  # type: ignore[misc]
+            activity,  # type: ignore[arg-type]
+            args=args,
+            result_type=result_type,
+            activity_id=self._item.id,
+            task_queue=task_queue,
+            start_to_close_timeout=start_to_close_timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            retry_policy=NEVER_RETRY,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=attempt_label(self._item.attempt, self._driver.state.recipe_of(self._item).max_retries),
+        )
+        return result
+
+    def complete(self, result: BaseModel | JsonValue) -> None:
+        """The attempt succeeded; recorded when the block is left."""
+        self._settle((_json(result),))
+
+    def fail(self, failure: Failure) -> None:
+        """The attempt failed; recorded when the block is left."""
+        self._settle(failure)
+
+    def _settle(self, outcome: tuple[JsonValue] | Failure) -> None:
+        if self._outcome is not None:
+            raise TaskMisused(f"work item {self.id!r} was given a second outcome")
+        self._outcome = outcome
+
+    async def __aenter__(self) -> Self:
+        await self._driver.start(self._item)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            if self._outcome is None:
+                raise TaskMisused(f"the block of work item {self.id!r} was left without complete() or fail()")
+            if isinstance(self._outcome, Failure):
+                await self._driver.fail(self._item, self._outcome, None)
+            else:
+                await self._driver.complete(self._item, self._outcome[0])
+            return False
+        if isinstance(error, asyncio.CancelledError) or (
+            is_cancelled_exception(error) and workflow.cancellation_reason() is not None
+        ):
+            await self._driver.cancel(self._item.lineage)
+            return False
+        if is_cancelled_exception(error):
+            await self._driver.give_up(self._item, "its activity was canceled")
+            return True
+        if isinstance(error, FailureError):
+            await self._driver.fail(self._item, failure_of(error), worker_of(error))
+            return True
+        return False
+
+
+def _json(value: BaseModel | JsonValue) -> JsonValue:
+    dumped: JsonValue = (
+        value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
+    )
+    return dumped
+
+
+def _listing(item: WorkItem) -> dict[str, Any]:
+    listed = item.model_dump(mode="json", exclude={"payload", "result"})
+    listed["failure_kind"] = item.failure.kind if item.failure is not None else None
+    listed["failure_message"] = item.failure.message if item.failure is not None else None
+    return listed

@@ -1,0 +1,172 @@
+"""The worker process: settings → ledger → plugin → Worker.
+
+Polls the task queue, carries out tasks and makes the AI calls. Stop it with SIGTERM or SIGINT: it
+takes no new work and lets the calls under way end; a second signal stops it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated
+
+import openai
+import typer
+from temporalio.client import Client
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.worker import Worker
+
+from activities.generate import AiActivities, make_client
+from activities.timeouts import HEARTBEAT_INTERVAL
+from tasquencer.errors import LedgerError, TasquencerError, TemporalUnreachable
+from tasquencer.settings import Settings
+from tasquencer.sql import SqlLedger
+from tasquencer.temporal import TasquencerPlugin, connect
+from workflows.ai_agent import AiAgentTask
+
+WORKFLOWS = [AiAgentTask]
+
+_STICKY_TIMEOUT = timedelta(seconds=2)
+"""How long Temporal waits for a lost worker to take up its tasks before another one may."""
+
+_QUIET_EXIT = 0.5
+"""Seconds between the end of the Worker and that of the process: without them the interpreter sometimes
+dies with `PyGILState_Release` (temporalio/sdk-python#300)."""
+
+_log = logging.getLogger("tasquencer.worker")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How much the worker takes on, and how it lets go."""
+
+    concurrent_calls: int
+    calls_per_second: float | None
+    grace_period: timedelta
+    metrics_address: str | None
+
+
+def main(
+    concurrent_calls: Annotated[
+        int, typer.Option(envvar="TASQ_CONCURRENT_CALLS", min=1, help="AI calls this worker makes at once.")
+    ] = 100,
+    calls_per_second: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TASQ_CALLS_PER_SECOND",
+            min=0.001,
+            help="AI calls a second on the whole task queue, over all workers. Default: no limit.",
+        ),
+    ] = None,
+    grace_period: Annotated[
+        float,
+        typer.Option(
+            envvar="TASQ_GRACE_PERIOD",
+            min=0,
+            help="Seconds that calls under way have to end after SIGTERM or SIGINT; by default as long as an "
+            "attempt may take.",
+        ),
+    ] = 300,
+    metrics_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TASQ_METRICS_ADDRESS", help="Serve Prometheus metrics there, for example 127.0.0.1:9464."
+        ),
+    ] = None,
+    log_level: Annotated[str, typer.Option(envvar="TASQ_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+) -> None:
+    """Run AI agent tasks: poll the task queue until told to stop.
+
+    Settings from the environment: TASQ_DATABASE_URL, TASQ_MODEL, TASQ_TASK_QUEUE; OPENAI_API_KEY,
+    OPENAI_BASE_URL; TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_PROFILE and the other settings
+    of the temporal CLI.
+
+    Example: OPENAI_BASE_URL=http://127.0.0.1:11434/v1 TASQ_MODEL=llama3.2 python worker.py
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    settings = Settings.from_environment(os.environ)
+    tuning = Tuning(concurrent_calls, calls_per_second, timedelta(seconds=grace_period), metrics_address)
+    try:
+        status = asyncio.run(serve(settings, tuning))
+    except TasquencerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 3 if isinstance(error, LedgerError | TemporalUnreachable) else 2
+    raise SystemExit(status)
+
+
+async def serve(settings: Settings, tuning: Tuning) -> int:
+    """Run a worker until a signal asks for its end; the process's exit status."""
+    stop = _stop_on_signals()
+    async with make_client(os.environ) as provider:
+        ledger = SqlLedger(settings.database_url)
+        client = await connect(plugins=[TasquencerPlugin(ledger)], runtime=_runtime(tuning.metrics_address))
+        worker = _worker(client, provider, settings, tuning)
+        running = asyncio.create_task(worker.run())
+        while not worker.is_running and not running.done():
+            await asyncio.sleep(0.01)
+        if worker.is_running:
+            print(_ready_line(client, provider, ledger, settings, tuning), flush=True)
+        await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            _log.info("stopping: calls under way have %g s to end", tuning.grace_period.total_seconds())
+            await worker.shutdown()
+        await running
+    await asyncio.sleep(_QUIET_EXIT)
+    return 0
+
+
+def _worker(client: Client, provider: openai.AsyncOpenAI, settings: Settings, tuning: Tuning) -> Worker:
+    return Worker(
+        client,
+        task_queue=settings.task_queue,
+        workflows=WORKFLOWS,
+        activities=[AiActivities(provider, settings.model).generate],
+        max_concurrent_activities=tuning.concurrent_calls,
+        max_task_queue_activities_per_second=tuning.calls_per_second,
+        graceful_shutdown_timeout=tuning.grace_period,
+        sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
+        # A cancel is only seen at a heartbeat that really goes out.
+        max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+    )
+
+
+def _runtime(metrics_address: str | None) -> Runtime | None:
+    if metrics_address is None:
+        return None
+    return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=metrics_address)))
+
+
+def _ready_line(
+    client: Client, provider: openai.AsyncOpenAI, ledger: SqlLedger, settings: Settings, tuning: Tuning
+) -> str:
+    return (
+        f"tasq worker ready: polls {settings.task_queue!r} at {client.service_client.config.target_host} "
+        f"(namespace {client.namespace}); ledger {ledger.shown_url}; model {settings.model} "
+        f"at {provider.base_url.host}; {tuning.concurrent_calls} calls at once"
+    )
+
+
+def _stop_on_signals() -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
+
+    def on_signal(number: int) -> None:
+        if stop.done():
+            print("second signal: stopping at once", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+        stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+if __name__ == "__main__":
+    typer.run(main)

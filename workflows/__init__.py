@@ -1,0 +1,1 @@
+"""Deterministic code: one task per file."""
