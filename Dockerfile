@@ -4,11 +4,12 @@ FROM python:3.13-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1
 WORKDIR /build
 COPY requirements-build.lock ./
-RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r requirements-build.lock
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements-build.lock
 ENV PATH=/opt/build/bin:$PATH
 COPY requirements-worker.lock ./
 RUN uv venv --python /usr/local/bin/python /opt/tasq \
-    && uv pip sync --python /opt/tasq/bin/python --require-hashes requirements-worker.lock
+    && uv pip sync --python /opt/tasq/bin/python --require-hashes --no-build requirements-worker.lock
 COPY pyproject.toml README.md ./
 COPY src src
 RUN uv build --wheel --python /opt/build/bin/python --no-build-isolation --out-dir dist \

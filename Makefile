@@ -56,11 +56,11 @@ $(BIN)/uv: requirements-build.lock
 			"Try: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-build.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-build.lock
 	@touch $@
 
 $(STAMP): $(BIN)/uv pyproject.toml requirements.lock
-	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --no-build requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -70,8 +70,8 @@ browser:
 	if [ "$$(id -u)" = 0 ]; then sudo=""; \
 	elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
 	else sudo="no"; fi; \
-	if command -v apt-get >/dev/null && [ "$$sudo" != no ] \
-		&& $$sudo apt-get -qq update \
-		&& DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq install --no-install-recommends -y chromium >/dev/null; \
+	apt() { $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$$@" >/dev/null; }; \
+	if [ "$$sudo" != no ] && command -v apt-get >/dev/null && apt update \
+		&& apt install --no-install-recommends -y chromium fonts-liberation; \
 	then command -v chromium; \
 	else echo "No Chromium or Chrome here, and it could not be installed: the browser test will not run." >&2; fi

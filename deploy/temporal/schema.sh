@@ -4,8 +4,8 @@
 set -eu
 
 upgrade() { # database, schema
-    temporal-sql-tool --database "$1" setup-schema --version 0.0
-    temporal-sql-tool --database "$1" update-schema --schema-dir "/etc/temporal/schema/postgresql/v12/$2/versioned"
+    temporal-sql-tool --db "$1" setup-schema -v 0.0
+    temporal-sql-tool --db "$1" update-schema -d "/etc/temporal/schema/postgresql/v12/$2/versioned"
 }
 
 upgrade temporal temporal

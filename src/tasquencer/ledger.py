@@ -7,7 +7,7 @@ domain records beside them. The workflow histories are the truth.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Self
@@ -15,9 +15,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from tasquencer.entries import LedgerEntry
-from tasquencer.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.errors import LedgerConflict
+from tasquencer.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
 
-__all__ = ["Ledger", "WorkItemFilter"]
+__all__ = ["Ledger", "WorkItemFilter", "as_recorded", "is_new"]
 
 
 class Ledger(ABC):
@@ -34,7 +35,7 @@ class Ledger(ABC):
     - An entry whose sequence the ledger holds with another next state, whose previous state is not
       the work item's present state, whose sequence does not follow the last one, that leaves a
       terminal state, or that creates a work item whose run, lineage and attempt are taken,
-      raises `LedgerConflict`.
+      raises `LedgerConflict`. So does one that contradicts itself (see `is_new`).
     - The domain record replaces the one with the same table and work item.
     - `payload`, ids, attempt and the plan of the delay are taken from the entry that creates the
       work item. Later entries set state, result, failure, times, worker, and, where an operator
@@ -79,7 +80,9 @@ class Ledger(ABC):
         """The transitions of one work item, oldest first; empty if there is no such work item."""
 
     @abstractmethod
-    async def domain_records(self, table: str, work_item_ids: Sequence[str]) -> dict[str, dict[str, JsonValue]]:
+    async def domain_records(
+        self, table: str, work_item_ids: Sequence[str]
+    ) -> dict[str, dict[str, JsonValue]]:
         """The domain records of a table, by work item id; work items without one are left out.
 
         Raises:
@@ -109,3 +112,57 @@ class WorkItemFilter(BaseModel):
     limit: int = 100
     offset: int = 0
     oldest_first: bool = False
+
+
+def is_new(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> bool:
+    """Whether the entry is to be written; False if it was delivered twice.
+
+    Args:
+        log: Of the entry's work item, the next states of the transitions that the ledger holds, by sequence.
+
+    Raises:
+        LedgerConflict: the entry contradicts the log or itself: transition and work item disagree on id or
+            state, it has ended without a time or has one before its end, it was started without a time, or
+            failed without a failure.
+    """
+    transition, item = entry.transition, entry.work_item
+    held = log.get(transition.sequence)
+    if held is transition.next_state:
+        return False
+    if held is not None:
+        raise LedgerConflict(
+            item.id, f"its transition {transition.sequence} is {held}, the entry says {transition.next_state}"
+        )
+    state = log[max(log)] if log else None
+    found = "does not exist" if state is None else f"is {state} after transition {max(log)}"
+    if transition.sequence != len(log) or transition.previous_state is not state:
+        before = "nothing" if transition.previous_state is None else transition.previous_state
+        expected = f"transition {transition.sequence} from {before}"
+        raise LedgerConflict(item.id, f"it {found}, the entry is its {expected}")
+    if transition.next_state not in LEGAL_TRANSITIONS[state]:
+        raise LedgerConflict(item.id, f"it {found} and cannot become {transition.next_state}")
+    if (problem := _contradiction(transition, item)) is not None:
+        raise LedgerConflict(item.id, f"the entry contradicts itself: {problem}")
+    return True
+
+
+def _contradiction(transition: Transition, item: WorkItem) -> str | None:
+    if transition.work_item_id != item.id:
+        return f"its transition is of work item {transition.work_item_id!r}"
+    if transition.next_state is not item.state:
+        return f"the transition leads to {transition.next_state}, the work item is {item.state}"
+    if item.state.is_terminal != (item.ended_at is not None):
+        return f"{item.state} {'without' if item.ended_at is None else 'with'} ended_at"
+    if item.started_at is None and item.state not in (WorkItemState.INITIALIZED, WorkItemState.CANCELED):
+        return f"{item.state} without started_at"
+    if (item.state is WorkItemState.FAILED) != (item.failure is not None):
+        return f"{item.state} {'without' if item.failure is None else 'with'} a failure"
+    return None
+
+
+def as_recorded(later: WorkItem, present: WorkItem) -> WorkItem:
+    """The work item after a later entry: what only the creating entry sets stays as it is."""
+    kept = ["id", "task_id", "run_id", "task_type", "lineage", "attempt", "payload", "created_at"]
+    if later.delay_reason is not DelayReason.OPERATOR:
+        kept += ["delay_seconds", "delay_reason", "not_before"]
+    return later.model_copy(update={name: getattr(present, name) for name in kept})

@@ -8,8 +8,8 @@ from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, WorkItemFilter
-from tasquencer.work_item import LEGAL_TRANSITIONS, Transition, WorkItem
+from tasquencer.ledger import Ledger, WorkItemFilter, as_recorded, is_new
+from tasquencer.work_item import Transition, WorkItem
 
 __all__ = ["InMemoryLedger"]
 
@@ -45,24 +45,17 @@ class InMemoryLedger(Ledger):
     def _write(self, entry: LedgerEntry) -> None:
         transition, item = entry.transition, entry.work_item
         log = self._transitions.get(item.id, [])
+        if not is_new(entry, {held.sequence: held.next_state for held in log}):
+            return
         present = self._work_items.get(item.id)
-        if transition.sequence < len(log):
-            if log[transition.sequence].next_state is transition.next_state:
-                return
-            raise LedgerConflict(item.id, f"transition {transition.sequence} is already {log[transition.sequence].next_state}")
-        state = None if present is None else present.state
-        if transition.sequence != len(log) or transition.previous_state is not state:
-            raise LedgerConflict(item.id, f"it is {state}, the entry expects {transition.previous_state}")
-        if transition.next_state not in LEGAL_TRANSITIONS[state]:
-            raise LedgerConflict(item.id, f"{state} cannot become {transition.next_state}")
-        if present is None:
-            key = (item.run_id, item.lineage, item.attempt)
-            if any((other.run_id, other.lineage, other.attempt) == key for other in self._work_items.values()):
-                raise LedgerConflict(item.id, f"run, lineage and attempt {key} are taken")
+        if present is not None:
+            item = as_recorded(item, present)
         else:
-            item = item.model_copy(
-                update={"payload": present.payload, "worker": item.worker or present.worker}
-            )
+            attempt = (item.run_id, item.lineage, item.attempt)
+            for other in self._work_items.values():
+                if (other.run_id, other.lineage, other.attempt) == attempt:
+                    place = f"attempt {item.attempt} of lineage {item.lineage!r} in run {item.run_id!r}"
+                    raise LedgerConflict(item.id, f"{place} is already work item {other.id!r}")
         self._work_items[item.id] = item
         self._transitions.setdefault(item.id, []).append(transition)
         if entry.record is not None:
@@ -78,7 +71,9 @@ class InMemoryLedger(Ledger):
         """See `Ledger.transitions`."""
         return list(self._transitions.get(work_item_id, []))
 
-    async def domain_records(self, table: str, work_item_ids: Sequence[str]) -> dict[str, dict[str, JsonValue]]:
+    async def domain_records(
+        self, table: str, work_item_ids: Sequence[str]
+    ) -> dict[str, dict[str, JsonValue]]:
         """See `Ledger.domain_records`; here every table name is known."""
         rows = self._records.get(table, {})
         return {key: dict(rows[key]) for key in work_item_ids if key in rows}
@@ -94,5 +89,7 @@ def _matches(item: WorkItem, wanted: WorkItemFilter) -> bool:
             or (item.failure is not None and item.failure.kind == wanted.failure_kind)
         )
         and (wanted.created_since is None or item.created_at >= wanted.created_since)
-        and (wanted.ended_since is None or (item.ended_at is not None and item.ended_at >= wanted.ended_since))
+        and (
+            wanted.ended_since is None or (item.ended_at is not None and item.ended_at >= wanted.ended_since)
+        )
     )

@@ -1,0 +1,31 @@
+"""What the devkit raises on purpose."""
+
+from __future__ import annotations
+
+from tasquencer.errors import TasquencerError
+
+__all__ = ["DevkitError", "MissingPart", "ProcessFailed"]
+
+
+class DevkitError(TasquencerError):
+    """A part of the devkit cannot be used; the message says in one line what to do."""
+
+
+class MissingPart(DevkitError):
+    """A package that the part runs on is not installed."""
+
+    def __init__(self, part: str, package: str) -> None:
+        self.part = part
+        self.package = package
+        super().__init__(f"{part} needs the package {package}: pip install 'tasquencer[devkit]'")
+
+
+class ProcessFailed(DevkitError):
+    """A child process did not become ready; the message ends with the last thing it said."""
+
+    def __init__(self, name: str, problem: str, last_output: str) -> None:
+        self.name = name
+        self.problem = problem
+        self.last_output = last_output
+        said = f": {last_output}" if last_output else ""
+        super().__init__(f"{name} {problem}{said}")

@@ -1,0 +1,16 @@
+"""Servers that several test folders share: real ones, on free loopback ports, one set for each run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+
+
+@pytest.fixture(scope="session")
+async def dev_server() -> AsyncIterator[EmbeddedTemporal]:
+    """A real Temporal dev server."""
+    async with embedded_temporal(ui=False) as server:
+        yield server

@@ -1,0 +1,151 @@
+"""Running tasks in tests: a worker with the plugin and a ledger, on either Temporal server."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.temporal import TasquencerPlugin
+from tasquencer.testing import InMemoryLedger
+from tasquencer.work_item import WorkItem
+
+T = TypeVar("T")
+
+
+def executable(name: str) -> str:
+    """Path of a program that a package put beside the interpreter, or that is on the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    assert found is not None, f"{name} is missing: run `make setup`"
+    return found
+
+
+async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, seconds: float = 30) -> T:
+    """Poll until the probe returns something true; fail with what was awaited after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not (found := await probe()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain: {what}"
+        await asyncio.sleep(0.02)
+    return found
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Starts tasks on a worker of this test's own and looks at what became of them."""
+
+    client: Client
+    task_queue: str
+    ledger: Ledger
+
+    async def start(self, workflow: str, *args: Any) -> WorkflowHandle[Any, Any]:
+        """Start a task with a new id."""
+        return await self.client.start_workflow(
+            workflow, args=args, id=f"{workflow}-{uuid4()}", task_queue=self.task_queue
+        )
+
+    async def run(self, workflow: str, *args: Any) -> tuple[Any, WorkflowHandle[Any, Any]]:
+        """Start a task and wait for its result."""
+        handle = await self.start(workflow, *args)
+        return await handle.result(), handle
+
+    async def failure(self, workflow: str, *args: Any) -> tuple[ApplicationError, WorkflowHandle[Any, Any]]:
+        """Start a task and wait for the error it fails with."""
+        handle = await self.start(workflow, *args)
+        return await failure_of_task(handle), handle
+
+    async def work_items(self, handle: WorkflowHandle[Any, Any]) -> list[WorkItem]:
+        """The task's work items in the ledger, oldest first."""
+        return await self.ledger.work_items(WorkItemFilter(task_id=handle.id, oldest_first=True, limit=2000))
+
+
+async def failure_of_task(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
+    """Wait for the error that the task fails with."""
+    try:
+        await handle.result()
+    except WorkflowFailureError as error:
+        assert isinstance(error.cause, ApplicationError), repr(error.cause)
+        return error.cause
+    raise AssertionError("the task did not fail")
+
+
+async def history(handle: WorkflowHandle[Any, Any]) -> list[HistoryEvent]:
+    """The events of the task's run."""
+    return [event async for event in handle.fetch_history_events()]
+
+
+def timers(events: Sequence[HistoryEvent]) -> list[float]:
+    """Seconds of each timer that was started, in order."""
+    return [
+        event.timer_started_event_attributes.start_to_fire_timeout.ToTimedelta().total_seconds()
+        for event in events
+        if event.HasField("timer_started_event_attributes")
+    ]
+
+
+@asynccontextmanager
+async def tasks_on(
+    server: str,
+    workflows: Sequence[type],
+    activities: Sequence[Callable[..., Any]],
+    *,
+    ledger: Ledger | None = None,
+    task_queue: str | None = None,
+    grace_period: timedelta = timedelta(0),
+) -> AsyncIterator[Tasks]:
+    """A worker on the dev server at this address."""
+    ledger = ledger or InMemoryLedger()
+    client = await Client.connect(server, plugins=[TasquencerPlugin(ledger)])
+    async with _worker(client, workflows, activities, task_queue, grace_period) as queue:
+        yield Tasks(client, queue, ledger)
+
+
+@asynccontextmanager
+async def tasks_on_skipped_time(
+    workflows: Sequence[type], activities: Sequence[Callable[..., Any]], *, ledger: Ledger | None = None
+) -> AsyncIterator[Tasks]:
+    """A worker on a time-skipping server, where an hour of backoff takes no time."""
+    ledger = ledger or InMemoryLedger()
+    async with (
+        await WorkflowEnvironment.start_time_skipping(
+            test_server_existing_path=executable("temporal-test-server"), plugins=[TasquencerPlugin(ledger)]
+        ) as environment,
+        _worker(environment.client, workflows, activities, None, timedelta(0)) as queue,
+    ):
+        yield Tasks(environment.client, queue, ledger)
+
+
+@asynccontextmanager
+async def _worker(
+    client: Client,
+    workflows: Sequence[type],
+    activities: Sequence[Callable[..., Any]],
+    task_queue: str | None,
+    grace_period: timedelta,
+) -> AsyncIterator[str]:
+    queue = task_queue or f"queue-{uuid4()}"
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=workflows,
+        activities=activities,
+        max_heartbeat_throttle_interval=timedelta(milliseconds=50),
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
+        graceful_shutdown_timeout=grace_period,
+    ):
+        yield queue
