@@ -7,13 +7,16 @@ takes no new work and lets the calls under way end; a second signal stops it at 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import openai
 import typer
@@ -21,8 +24,8 @@ from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Worker
 
-from activities.generate import AiActivities, make_client
-from activities.timeouts import HEARTBEAT_INTERVAL
+from activities.client import make_client
+from activities.generate import HEARTBEAT_INTERVAL, AiActivities
 from tasquencer.errors import LedgerError, TasquencerError, TemporalUnreachable
 from tasquencer.settings import Settings
 from tasquencer.sql import SqlLedger
@@ -39,6 +42,16 @@ _QUIET_EXIT = 0.5
 dies with `PyGILState_Release` (temporalio/sdk-python#300)."""
 
 _log = logging.getLogger("tasquencer.worker")
+
+
+class MissingApiKey(TasquencerError):
+    """No key is configured for a provider that needs one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no API key: set OPENAI_API_KEY; or set OPENAI_BASE_URL to a model server on this machine, "
+            "such as http://127.0.0.1:11434/v1, which needs none"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,9 @@ def main(
             envvar="TASQ_METRICS_ADDRESS", help="Serve Prometheus metrics there, for example 127.0.0.1:9464."
         ),
     ] = None,
-    log_level: Annotated[str, typer.Option(envvar="TASQ_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    log_level: Annotated[
+        str, typer.Option(envvar="TASQ_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
+    ] = "INFO",
 ) -> None:
     """Run AI agent tasks: poll the task queue until told to stop.
 
@@ -103,7 +118,7 @@ def main(
 async def serve(settings: Settings, tuning: Tuning) -> int:
     """Run a worker until a signal asks for its end; the process's exit status."""
     stop = _stop_on_signals()
-    async with make_client(os.environ) as provider:
+    async with _provider(os.environ) as provider:
         ledger = SqlLedger(settings.database_url)
         client = await connect(plugins=[TasquencerPlugin(ledger)], runtime=_runtime(tuning.metrics_address))
         worker = _worker(client, provider, settings, tuning)
@@ -137,6 +152,22 @@ def _worker(client: Client, provider: openai.AsyncOpenAI, settings: Settings, tu
     )
 
 
+def _provider(environment: Mapping[str, str]) -> openai.AsyncOpenAI:
+    """The OpenAI client, as the environment says; a server on this machine needs no key."""
+    if environment.get("OPENAI_API_KEY"):
+        return make_client()
+    if _is_local(urlsplit(environment.get("OPENAI_BASE_URL", "")).hostname or ""):
+        return make_client(api_key="not-needed")
+    raise MissingApiKey
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def _runtime(metrics_address: str | None) -> Runtime | None:
     if metrics_address is None:
         return None
@@ -148,7 +179,7 @@ def _ready_line(
 ) -> str:
     return (
         f"tasq worker ready: polls {settings.task_queue!r} at {client.service_client.config.target_host} "
-        f"(namespace {client.namespace}); ledger {ledger.shown_url}; model {settings.model} "
+        f"(namespace {client.namespace}); ledger {ledger.database}; model {settings.model} "
         f"at {provider.base_url.host}; {tuning.concurrent_calls} calls at once"
     )
 

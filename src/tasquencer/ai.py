@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -45,7 +47,7 @@ AI_JOBS = "ai_jobs"
 """The domain table of AI work items."""
 
 MAXIMUM_REQUEST_BYTES = 1_536 * 1024
-"""Bytes of a request as JSON. A Temporal payload holds 2 MiB; the rest is left for what a task carries along."""
+"""Bytes of a request as JSON. A Temporal payload holds 2 MiB; the rest is for what a task carries along."""
 
 MAXIMUM_ANSWER_BYTES = 1_920 * 1024
 """Bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
@@ -63,9 +65,36 @@ def _storable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_storable)]
-FilledText = Annotated[Text, Field(min_length=1)]
-Seconds = Annotated[float, Field(gt=0, le=_LONGEST_SECONDS, allow_inf_nan=False)]
+def _content(value: JsonValue) -> JsonValue:
+    is_parts = isinstance(value, list) and all(isinstance(part, dict) for part in value)
+    if not value or not (isinstance(value, str) or is_parts):
+        raise ValueError("must be text or a list of content parts (JSON objects), and not empty")
+    waiting: list[JsonValue] = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            _storable(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("must not contain NaN or infinity (it is not valid JSON)")
+        elif isinstance(part, dict):
+            waiting += [*part, *part.values()]
+        elif isinstance(part, list):
+            waiting += part
+    return value
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+_Text = Annotated[str, AfterValidator(_storable)]
+_FilledText = Annotated[_Text, Field(min_length=1)]
+_Whole = Annotated[int, BeforeValidator(_no_truth)]
+_Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
+_Seconds = Annotated[_Number, Field(gt=0, le=_LONGEST_SECONDS)]
+_Interval = Annotated[_Number, Field(ge=0, le=_LONGEST_SECONDS)]
 
 
 class _Input(BaseModel):
@@ -80,7 +109,7 @@ class ChatMessage(_Input):
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: FilledText | Annotated[list[dict[str, JsonValue]], Field(min_length=1)]
+    content: Annotated[JsonValue, AfterValidator(_content)]
 
 
 class AiJob(_Input):
@@ -112,12 +141,10 @@ class AiJob(_Input):
 class RetryOptions(_Input):
     """The `retry` object of a request; see `tasquencer.retry.RetryRecipe` for the formula."""
 
-    initial_interval_seconds: Annotated[float, Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False)] = 1.0
-    backoff_coefficient: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 2.0
-    maximum_interval_seconds: (
-        Annotated[float, Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False)] | None
-    ) = None
-    jitter: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
+    initial_interval_seconds: _Interval = 1.0
+    backoff_coefficient: Annotated[_Number, Field(ge=1, le=1000)] = 2.0
+    maximum_interval_seconds: _Interval | None = None
+    jitter: Annotated[_Number, Field(ge=0, le=10)] = 0.0
     retry_on: RetryOn = RetryOn.TRANSIENT
 
     @model_validator(mode="after")
@@ -148,18 +175,18 @@ class AiAgentRequest(_Input):
         metadata: Labels of your own; kept with each work item.
     """
 
-    prompt: FilledText | None = None
+    prompt: _FilledText | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    system: FilledText | None = None
-    model: FilledText | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_retries: Annotated[int, Field(ge=0, le=MOST_RETRIES)] = 3
+    system: _FilledText | None = None
+    model: _FilledText | None = None
+    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
+    max_output_tokens: Annotated[_Whole, Field(ge=1)] | None = None
+    max_retries: Annotated[_Whole, Field(ge=0, le=MOST_RETRIES)] = 3
     retry: RetryOptions = RetryOptions()
-    attempt_timeout_seconds: Seconds = 300.0
-    heartbeat_timeout_seconds: Annotated[float, Field(ge=1, le=_LONGEST_SECONDS, allow_inf_nan=False)] = 30.0
-    deadline_seconds: Seconds | None = None
-    metadata: dict[Text, Text] = Field(default_factory=dict)
+    attempt_timeout_seconds: _Seconds = 300.0
+    heartbeat_timeout_seconds: Annotated[_Number, Field(ge=1, le=_LONGEST_SECONDS)] = 30.0
+    deadline_seconds: _Seconds | None = None
+    metadata: dict[_Text, _Text] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_something_to_answer(self) -> Self:
@@ -292,7 +319,9 @@ def parse_request(raw: object) -> AiAgentRequest:
     if isinstance(raw, AiAgentRequest):
         request = raw
     elif not isinstance(raw, dict):
-        raise InvalidRequest([f'the input must be one JSON object such as {{"prompt": "…"}}, not {_named(raw)}'])
+        raise InvalidRequest(
+            [f'the input must be one JSON object such as {{"prompt": "…"}}, not {_named(raw)}']
+        )
     else:
         try:
             request = AiAgentRequest.model_validate(raw)
@@ -301,19 +330,30 @@ def parse_request(raw: object) -> AiAgentRequest:
     size = len(request.model_dump_json(exclude_defaults=True).encode())
     if size > MAXIMUM_REQUEST_BYTES:
         field = "messages" if request.prompt is None else "prompt"
-        raise InvalidRequest([f"{field}: the request has {size:,} bytes, the limit is {MAXIMUM_REQUEST_BYTES:,}"])
+        raise InvalidRequest(
+            [f"{field}: the request has {size:,} bytes, the limit is {MAXIMUM_REQUEST_BYTES:,}"]
+        )
     return request
 
 
 def _named(raw: object) -> str:
-    names = {"NoneType": "nothing", "str": "a string", "list": "a list", "int": "a number", "float": "a number"}
+    names = {
+        "NoneType": "nothing",
+        "str": "a string",
+        "list": "a list",
+        "int": "a number",
+        "float": "a number",
+    }
     return names.get(type(raw).__name__, type(raw).__name__)
 
 
 def _problem(details: ErrorDetails) -> str:
     place = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        known = RetryOptions.model_fields if place.startswith("retry.") else AiAgentRequest.model_fields
+        parts: dict[str, type[BaseModel]] = {"retry": RetryOptions, "messages": ChatMessage}
+        known = parts.get(
+            str(details["loc"][0]) if len(details["loc"]) > 1 else "", AiAgentRequest
+        ).model_fields
         alike = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
         return f"{place}: unknown field" + (f" (did you mean {alike[0]!r}?)" if alike else "")
     message = details["msg"].removeprefix("Value error, ")

@@ -14,7 +14,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasquencer.errors import TaskMisused
 from tasquencer.failure import Failure
+from tasquencer.retry_after import LONGEST_RETRY_AFTER
 from tasquencer.work_item import DelayReason
 
 __all__ = ["LONGEST_BACKOFF", "MOST_RETRIES", "Delay", "GiveUp", "RetryOn", "RetryRecipe"]
@@ -35,10 +37,18 @@ class RetryOn(StrEnum):
 
 @dataclass(frozen=True)
 class Delay:
-    """How long a work item waits before it starts, and why."""
+    """How long a work item waits before it starts, and why.
+
+    Raises:
+        TaskMisused: a negative duration would start the work item before its predecessor's end.
+    """
 
     duration: timedelta
     reason: DelayReason
+
+    def __post_init__(self) -> None:
+        if self.duration < timedelta(0):
+            raise TaskMisused(f"a delay must not be negative, found {self.duration.total_seconds():g} s")
 
 
 class GiveUp(StrEnum):
@@ -109,7 +119,7 @@ class RetryRecipe(BaseModel):
             jitter: A random number in [0, 1).
         """
         backoff = self.backoff(attempt)
-        asked = timedelta(seconds=failure.retry_after_seconds or 0)
+        asked = timedelta(seconds=min(failure.retry_after_seconds or 0, LONGEST_RETRY_AFTER.total_seconds()))
         base, reason = (asked, DelayReason.RETRY_AFTER) if asked > backoff else (backoff, DelayReason.BACKOFF)
         return Delay(base + base * (self.jitter * jitter), reason)
 

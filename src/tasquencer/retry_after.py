@@ -29,8 +29,9 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | 
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     milliseconds = _number(lowered.get("retry-after-ms"))
-    if milliseconds is not None:
-        return _sensible(milliseconds / 1000)
+    precise = None if milliseconds is None else _sensible(milliseconds / 1000)
+    if precise is not None:
+        return precise
     value = lowered.get("retry-after")
     seconds = _number(value)
     if seconds is not None:

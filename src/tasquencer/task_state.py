@@ -30,6 +30,7 @@ from tasquencer.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, Wor
 __all__ = [
     "MAIN_LINEAGE",
     "TASK_ACTOR",
+    "CarriedLineage",
     "CarriedTask",
     "NextAttempt",
     "RecordOf",
@@ -100,16 +101,31 @@ class TaskFailure:
     failure: Failure | None
 
 
-class CarriedTask(BaseModel):
-    """What a task takes along when it continues as new.
+class CarriedLineage(BaseModel):
+    """A lineage of a task that continues as new; the payload is that of its first work item."""
 
-    Payloads that equal their lineage's first payload, and results, are left out: the first is given
-    again, the others are in the ledger.
+    model_config = ConfigDict(frozen=True)
+
+    payload: JsonValue = None
+    recipe: RetryRecipe
+    deadline: AwareDatetime | None = None
+
+
+class CarriedTask(BaseModel):
+    """What a task takes along when it continues as new: enough to go on without asking anyone.
+
+    Attributes:
+        lineages: By name.
+        work_items: Oldest first, without results and without payloads.
+        payloads: Of the open work items whose payload is not their lineage's first, by id.
+        sequences: How many transitions the open work items have had, less one, by id.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    lineages: dict[str, CarriedLineage]
     work_items: list[WorkItem]
+    payloads: dict[str, JsonValue]
     sequences: dict[str, int]
     deadline: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
@@ -119,8 +135,8 @@ class CarriedTask(BaseModel):
 class _Lineage:
     recipe: RetryRecipe
     deadline: datetime | None
-    first_payload: JsonValue = None
-    begun: bool = False
+    first_payload: JsonValue
+    begun: bool
     work_item_ids: list[str] = field(default_factory=list)
     too_late: Delay | None = None
     standing: WorkItemState | None = None
@@ -245,19 +261,18 @@ class TaskState:
         settled, its last one.
         """
         known = self._lineages.get(lineage)
+        if self.verdict is Verdict.FAIL:
+            raise TaskMisused(f"lineage {lineage!r} cannot begin: the task has failed")
         if known is None:
-            known = self._lineages[lineage] = _Lineage(recipe or self.recipe, deadline or self.deadline, payload, begun=True)
+            known = self._lineages[lineage] = _Lineage(
+                recipe or self.recipe, deadline or self.deadline, payload, begun=True
+            )
             return self._initialize(
                 lineage, payload, 0, Delay(timedelta(0), DelayReason.FIRST_TRY), now=now, reason=None
             )
         if known.begun:
             raise TaskMisused(f"lineage {lineage!r} was already begun: give each lineage a name of its own")
-        known.begun, known.first_payload = True, payload
-        known.recipe, known.deadline = recipe or self.recipe, deadline or self.deadline
-        for work_item_id in known.work_item_ids:
-            item = self._work_items[work_item_id]
-            if item.payload is None:
-                self._work_items[work_item_id] = item.model_copy(update={"payload": payload})
+        known.begun = True
         return self.latest(lineage)
 
     def start(self, work_item_id: str, *, now: datetime, reason: str | None = None) -> Verdict:
@@ -290,7 +305,14 @@ class TaskState:
         """The work item ended with a failure; a retry follows if the hook says so and it `may_retry`."""
         known = {"worker": worker} if worker else {}
         return self._change(
-            work_item_id, WorkItemState.FAILED, now, actor, reason, may_continue=may_retry, failure=failure, **known
+            work_item_id,
+            WorkItemState.FAILED,
+            now,
+            actor,
+            reason,
+            may_continue=may_retry,
+            failure=failure,
+            **known,
         )
 
     def cancel(self, work_item_id: str, *, now: datetime, reason: str, actor: str = TASK_ACTOR) -> Verdict:
@@ -298,7 +320,7 @@ class TaskState:
         return self._change(work_item_id, WorkItemState.CANCELED, now, actor, reason)
 
     def close(self, *, now: datetime, reason: str, lineage: str | None = None) -> None:
-        """Cancel what is open, of one lineage or of all, without asking hook or policy: the task is ending."""
+        """Cancel what is open, of one lineage or of all; neither hook nor policy is asked."""
         for item in self.open_work_items():
             if lineage in (None, item.lineage):
                 self._move(item, WorkItemState.CANCELED, now, TASK_ACTOR, reason)
@@ -309,7 +331,7 @@ class TaskState:
         """How a task with the verdict `fail` ends."""
         if self.verdict is not Verdict.FAIL or self._decisive is None:
             raise TaskMisused("the task has not failed")
-        item = self._work_items[self._decisive.work_item_id]
+        item = self._culprit(self._decisive)
         lineage = self._lineages[item.lineage]
         recipe, deadline, too_late = lineage.recipe, lineage.deadline, lineage.too_late
         label = attempt_label(item.attempt, recipe.max_retries)
@@ -317,29 +339,58 @@ class TaskState:
             label = f"{item.lineage}: {label}"
         if item.failure is None or item.ended_at is None:
             reason = self._decisive.reason
-            return TaskFailure("TaskFailed", f"{label} was {item.state}" + (f": {reason}" if reason else ""), None)
+            return TaskFailure(
+                "TaskFailed", f"{label} was {item.state}" + (f": {reason}" if reason else ""), None
+            )
         ended = f"{label} failed with {item.failure}"
         if lineage.work_item_ids[-1] != item.id:
-            return TaskFailure("TaskFailed", f"{ended} (the task's policy allows no further try)", item.failure)
+            return TaskFailure(
+                "TaskFailed", f"{ended} (the task's policy allows no further try)", item.failure
+            )
         if too_late is not None and deadline is not None:
             wait = f"{duration(too_late.duration.total_seconds())} ({too_late.reason})"
             start = moment(item.ended_at + too_late.duration)
-            message = f"{ended}; after a wait of {wait} the next try could start at {start}, the deadline is {moment(deadline)}"
-            return TaskFailure(GiveUp.DEADLINE_EXCEEDED, message, item.failure)
+            times = f"the next try could start at {start}, the deadline is {moment(deadline)}"
+            return TaskFailure(
+                GiveUp.DEADLINE_EXCEEDED, f"{ended}; after a wait of {wait} {times}", item.failure
+            )
         if not recipe.qualifies(item.failure):
-            return TaskFailure(GiveUp.NOT_RETRYABLE, f"{ended}, which does not qualify for a retry", item.failure)
+            return TaskFailure(
+                GiveUp.NOT_RETRYABLE, f"{ended}, which does not qualify for a retry", item.failure
+            )
         if item.attempt >= recipe.max_retries:
             spent = "all retries are spent" if item.attempt else "no retries are allowed"
             return TaskFailure(GiveUp.RETRIES_EXHAUSTED, f"{ended}; {spent}", item.failure)
         return TaskFailure("TaskFailed", ended, item.failure)
 
+    def _culprit(self, decisive: Transition) -> WorkItem:
+        """The work item that failed the task: the one that just ended badly, else the last that did."""
+        bad = (WorkItemState.FAILED, WorkItemState.CANCELED)
+        if decisive.next_state not in bad:
+            ended = [item for item in self._work_items.values() if item.state in bad and item.ended_at]
+            if ended:
+                return max(ended, key=lambda item: item.ended_at or decisive.at)
+        return self._work_items[decisive.work_item_id]
+
     # Continuing as new
 
     def carry(self) -> CarriedTask:
         """What the next run of this task needs to go on."""
+        open_items = self.open_work_items()
         return CarriedTask(
-            work_items=[self._lean(item) for item in self._work_items.values()],
-            sequences={item.id: self._sequences[item.id] for item in self.open_work_items()},
+            lineages={
+                name: CarriedLineage(
+                    payload=lineage.first_payload, recipe=lineage.recipe, deadline=lineage.deadline
+                )
+                for name, lineage in self._lineages.items()
+            },
+            work_items=[_lean(item) for item in self._work_items.values()],
+            payloads={
+                item.id: item.payload
+                for item in open_items
+                if item.payload != self._lineages[item.lineage].first_payload
+            },
+            sequences={item.id: self._sequences[item.id] for item in open_items},
             deadline=self.deadline,
             started_at=self.started_at,
         )
@@ -349,26 +400,28 @@ class TaskState:
         if self._work_items:
             raise TaskMisused("only a new task can resume")
         self.deadline, self.started_at = carried.deadline, carried.started_at
-        for item in carried.work_items:
+        for name, lineage in carried.lineages.items():
+            self._lineages[name] = _Lineage(lineage.recipe, lineage.deadline, lineage.payload, begun=False)
+        for lean in carried.work_items:
+            payload = carried.payloads.get(lean.id, carried.lineages[lean.lineage].payload)
+            item = lean if lean.state.is_terminal else lean.model_copy(update={"payload": payload})
             self._work_items[item.id] = item
             self._sequences[item.id] = carried.sequences.get(item.id, 0)
             self._states[item.state] += 1
-            self._lineages.setdefault(item.lineage, _Lineage(self.recipe, self.deadline)).work_item_ids.append(item.id)
+            self._lineages[item.lineage].work_item_ids.append(item.id)
             self._recount(item.lineage)
-
-    def _lean(self, item: WorkItem) -> WorkItem:
-        update: dict[str, object] = {"result": None}
-        if item.state.is_terminal or item.payload == self._lineages[item.lineage].first_payload:
-            update["payload"] = None
-        if item.failure is not None:
-            short = one_line(item.failure.message, _CARRIED_MESSAGE_LENGTH)
-            update["failure"] = item.failure.model_copy(update={"message": short, "details": {}})
-        return item.model_copy(update=update)
 
     # The machinery
 
     def _initialize(
-        self, lineage: str, payload: JsonValue, attempt: int, delay: Delay, *, now: datetime, reason: str | None
+        self,
+        lineage: str,
+        payload: JsonValue,
+        attempt: int,
+        delay: Delay,
+        *,
+        now: datetime,
+        reason: str | None,
     ) -> WorkItem:
         item = WorkItem(
             id=self._new_id(),
@@ -385,7 +438,7 @@ class TaskState:
             created_at=now,
         )
         self._lineages[lineage].work_item_ids.append(item.id)
-        self._decide(self._note(None, item, now, TASK_ACTOR, reason))
+        self._conclude(self._note(None, item, now, TASK_ACTOR, reason), may_continue=True)
         return item
 
     def _change(
@@ -400,12 +453,16 @@ class TaskState:
         **facts: object,
     ) -> Verdict:
         transition = self._move(self.work_item(work_item_id), state, now, actor, reason, **facts)
+        return self._conclude(transition, may_continue=may_continue)
+
+    def _conclude(self, transition: Transition, *, may_continue: bool) -> Verdict:
+        """What follows from a transition: the hook's wish, then the policy's verdict."""
         if may_continue:
-            item = self._work_items[work_item_id]
-            jitter = self._random() if state is WorkItemState.FAILED else 0.0
-            wish = self._hook(StateChange(item, transition, self._lineages[item.lineage].recipe, jitter))
+            item = self._work_items[transition.work_item_id]
+            jitter = self._random() if item.state is WorkItemState.FAILED else 0.0
+            wish = self._hook(StateChange(item, transition, self.recipe_of(item), jitter))
             if wish is not None:
-                self._follow(item, wish, now)
+                self._follow(item, wish, transition.at)
         return self._decide(transition)
 
     def _move(
@@ -444,7 +501,11 @@ class TaskState:
         self._recount(item.lineage)
         # The ledger has the payload from the first entry; it need not travel again.
         told = item if before is None else item.model_copy(update={"payload": None})
-        record = self._record_of(item, self._lineages[item.lineage].recipe) if self._record_of is not None else None
+        record = (
+            self._record_of(item, self._lineages[item.lineage].recipe)
+            if self._record_of is not None
+            else None
+        )
         self._entries.append(LedgerEntry(transition=transition, work_item=told, record=record))
         return transition
 
@@ -467,7 +528,9 @@ class TaskState:
             lineage.too_late = wish.delay
             return
         why = item.failure.kind if item.failure is not None else item.state.value
-        self._initialize(item.lineage, wish.payload, item.attempt + 1, wish.delay, now=now, reason=f"after {why}")
+        self._initialize(
+            item.lineage, wish.payload, item.attempt + 1, wish.delay, now=now, reason=f"after {why}"
+        )
 
     def _decide(self, transition: Transition) -> Verdict:
         if self.verdict is Verdict.FAIL:
@@ -479,3 +542,11 @@ class TaskState:
             ended = "failed" if self.verdict is Verdict.FAIL else "completed"
             self.close(now=transition.at, reason=f"the task {ended}")
         return self.verdict
+
+
+def _lean(item: WorkItem) -> WorkItem:
+    update: dict[str, object] = {"payload": None, "result": None}
+    if item.failure is not None:
+        short = one_line(item.failure.message, _CARRIED_MESSAGE_LENGTH)
+        update["failure"] = item.failure.model_copy(update={"message": short, "details": {}})
+    return item.model_copy(update=update)

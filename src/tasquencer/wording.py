@@ -6,11 +6,13 @@ People read "first try" and "retry 2 of 3", never "attempt 3 of 4".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
 
 __all__ = ["attempt_label", "delay_label", "duration", "elapsed", "markdown_table", "moment", "one_line"]
+
+_UNITS = (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1))
 
 _ROWS_SHOWN = 20
 """Rows of the table in the Web UI; a task with more shows its newest."""
@@ -24,21 +26,22 @@ def one_line(text: str, width: int) -> str:
 
 def duration(seconds: float) -> str:
     """`0 s`, `350 ms`, `4 s`, `2.5 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`."""
-    if 0 < seconds < 0.9995:
+    if seconds < 0.9995:
         return f"{round(seconds * 1000)} ms" if seconds >= 0.0005 else "0 s"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
-    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= size:
-            whole, rest = divmod(round(seconds), size)
+    whole = round(seconds)
+    for unit, size, smaller, smaller_size in _UNITS:
+        if whole >= size:
+            count, rest = divmod(whole, size)
             part = rest // smaller_size
-            return f"{whole} {unit} {part} {smaller}" if part else f"{whole} {unit}"
+            return f"{count} {unit} {part} {smaller}" if part else f"{count} {unit}"
     raise AssertionError("unreachable")
 
 
 def moment(at: datetime) -> str:
     """A time as people read it here: `2026-11-23 19:10:04 UTC`."""
-    return at.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def attempt_label(attempt: int, max_retries: int) -> str:
@@ -67,16 +70,22 @@ def elapsed(work_item: WorkItem) -> float | None:
 
 
 _MARKS = {
-    WorkItemState.INITIALIZED: "⏳",
-    WorkItemState.STARTED: "▶️",
-    WorkItemState.COMPLETED: "✅",
-    WorkItemState.FAILED: "❌",
-    WorkItemState.CANCELED: "🚫",
+    # In every font; emoji are not.
+    WorkItemState.INITIALIZED: "…",
+    WorkItemState.STARTED: "▸",
+    WorkItemState.COMPLETED: "✓",
+    WorkItemState.FAILED: "✗",
+    WorkItemState.CANCELED: "–",
 }
+_UNBROKEN = "\u00a0"
+_GAP = 2 * _UNBROKEN
+"""Ends a cell: the Web UI draws tables without lines and without space between the columns."""
 
 
 def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkItem], int]) -> str:
     """The work items as the Markdown table that the Web UI shows as a workflow's current details.
+
+    Made for a pane of half a page: failures are told below their state, and only texts may wrap.
 
     Args:
         work_items: Oldest first.
@@ -85,23 +94,45 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
     items = list(work_items)
     shown = items[-_ROWS_SHOWN:]
     lineages = len({item.lineage for item in items}) > 1
-    header = [*(["lineage"] if lineages else []), "attempt", "state", "failure", "delay", "took"]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    header = [*(["lineage"] if lineages else []), "attempt", "state", "delay", "took"]
+    lines = [_row(header), "|" + " :-- |" * (len(header) - 1) + " --: |"]
     for item in shown:
         took = elapsed(item)
-        if item.state is WorkItemState.INITIALIZED:
-            state = f"{_MARKS[item.state]} waits until {moment(item.not_before)}"
-        else:
-            state = f"{_MARKS[item.state]} {item.state}"
-        cells = [
-            *([item.lineage] if lineages else []),
-            attempt_label(item.attempt, max_retries(item)),
-            state,
-            f"**{item.failure.kind}** {one_line(item.failure.message, 120)}" if item.failure else "",
-            delay_label(item),
-            duration(took) if took is not None else "",
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(
+            _row(
+                [
+                    *([_markdown(item.lineage)] if lineages else []),
+                    attempt_label(item.attempt, max_retries(item)).replace(" ", _UNBROKEN),
+                    _state(item),
+                    delay_label(item).replace(" ", _UNBROKEN, 1),
+                    duration(took).replace(" ", _UNBROKEN) if took is not None else "",
+                ]
+            )
+        )
     if len(items) > len(shown):
         lines.append(f"\nThe newest {len(shown)} of {len(items)} work items; `tasq show` lists them all.")
     return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + "".join(f"{cell}{_GAP} | " for cell in cells[:-1]) + f"{cells[-1]} |"
+
+
+def _state(item: WorkItem) -> str:
+    if item.state is WorkItemState.INITIALIZED:
+        date, time, zone = moment(item.not_before).split()
+        text = f"waits until {date} {time}{_UNBROKEN}{zone}"
+    elif item.failure is not None:
+        kind, message = _markdown(item.failure.kind), _markdown(one_line(item.failure.message, 120))
+        text = f"{item.state}: **{kind}**<br>{message}"
+    else:
+        text = item.state.value
+    return f"{_MARKS[item.state]}{_UNBROKEN}{text}"
+
+
+_MARKUP = str.maketrans({character: f"\\{character}" for character in r"\`*_[]<>|!~&#"})
+
+
+def _markdown(text: str) -> str:
+    """The text as it is: what a provider says must not become a link, an image or another cell."""
+    return text.translate(_MARKUP)

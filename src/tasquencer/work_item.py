@@ -119,5 +119,3 @@ class Transition(BaseModel):
     at: AwareDatetime
     actor: str
     reason: str | None = None
-
-

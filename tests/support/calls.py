@@ -14,7 +14,13 @@ from tasquencer.failure import Failure, FailureKind
 from tasquencer.temporal import as_application_error
 
 ANSWER = AiAnswer(
-    text="42", model="tiny", finish_reason="stop", input_tokens=3, output_tokens=1, cost_usd=0.0004, latency_seconds=0.1
+    text="42",
+    model="tiny",
+    finish_reason="stop",
+    input_tokens=3,
+    output_tokens=1,
+    cost_usd=0.0004,
+    latency_seconds=0.1,
 )
 SLOW_DOWN = Failure.of(FailureKind.RATE_LIMITED, "429 from the provider")
 GONE = Failure.of(FailureKind.UNREACHABLE, "connection refused")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import pytest
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
@@ -76,12 +77,11 @@ class Tasks:
 
 async def failure_of_task(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
     """Wait for the error that the task fails with."""
-    try:
+    with pytest.raises(WorkflowFailureError) as caught:
         await handle.result()
-    except WorkflowFailureError as error:
-        assert isinstance(error.cause, ApplicationError), repr(error.cause)
-        return error.cause
-    raise AssertionError("the task did not fail")
+    cause = caught.value.cause
+    assert isinstance(cause, ApplicationError), repr(cause)
+    return cause
 
 
 async def history(handle: WorkflowHandle[Any, Any]) -> list[HistoryEvent]:

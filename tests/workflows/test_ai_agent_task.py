@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.failure import Failure
 from tasquencer.ledger import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItemState
@@ -99,7 +100,7 @@ async def test_no_work_item_starts_before_its_predecessor_s_end_plus_its_delay()
     async with running(ScriptedCalls(*[SLOW_DOWN] * 3)) as tasks:
         _, handle = await tasks.run("AiAgentTask", {"prompt": "?"})
         items = await tasks.work_items(handle)
-    for before, item in zip(items, items[1:], strict=False):
+    for before, item in pairwise(items):
         assert before.ended_at is not None
         assert item.started_at is not None
         assert item.not_before == before.ended_at + timedelta(seconds=item.delay_seconds)
@@ -222,11 +223,17 @@ async def test_no_call_is_made_before_its_work_item_is_recorded_as_started() -> 
 
 async def test_each_attempt_has_its_ai_job() -> None:
     async with running(ScriptedCalls(GONE)) as tasks:
-        _, handle = await tasks.run("AiAgentTask", {"prompt": "What is it?", "model": "small", "max_retries": 7})
+        _, handle = await tasks.run(
+            "AiAgentTask", {"prompt": "What is it?", "model": "small", "max_retries": 7}
+        )
         items = await tasks.work_items(handle)
         jobs = await tasks.ledger.domain_records("ai_jobs", [item.id for item in items])
     first, second = (jobs[item.id] for item in items)
-    assert (first["status"], first["last_error"], first["attempt"]) == ("failed", "unreachable: connection refused", 0)
+    assert (first["status"], first["last_error"], first["attempt"]) == (
+        "failed",
+        "unreachable: connection refused",
+        0,
+    )
     assert (second["status"], second["result"], second["attempt"]) == ("completed", "42", 1)
     assert (second["prompt"], second["max_retries"], second["output_tokens"]) == ("What is it?", 7, 1)
 
@@ -253,5 +260,3 @@ async def test_the_kind_of_failure_is_the_type_of_the_activity_s_error() -> None
             if event.HasField("activity_task_failed_event_attributes")
         ]
     assert failed == ["unreachable"]
-
-

@@ -11,7 +11,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerConflict
+from tasquencer.errors import LedgerConflict, LedgerUnavailable
 from tasquencer.ledger import Ledger
 from tasquencer.work_item import WorkItemState
 
@@ -52,12 +52,12 @@ class Bookkeeping:
 
     @activity.defn(name=RECORD)
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        """Write the batch. A refusal is final, anything else is tried again."""
+        """Write the batch. A refusal is final; an outage is waited for, and so is the end of a bug."""
         try:
             await self._ledger.record([_with_worker(entry) for entry in entries])
         except LedgerConflict as conflict:
             raise ApplicationError(str(conflict), type=REFUSED, non_retryable=True) from conflict
-        except Exception as error:
+        except LedgerUnavailable as error:
             if not self._down:
                 _log.error("the ledger cannot be written, tasks wait for it: %s", error)
             self._down = True

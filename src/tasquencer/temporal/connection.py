@@ -36,9 +36,7 @@ async def connect(*, plugins: Sequence[Plugin] = (), runtime: Runtime | None = N
         raise TemporalUnreachable("the configured profile", str(error)) from error
     config.setdefault("target_host", DEFAULT_ADDRESS)
     try:
-        return await Client.connect(
-            **config, data_converter=data_converter, plugins=plugins, runtime=runtime
-        )
+        return await Client.connect(**config, data_converter=data_converter, plugins=plugins, runtime=runtime)
     except RuntimeError as error:
         raise TemporalUnreachable(config["target_host"], _first_cause(str(error))) from error
 

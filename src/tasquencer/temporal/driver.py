@@ -60,13 +60,18 @@ class TaskDriver:
     async def complete(self, item: WorkItem, result: JsonValue) -> None:
         """Record the work item as completed, and what follows from it."""
         self.state.complete(item.id, result, now=workflow.now())
-        await self._settle(item.lineage)
+        await self._ended(item)
 
     async def fail(self, item: WorkItem, failure: Failure, worker: str | None) -> None:
         """Record the work item as failed, and what follows from it: a retry, or the end."""
-        # The end of a call and the cancellation of the task can meet; then nothing new begins.
+        may_retry = workflow.cancellation_reason() is None
+        self.state.fail(item.id, failure, now=workflow.now(), worker=worker, may_retry=may_retry)
+        await self._ended(item)
+
+    async def _ended(self, item: WorkItem) -> None:
+        # The end of a call and the cancellation of the task can meet. The call keeps its outcome (it
+        # was made, and billed), nothing new begins, and the task ends canceled.
         canceled = workflow.cancellation_reason() is not None
-        self.state.fail(item.id, failure, now=workflow.now(), worker=worker, may_retry=not canceled)
         await self._settle(item.lineage)
         if canceled:
             raise asyncio.CancelledError(_CANCELED)

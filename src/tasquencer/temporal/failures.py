@@ -14,9 +14,9 @@ from temporalio.exceptions import (
     ApplicationErrorCategory,
     ChildWorkflowError,
     FailureError,
-    TimeoutError,
     TimeoutType,
 )
+from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 from tasquencer.failure import Failure, FailureKind
 
@@ -24,12 +24,19 @@ __all__ = ["as_application_error", "failure_of", "worker_of"]
 
 _SDK_TYPES = {
     "WorkerShutdown": (FailureKind.WORKER_SHUTDOWN, "the worker was stopped before the call ended", True),
-    "PayloadsTooLarge": (FailureKind.TOO_LARGE, "the result exceeds what a Temporal payload can carry", False),
+    "PayloadsTooLarge": (
+        FailureKind.TOO_LARGE,
+        "the result exceeds what a Temporal payload can carry",
+        False,
+    ),
 }
 """Types that the SDK itself gives to an activity's error: kind, message, whether the outcome is unknown."""
 
 _TIMEOUTS = {
-    TimeoutType.HEARTBEAT: (FailureKind.WORKER_LOST, "the worker stopped sending heartbeats: it died or hangs"),
+    TimeoutType.HEARTBEAT: (
+        FailureKind.WORKER_LOST,
+        "the worker stopped sending heartbeats: it died or hangs",
+    ),
     TimeoutType.START_TO_CLOSE: (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit"),
     TimeoutType.SCHEDULE_TO_CLOSE: (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit"),
 }
@@ -56,10 +63,14 @@ def failure_of(error: FailureError) -> Failure:
     it qualifies for a retry unless it is non-retryable, as in Temporal.
     """
     cause = error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
-    if isinstance(cause, TimeoutError):
-        kind, message = _TIMEOUTS.get(cause.type, (FailureKind.TIMED_OUT, "timed out")) if cause.type else (
-            FailureKind.TIMED_OUT,
-            "timed out",
+    if isinstance(cause, TemporalTimeout):
+        kind, message = (
+            _TIMEOUTS.get(cause.type, (FailureKind.TIMED_OUT, "timed out"))
+            if cause.type
+            else (
+                FailureKind.TIMED_OUT,
+                "timed out",
+            )
         )
         return Failure.of(kind, message, outcome_unknown=True)
     if not isinstance(cause, ApplicationError):

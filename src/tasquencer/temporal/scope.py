@@ -55,12 +55,15 @@ class TaskScope:
     @classmethod
     def find(cls) -> TaskScope | None:
         """The scope of the current run, if the plugin made one."""
-        return getattr(workflow.instance(), _ATTRIBUTE, None)
+        found: TaskScope | None = vars(workflow.instance()).get(_ATTRIBUTE)
+        return found
 
     def enter(self, driver: TaskDriver) -> None:
         """Make this the run's task."""
         if self.driver not in (None, driver):
-            raise TaskMisused("a workflow run is one task: make one Task, and a lineage for each chain of attempts")
+            raise TaskMisused(
+                "a workflow run is one task: make one Task, and a lineage for each chain of attempts"
+            )
         self.driver = driver
 
     def continue_as_new(self) -> NoReturn:
@@ -86,7 +89,8 @@ class TaskInterceptor(Interceptor):
     """Puts a `TaskScope` around each workflow run."""
 
     def workflow_interceptor_class(
-        self, input: WorkflowInterceptorClassInput
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002 - the SDK's name
     ) -> type[WorkflowInboundInterceptor] | None:
         """See the base class."""
         return _Inbound
@@ -96,9 +100,9 @@ class _Inbound(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
         super().init(_Outbound(outbound))
 
-    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         scope = TaskScope(input.args)
-        setattr(workflow.instance(), _ATTRIBUTE, scope)
+        vars(workflow.instance())[_ATTRIBUTE] = scope
         try:
             result = await super().execute_workflow(input)
         except FailureError:
@@ -113,7 +117,7 @@ class _Inbound(WorkflowInboundInterceptor):
 
 
 class _Outbound(WorkflowOutboundInterceptor):
-    def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:
+    def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
         scope = TaskScope.find()
         if scope is not None and scope.driver is not None:
             payload = workflow.payload_converter().to_payload(scope.driver.carry())

@@ -20,10 +20,10 @@ What happens when the block is left:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from pydantic import BaseModel, JsonValue
 from temporalio import workflow
@@ -185,6 +185,8 @@ class Attempts:
 
     async def __anext__(self) -> ActiveWorkItem:
         state = self._driver.state
+        if state.verdict is Verdict.FAIL:
+            raise StopAsyncIteration
         if self._begun:
             item = state.latest(self._lineage)
         else:
@@ -199,7 +201,9 @@ class Attempts:
         if item.state.is_terminal:
             raise StopAsyncIteration
         if item.state is WorkItemState.STARTED:
-            raise TaskMisused(f"work item {item.id!r} is still started: use `async with work_item:` in the loop")
+            raise TaskMisused(
+                f"work item {item.id!r} is still started: use `async with work_item:` in the loop"
+            )
         await self._driver.wait_for(item)
         return ActiveWorkItem(self._driver, item)
 
@@ -227,6 +231,18 @@ class ActiveWorkItem:
         """What this attempt has to do; a hook may have changed it from the attempt before."""
         return self._item.payload
 
+    @overload
+    async def execute_activity(
+        self,
+        activity: Callable[..., Awaitable[T]],
+        *args: Any,
+        start_to_close_timeout: timedelta,
+        heartbeat_timeout: timedelta | None = None,
+        task_queue: str | None = None,
+        result_type: None = None,
+    ) -> T: ...
+
+    @overload
     async def execute_activity(
         self,
         activity: str | Callable[..., Any],
@@ -234,8 +250,29 @@ class ActiveWorkItem:
         start_to_close_timeout: timedelta,
         heartbeat_timeout: timedelta | None = None,
         task_queue: str | None = None,
-        result_type: type[T] | None = None,
-    ) -> T:
+        result_type: type[T],
+    ) -> T: ...
+
+    @overload
+    async def execute_activity(
+        self,
+        activity: str | Callable[..., Any],
+        *args: Any,
+        start_to_close_timeout: timedelta,
+        heartbeat_timeout: timedelta | None = None,
+        task_queue: str | None = None,
+        result_type: None = None,
+    ) -> Any: ...
+
+    async def execute_activity(
+        self,
+        activity: str | Callable[..., Any],
+        *args: Any,
+        start_to_close_timeout: timedelta,
+        heartbeat_timeout: timedelta | None = None,
+        task_queue: str | None = None,
+        result_type: type | None = None,
+    ) -> Any:
         """Execute the activity that does the work: once, its id the work item's.
 
         Temporal never retries it. When the task is canceled, the activity is told so (it sees it
@@ -249,8 +286,8 @@ class ActiveWorkItem:
             task_queue: None takes the workflow's.
             result_type: What to read the result as; needed where the activity is given by name.
         """
-        result: T = await workflow.execute_activity(  # type: ignore[misc]
-            activity,  # type: ignore[arg-type]
+        return await workflow.execute_activity(
+            activity,  # type: ignore[arg-type] # the SDK's overloads tell no name from a callable
             args=args,
             result_type=result_type,
             activity_id=self._item.id,
@@ -261,7 +298,6 @@ class ActiveWorkItem:
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=attempt_label(self._item.attempt, self._driver.state.recipe_of(self._item).max_retries),
         )
-        return result
 
     def complete(self, result: BaseModel | JsonValue) -> None:
         """The attempt succeeded; recorded when the block is left."""

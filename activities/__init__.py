@@ -1,0 +1,1 @@
+"""Effects on the world: the AI call. Dependencies come in through the constructor."""

@@ -1,0 +1,171 @@
+"""The AI call: one work item, one activity, one request.
+
+Nothing here tries again. Temporal runs the activity once (`maximum_attempts=1`), the OpenAI client sends its
+request once (`max_retries=0`), and the task creates the next work item if there is to be one. What goes wrong
+becomes a `Failure` and crosses Temporal's border as `tasquencer.temporal.failures` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import traceback
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx2
+import openai
+from temporalio import activity
+
+from activities.answers import judge, problem_of_schema
+from activities.classify import classify
+from activities.client import make_client, output_limit_field, read_reply
+from activities.prices import Price, price_list
+from activities.redaction import Redactor
+from activities.reply import Reply
+from activities.timeouts import CALL_MARGIN, call_limit
+from tasquencer.ai import AiAnswer, AiJob
+from tasquencer.errors import TasquencerError
+from tasquencer.failure import Failure, FailureKind
+from tasquencer.temporal.failures import as_application_error
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
+
+__all__ = ["CALL_MARGIN", "AiActivities", "ClientRetries", "as_application_error", "make_client"]
+
+HEARTBEAT_INTERVAL = timedelta(seconds=0.4)
+"""A cancellation reaches an activity only in the answer to a heartbeat, so they come often. The worker's
+`max_heartbeat_throttle_interval` decides how many of them are really sent."""
+
+CONNECT_LIMIT = timedelta(seconds=10)
+"""A provider that cannot be connected to by then is not waited for as long as one that is working."""
+
+
+class ClientRetries(TasquencerError):
+    """The OpenAI client would repeat a request by itself, behind the back of the work item."""
+
+    def __init__(self, max_retries: int) -> None:
+        super().__init__(
+            f"the OpenAI client must have max_retries=0, found {max_retries}: the task retries, each time "
+            "with a new work item; use activities.generate.make_client() or AsyncOpenAI(max_retries=0)"
+        )
+
+
+class AiActivities:
+    """The activity `generate`.
+
+    Args:
+        client: Must have `max_retries=0`; `make_client` makes one that also reads errors with a cap.
+        default_model: For jobs that name none.
+        price: From model and tokens to US dollars; the default is `genai-prices`' list.
+
+    Raises:
+        ClientRetries: the client would retry.
+    """
+
+    def __init__(self, client: openai.AsyncOpenAI, default_model: str, price: Price | None = None) -> None:
+        if client.max_retries != 0:
+            raise ClientRetries(client.max_retries)
+        self._client = client
+        self._default_model = default_model
+        self._price = price or price_list(str(client.base_url))
+
+    @activity.defn(name="generate")
+    async def generate(self, job: AiJob) -> AiAnswer:
+        """Ask the model once. The activity's id is the work item's and goes along as `Idempotency-Key`.
+
+        The request ends `CALL_MARGIN` before the activity's start-to-close timeout. A cancellation closes the
+        connection at once and propagates, so that Temporal records it as what it is (a cancel, or the end of
+        the worker's grace period as `WorkerShutdown`).
+
+        Raises:
+            ApplicationError: of the failure's kind, with the `Failure` as its detail.
+        """
+        info = activity.info()
+        outcome = await self._attempt(job, info)
+        if isinstance(outcome, Failure):
+            # Not raised where the cause was caught: the history would keep the chain, with all it quotes.
+            raise as_application_error(outcome)
+        return outcome
+
+    async def _attempt(self, job: AiJob, info: activity.Info) -> AiAnswer | Failure:
+        if info.attempt > 1:  # I2: at most one request per work item
+            return Failure.of(
+                FailureKind.UNEXPECTED, "generate must be executed with RetryPolicy(maximum_attempts=1)"
+            )
+        problem = problem_of_schema(job.output_schema) if job.output_schema is not None else None
+        if problem is not None:
+            return Failure.of(FailureKind.INVALID_REQUEST, f"output_schema is not a JSON Schema: {problem}")
+        model = job.model or self._default_model
+        limit = call_limit(info.start_to_close_timeout)
+        seconds = limit.total_seconds() if limit is not None else None
+        begin = time.monotonic()
+        latency = None
+        try:
+            async with _heartbeats(info.heartbeat_timeout):
+                async with asyncio.timeout(seconds):
+                    reply = await self._exchange(job, model, info.activity_id, seconds)
+                latency = time.monotonic() - begin
+                # In a thread: judging two megabytes of JSON by a schema would hold up every other call.
+                outcome = await asyncio.to_thread(
+                    judge,
+                    reply,
+                    asked_model=model,
+                    output_schema=job.output_schema,
+                    price=self._price,
+                    clean=Redactor.of(self._client),
+                    now=datetime.now(UTC),
+                )
+        except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
+            clean = Redactor.of(self._client)  # only now: the client may have fetched its key meanwhile
+            outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
+            if outcome.kind == FailureKind.UNEXPECTED:
+                activity.logger.error("%s\n%s", outcome, clean("".join(traceback.format_exception(error))))
+        latency = time.monotonic() - begin if latency is None else latency
+        if isinstance(outcome, Failure):
+            details = {"model": model, "latency_seconds": latency} | outcome.details
+            return outcome.model_copy(update={"details": details})
+        return outcome.model_copy(update={"latency_seconds": latency})
+
+    async def _exchange(
+        self, job: AiJob, model: str, work_item_id: str, limit_seconds: float | None
+    ) -> Reply:
+        connect = CONNECT_LIMIT.total_seconds()
+        options: dict[str, Any] = {}
+        if job.temperature is not None:
+            options["temperature"] = job.temperature
+        if job.max_output_tokens is not None:
+            options[output_limit_field(self._client.base_url, model)] = job.max_output_tokens
+        if job.output_schema is not None:
+            schema = {"name": "output", "schema": job.output_schema, "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        async with self._client.chat.completions.with_streaming_response.create(
+            model=model,
+            messages=[cast("ChatCompletionMessageParam", message.model_dump()) for message in job.messages],
+            extra_headers={"Idempotency-Key": work_item_id},
+            timeout=httpx2.Timeout(
+                limit_seconds, connect=connect if limit_seconds is None else min(connect, limit_seconds)
+            ),
+            **options,
+        ) as response:
+            return await read_reply(response)
+
+
+@contextlib.asynccontextmanager
+async def _heartbeats(heartbeat_timeout: timedelta | None) -> AsyncIterator[None]:
+    """Heartbeats in the background while the block runs."""
+    interval = min(HEARTBEAT_INTERVAL, heartbeat_timeout / 3) if heartbeat_timeout else HEARTBEAT_INTERVAL
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(interval.total_seconds())
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()

@@ -1,0 +1,66 @@
+"""What commands connect to: the settings, Temporal, the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tasquencer.cli.errors import CommandFailed, ExitCode
+from tasquencer.errors import TemporalUnreachable
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
+    from temporalio.runtime import Runtime
+
+    from tasquencer.ledger import Ledger
+    from tasquencer.settings import Settings
+
+__all__ = ["connect_temporal", "open_ledger", "quiet_runtime", "read_settings", "readable_database_url"]
+
+_CONNECT_SECONDS = 10
+
+
+def read_settings() -> Settings:
+    """The settings from this process's environment."""
+    from tasquencer.settings import Settings
+
+    return Settings.from_environment(os.environ)
+
+
+async def connect_temporal() -> Client:
+    """A client for the server that the environment names. Raises `TemporalUnreachable`."""
+    from tasquencer.temporal.connection import DEFAULT_ADDRESS, connect
+
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            return await connect(runtime=quiet_runtime())
+    except TimeoutError:
+        address = os.environ.get("TEMPORAL_ADDRESS") or DEFAULT_ADDRESS
+        raise TemporalUnreachable(address, f"no answer within {_CONNECT_SECONDS} s") from None
+
+
+def quiet_runtime() -> Runtime:
+    """A Temporal runtime that logs nothing: its warnings about retried calls would tear the tables."""
+    from temporalio.runtime import Runtime, TelemetryConfig
+
+    return Runtime(telemetry=TelemetryConfig(logging=None))
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger, to be entered with `async with`."""
+    from tasquencer.sql import SqlLedger
+
+    with readable_database_url():
+        return SqlLedger(settings.database_url)
+
+
+@contextmanager
+def readable_database_url() -> Iterator[None]:
+    """Says which setting is wrong where the block finds that the database URL is."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandFailed(f"TASQ_DATABASE_URL: {error}", ExitCode.UNREACHABLE) from None

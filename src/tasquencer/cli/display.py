@@ -1,0 +1,112 @@
+"""Where the progress of a task is shown while it runs: a live table on a terminal, lines elsewhere.
+
+Both go to standard error; standard output is for the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Protocol
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tasquencer.cli.progress import progress_lines
+from tasquencer.cli.rendering import live_table
+from tasquencer.work_item import WorkItem
+
+__all__ = ["Display", "display_of", "output_console", "print_table"]
+
+_WIDE = 110
+"""Columns that a terminal must have for a table with everything."""
+
+_PIPED_WIDTH = 200
+"""Columns of a table that goes to a file or another program."""
+
+
+class Display(Protocol):
+    """Shows how a task is doing."""
+
+    def show(self, items: Sequence[WorkItem]) -> None:
+        """These are the task's work items now, oldest first."""
+
+    def say(self, line: str) -> None:
+        """Something else worth knowing."""
+
+
+def output_console(*, stderr: bool = False) -> Console:
+    """A console on standard output (or error) that never cuts or interprets what it prints."""
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+def print_table(draw: Callable[[bool], Table]) -> None:
+    """Print a table on standard output; without trailing blanks where no terminal shows it.
+
+    Args:
+        draw: Makes the table, wide or not.
+    """
+    console = output_console()
+    table = draw(console.width >= _WIDE)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n"))
+
+
+@contextmanager
+def display_of(task_id: str, max_retries: int | None) -> Iterator[Display]:
+    """The display that fits standard error; it stays live within the block."""
+    console = output_console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield _Lines(console, max_retries)
+        return
+    table = _LiveTable(console, task_id, max_retries)
+    with Live(console=console, get_renderable=table.render, refresh_per_second=4):
+        yield table
+
+
+class _Lines:
+    def __init__(self, console: Console, max_retries: int | None) -> None:
+        self._console = console
+        self._max_retries = max_retries
+        self._items: Sequence[WorkItem] = ()
+
+    def show(self, items: Sequence[WorkItem]) -> None:
+        for line in progress_lines(self._items, items, max_retries=self._max_retries):
+            self.say(line)
+        self._items = items
+
+    def say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
+
+class _LiveTable:
+    def __init__(self, console: Console, task_id: str, max_retries: int | None) -> None:
+        self._console = console
+        self._task_id = task_id
+        self._max_retries = max_retries
+        self._items: Sequence[WorkItem] = ()
+
+    def show(self, items: Sequence[WorkItem]) -> None:
+        self._items = items
+
+    def say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
+    def render(self) -> RenderableType:
+        if not self._items:
+            return Text(f"task {self._task_id}: no work item yet", style="dim")
+        # A row may take two lines; what does not fit the screen cannot be redrawn.
+        most_rows = max(1, (self._console.height - 5) // 2)
+        return live_table(
+            self._items, max_retries=self._max_retries, now=datetime.now(UTC), most_rows=most_rows
+        )

@@ -1,0 +1,68 @@
+"""The entry point of `tasq`: the commands, and how the process ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tasquencer.cli import demo_command, ledger, tasks
+from tasquencer.cli.errors import ErrorReportingGroup
+from tasquencer.cli.help import examples
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tasq",
+    cls=ErrorReportingGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=examples(
+        "tasq demo", 'tasq run "Name three moons of Jupiter."', "tasq list --state failed --since 1h"
+    ),
+)
+app.command(epilog=demo_command.EXAMPLES)(demo_command.demo)
+app.command(epilog=tasks.RUN_EXAMPLES)(tasks.run)
+app.command(epilog=tasks.WATCH_EXAMPLES)(tasks.watch)
+app.command("list", epilog=ledger.LIST_EXAMPLES)(ledger.list_)
+app.command(epilog=ledger.SHOW_EXAMPLES)(ledger.show)
+app.add_typer(ledger.database_commands, name="db")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print("tasq", version("tasquencer"))
+        raise typer.Exit
+
+
+@app.callback()
+def tasq(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """AI agent tasks on Temporal: every attempt is a work item of its own.
+
+    Settings come from the environment: TASQ_DATABASE_URL, TASQ_TASK_QUEUE,
+    TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, and whatever else the temporal
+    command reads.
+    """
+
+
+def main() -> None:
+    """Run the command that the command line names, and end the process."""
+    try:
+        app()
+    except SystemExit as end:
+        if "temporalio" in sys.modules:
+            # While the interpreter shuts down, a thread of the SDK may still call into it and abort the
+            # process (temporalio/sdk-python#300); the exit status would be lost.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise

@@ -1,0 +1,43 @@
+"""What happened to a task's work items since the last look, as lines for a log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasquencer.cli.rendering import attempt_of, printable
+from tasquencer.wording import delay_label, duration, elapsed, one_line
+from tasquencer.work_item import WorkItem, WorkItemState
+
+__all__ = ["progress_lines"]
+
+
+def progress_lines(
+    before: Sequence[WorkItem], after: Sequence[WorkItem], *, max_retries: int | None
+) -> list[str]:
+    """One line for each work item that appeared or changed its state, oldest first."""
+    known = {item.id: item.state for item in before}
+    failures = {(item.lineage, item.attempt): item.failure for item in after}
+    lines = []
+    for item in after:
+        if known.get(item.id) is item.state:
+            continue
+        earlier = failures.get((item.lineage, item.attempt - 1))
+        named = attempt_of(item, max_retries)
+        if item.lineage != "main":
+            named = f"{item.lineage}: {named}"
+        lines.append(f"{named} {_event(item, earlier.kind if earlier is not None else None)}")
+    return lines
+
+
+def _event(item: WorkItem, after: str | None) -> str:
+    took = elapsed(item)
+    spent = f" after {duration(took)}" if took is not None else ""
+    match item.state:
+        case WorkItemState.INITIALIZED if item.delay_seconds > 0:
+            return f"waits: {delay_label(item, after)}"
+        case WorkItemState.FAILED if item.failure is not None:
+            return f"failed{spent}: {printable(one_line(str(item.failure), 500))}"
+        case WorkItemState.INITIALIZED | WorkItemState.STARTED:
+            return str(item.state)
+        case state:
+            return f"{state}{spent}"

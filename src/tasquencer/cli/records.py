@@ -1,0 +1,54 @@
+"""Work items as JSON for programs, with the ledger's names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import JsonValue
+
+from tasquencer.cli.rendering import Records, sum_of
+from tasquencer.work_item import Transition, WorkItem
+
+__all__ = ["listed", "shown"]
+
+
+def listed(item: WorkItem) -> dict[str, JsonValue]:
+    """A work item without what it has to do and what came of it."""
+    dumped: dict[str, JsonValue] = item.model_dump(mode="json", exclude={"payload", "result"})
+    return dumped | _failure_columns(item)
+
+
+def shown(
+    task_id: str,
+    items: Sequence[WorkItem],
+    records: Records,
+    transitions: Mapping[str, Sequence[Transition]],
+) -> dict[str, Any]:
+    """A whole task: its work items with their AI jobs and transitions, and what they add up to."""
+    return {
+        "task_id": task_id,
+        "task_type": items[0].task_type,
+        "work_items": [
+            item.model_dump(mode="json")
+            | _failure_columns(item)
+            | {
+                "ai_job": records.get(item.id),
+                "transitions": [change.model_dump(mode="json") for change in transitions.get(item.id, ())],
+            }
+            for item in items
+        ],
+        "totals": {
+            "work_items": len(items),
+            "states": dict(Counter(item.state.value for item in items)),
+            **{name: sum_of(records, name) for name in ("input_tokens", "output_tokens", "cost_usd")},
+        },
+    }
+
+
+def _failure_columns(item: WorkItem) -> dict[str, JsonValue]:
+    return {
+        "failure_kind": item.failure.kind if item.failure is not None else None,
+        "failure_message": item.failure.message if item.failure is not None else None,
+    }

@@ -1,0 +1,227 @@
+"""Work items as people see them: pure functions from records to Rich renderables and lines."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from pydantic import JsonValue
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from tasquencer.wording import attempt_label, delay_label, duration, elapsed, one_line
+from tasquencer.work_item import Transition, WorkItem, WorkItemState
+
+__all__ = [
+    "Records",
+    "attempt_of",
+    "attempts_table",
+    "cost_label",
+    "listing_table",
+    "live_table",
+    "printable",
+    "sum_of",
+    "totals",
+    "transitions_table",
+]
+
+Records = Mapping[str, Mapping[str, JsonValue]]
+"""AI jobs by the ids of their work items."""
+
+_STYLES = {
+    WorkItemState.INITIALIZED: "yellow",
+    WorkItemState.STARTED: "cyan",
+    WorkItemState.COMPLETED: "green",
+    WorkItemState.FAILED: "red",
+    WorkItemState.CANCELED: "magenta",
+}
+
+_LINEAGE = ["lineage"]
+"""The column that a table needs once there are several."""
+
+_LIVE_MESSAGE_LENGTH = 120
+_LISTED_MESSAGE_LENGTH = 200
+_MESSAGE_LENGTH = 500
+
+_TIME = "%Y-%m-%d %H:%M:%S"
+
+
+def printable(text: str) -> str:
+    """The text without what would move the cursor or colour the terminal; line breaks and tabs stay."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def attempt_of(item: WorkItem, max_retries: object) -> str:
+    """`retry 2 of 3`, or `retry 2` where it is not known of how many."""
+    return attempt_label(item.attempt, max_retries) if isinstance(max_retries, int) else item.label
+
+
+def cost_label(cost_usd: object) -> str:
+    """`$0.00012`, `unknown`."""
+    if not isinstance(cost_usd, int | float):
+        return "unknown"
+    if 0 < cost_usd < 0.000001:
+        return "<$0.000001"
+    whole, _, fraction = f"{cost_usd:.6f}".rstrip("0").partition(".")
+    return f"${whole}.{fraction:0<2}"
+
+
+def live_table(items: Sequence[WorkItem], *, max_retries: int | None, now: datetime, most_rows: int) -> Table:
+    """The work items of a task under way; `now` counts the backoff down."""
+    shown = items[-most_rows:]
+    several = _several_lineages(items)
+    table = _table(*_LINEAGE[:several], "attempt", "state", "delay", "took", "failure")
+    for item in shown:
+        table.add_row(
+            *[Text(printable(item.lineage))][:several],
+            Text(attempt_of(item, max_retries)),
+            _state_now(item, now),
+            Text(delay_label(item)),
+            Text(_took(item, now)),
+            _failure(item, _LIVE_MESSAGE_LENGTH),
+        )
+    if len(items) > len(shown):
+        table.caption = f"the newest {len(shown)} of {len(items)} work items"
+    return table
+
+
+def attempts_table(items: Sequence[WorkItem], records: Records, *, wide: bool = True) -> Table:
+    """A task's work items as the ledger has them, oldest first, with what they cost.
+
+    Not `wide`, it leaves out the date and the worker, to fit 80 columns.
+    """
+    several = _several_lineages(items)
+    last = ["worker"] if wide else []
+    table = _table(*_LINEAGE[:several], "attempt", "state", "delay", "started", "took", "outcome", *last)
+    for item in items:
+        record = records.get(item.id, {})
+        started = item.started_at.strftime(_TIME if wide else "%H:%M:%S") if item.started_at else ""
+        outcome = _failure(item)
+        if usage := _usage(record):
+            outcome.append(f"{' · ' if outcome else ''}{usage}")
+        table.add_row(
+            *[Text(printable(item.lineage))][:several],
+            Text(attempt_of(item, record.get("max_retries"))),
+            Text(item.state, style=_STYLES[item.state]),
+            Text(delay_label(item)),
+            Text(started),
+            Text(_took(item)),
+            outcome,
+            *[Text(printable(item.worker or ""))][:wide],
+        )
+    return table
+
+
+def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = True) -> Table:
+    """Work items of many tasks. Not `wide`, it leaves out delay, duration and message, to fit 80 columns."""
+    more = ["delay", "took"] if wide else []
+    table = _table("created", "task", "attempt", "state", *more, "failure")
+    for item in items:
+        kind = Text(printable(item.failure.kind) if item.failure else "")
+        table.add_row(
+            Text(item.created_at.strftime(_TIME)),
+            Text(printable(item.task_id)),
+            Text(attempt_of(item, records.get(item.id, {}).get("max_retries"))),
+            Text(item.state, style=_STYLES[item.state]),
+            *[Text(delay_label(item)), Text(_took(item))][: len(more)],
+            _failure(item, _LISTED_MESSAGE_LENGTH) if wide else kind,
+        )
+    return table
+
+
+def transitions_table(items: Sequence[WorkItem], transitions: Mapping[str, Sequence[Transition]]) -> Table:
+    """Every change of every work item: when, by whom, why."""
+    table = _table("work item", "attempt", "at", "state", "actor", "reason")
+    table.columns[0].overflow = "fold"
+    for item in items:
+        for change in transitions.get(item.id, ()):
+            first = change.sequence == 0
+            table.add_row(
+                Text(item.id if first else ""),
+                Text(item.label if first else ""),
+                Text(change.at.strftime(f"{_TIME}.%f")[:-3]),
+                Text(change.next_state, style=_STYLES[change.next_state]),
+                Text(printable(change.actor)),
+                Text(printable(change.reason or "")),
+            )
+    return table
+
+
+def totals(items: Sequence[WorkItem], records: Records) -> str:
+    """`3 work items: 1 completed, 2 failed · 42 tokens in, 118 out · $0.0004 · 7.2 s`."""
+    states = Counter(item.state for item in items)
+    named = ", ".join(f"{states[state]} {state}" for state in WorkItemState if states[state])
+    parts = [f"{len(items)} work item{'s' if len(items) != 1 else ''}: {named}"]
+    tokens = {name: sum_of(records, name) for name in ("input_tokens", "output_tokens")}
+    if any(value is not None for value in tokens.values()):
+        parts.append(_tokens(tokens))
+    cost = sum_of(records, "cost_usd")
+    parts.append(f"cost {cost_label(cost)}" if cost is None else cost_label(cost))
+    if items and all(item.ended_at for item in items):
+        ends = [item.ended_at for item in items if item.ended_at is not None]
+        parts.append(duration((max(ends) - min(item.created_at for item in items)).total_seconds()))
+    return " · ".join(parts)
+
+
+def _table(*columns: str) -> Table:
+    """A table that folds what does not fit: half an id or half a number is worse than a long row."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(
+            name,
+            no_wrap=name in ("attempt", "state", "took"),
+            overflow="fold",
+            min_width={"created": 10, "started": 8, "task": 17, "failure": 16, "outcome": 16}.get(name),
+        )
+    return table
+
+
+def _several_lineages(items: Iterable[WorkItem]) -> bool:
+    return len({item.lineage for item in items}) > 1
+
+
+def _state_now(item: WorkItem, now: datetime) -> Text:
+    style = _STYLES[item.state]
+    if item.state is not WorkItemState.INITIALIZED:
+        return Text(item.state, style=style)
+    left = math.ceil((item.not_before - now).total_seconds())
+    return Text(f"starts in {duration(left)}" if left > 0 else "starts now", style=style)
+
+
+def _took(item: WorkItem, now: datetime | None = None) -> str:
+    took = elapsed(item)
+    if took is None and now is not None and item.state is WorkItemState.STARTED and item.started_at:
+        took = float(max(0, math.floor((now - item.started_at).total_seconds())))
+    return duration(took) if took is not None else ""
+
+
+def _failure(item: WorkItem, width: int = _MESSAGE_LENGTH) -> Text:
+    if item.failure is None:
+        return Text("")
+    message = printable(one_line(item.failure.message, width))
+    return Text.assemble((printable(item.failure.kind), "bold"), ": ", message)
+
+
+def _usage(record: Mapping[str, JsonValue]) -> str:
+    parts = [_tokens(record)]
+    if record.get("cost_usd") is not None:
+        parts.append(cost_label(record["cost_usd"]))
+    return ", ".join(part for part in parts if part)
+
+
+def _tokens(record: Mapping[str, JsonValue]) -> str:
+    """`42 tokens in, 118 out`."""
+    counted = ((record.get("input_tokens"), "tokens in"), (record.get("output_tokens"), "out"))
+    return ", ".join(f"{count:,} {name}" for count, name in counted if isinstance(count, int))
+
+
+def sum_of(records: Records, name: str) -> float | None:
+    """The sum of a number over the AI jobs that have it; None if none has."""
+    values = [value for record in records.values() if isinstance(value := record.get(name), int | float)]
+    return sum(values) if values else None

@@ -1,0 +1,66 @@
+"""The end of a task, as `tasq run`, `tasq watch` and `tasq demo` report it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pydantic import JsonValue
+
+from tasquencer.cli.display import display_of
+from tasquencer.cli.errors import ExitCode, complain
+from tasquencer.cli.following import FollowedTask, Outcome, follow
+from tasquencer.cli.rendering import cost_label, printable
+from tasquencer.wording import one_line
+
+__all__ = ["follow_and_report"]
+
+
+async def follow_and_report(task: FollowedTask, *, as_json: bool) -> ExitCode:
+    """Show the task until it ends, then its answer on standard output or what went wrong."""
+    with display_of(task.id, task.max_retries) as display:
+        outcome = await follow(task, display)
+    if as_json:
+        print(json.dumps(_json(task.id, outcome), ensure_ascii=False), flush=True)
+    elif outcome.error_type is None:
+        text = _text(outcome.result)
+        print(printable(text) if sys.stdout.isatty() else text, flush=True)
+    if outcome.error_type is None:
+        print(_footer(task.id, outcome.result), file=sys.stderr, flush=True)
+        return ExitCode.COMPLETED
+    complain(
+        f"{outcome.error_type}: {printable(one_line(outcome.message, 2_000))} "
+        f"(task {task.id}: `tasq show {task.id}` tells the whole story)"
+    )
+    return ExitCode.FAILED
+
+
+def _json(task_id: str, outcome: Outcome) -> JsonValue:
+    if outcome.error_type is None:
+        return outcome.result
+    error: JsonValue = {
+        "type": outcome.error_type,
+        "message": outcome.message,
+        "failure": outcome.failure,
+    }
+    return {"error": error, "task_id": task_id}
+
+
+def _text(result: JsonValue) -> str:
+    text = result.get("text") if isinstance(result, dict) else None
+    return text if isinstance(text, str) else json.dumps(result, ensure_ascii=False, indent=2)
+
+
+def _footer(task_id: str, result: JsonValue) -> str:
+    """`3 attempts · 42 tokens in, 118 out · cost $0.0004 · task ai-agent-1a2b3c4d`."""
+    parts = []
+    if isinstance(result, dict):
+        attempts = result.get("attempts")
+        if isinstance(attempts, int):
+            parts.append(f"{attempts} attempt{'s' if attempts != 1 else ''}")
+        used = (result.get("input_tokens"), result.get("output_tokens"))
+        if isinstance(used[0], int) and isinstance(used[1], int):
+            parts.append(f"{used[0]:,} tokens in, {used[1]:,} out")
+        if "cost_usd" in result:
+            parts.append(f"cost {cost_label(result['cost_usd'])}")
+    return " · ".join([*parts, f"task {task_id}"])

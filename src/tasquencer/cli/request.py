@@ -1,0 +1,125 @@
+"""A task's request, from the options of `tasq run`: only what the user set, as plain JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasquencer.cli.errors import CommandFailed, ExitCode
+from tasquencer.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+__all__ = ["OPTIONS", "check_request", "read_messages", "read_metadata", "read_prompt"]
+
+OPTIONS = {
+    "prompt": "PROMPT",
+    "messages": "--messages",
+    "system": "--system",
+    "model": "--model",
+    "temperature": "--temperature",
+    "max_output_tokens": "--max-output-tokens",
+    "max_retries": "--max-retries",
+    "retry.initial_interval_seconds": "--initial-interval",
+    "retry.backoff_coefficient": "--backoff-coefficient",
+    "retry.maximum_interval_seconds": "--maximum-interval",
+    "retry.jitter": "--jitter",
+    "retry.retry_on": "--retry-on",
+    "attempt_timeout_seconds": "--attempt-timeout",
+    "heartbeat_timeout_seconds": "--heartbeat-timeout",
+    "deadline_seconds": "--deadline",
+    "metadata": "--metadata",
+}
+"""The fields of a request, and what they are called on the command line."""
+
+
+def read_prompt(prompt: str | None) -> str | None:
+    """The prompt; `-` stands for standard input, without its last line break."""
+    try:
+        text = sys.stdin.buffer.read().decode().rstrip("\r\n") if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise _wrong(
+            f"PROMPT: standard input is not UTF-8 text ({error.reason} at byte {error.start:,})"
+        ) from None
+    if text == "":
+        raise _wrong("PROMPT: must not be empty")
+    return text
+
+
+def read_messages(file: Path) -> JsonValue:
+    """The conversation in a JSON file."""
+    try:
+        messages: JsonValue = json.loads(file.read_bytes())
+    except OSError as error:
+        raise _wrong(f"--messages: cannot read {str(file)!r}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise _wrong(f"--messages: {str(file)!r} is not JSON: {error}") from None
+    return messages
+
+
+def read_metadata(pairs: Sequence[str]) -> dict[str, JsonValue]:
+    """The labels in `key=value` pairs."""
+    metadata: dict[str, JsonValue] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise _wrong(f"--metadata: {pair!r} is not key=value")
+        if key in metadata:
+            raise _wrong(f"--metadata: {key!r} is given twice")
+        metadata[key] = value
+    return metadata
+
+
+def check_request(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The request as it is sent, from its fields by their names in `OPTIONS`; None is left out.
+
+    Raises:
+        CommandFailed: what is wrong with it, by the names of the options.
+    """
+    from tasquencer.ai import parse_request
+
+    request: dict[str, JsonValue] = {}
+    retry: dict[str, JsonValue] = {}
+    for name, value in fields.items():
+        if value is not None:
+            (retry if name.startswith("retry.") else request)[name.removeprefix("retry.")] = value
+    if retry:
+        request["retry"] = retry
+    try:
+        parse_request(request)
+    except InvalidRequest as invalid:
+        raise _wrong("; ".join(_by_option(problem) for problem in invalid.problems)) from None
+    return request
+
+
+def _by_option(problem: str) -> str:
+    place, separator, message = problem.partition(": ")
+    if not separator:
+        return problem
+    for name in sorted(OPTIONS, key=len, reverse=True):
+        if name.startswith("retry.") or "_" in name:  # words that only a field's name can be
+            message = re.sub(rf"\b{re.escape(name.removeprefix('retry.'))}\b", OPTIONS[name], message)
+    message = message.removeprefix("Input ").replace("(or messages)", "(or --messages)")
+    options = [_option(part.strip()) for part in place.split(",")]
+    named = " and ".join(option for option in options if option)
+    return f"{named}: {message}" if named else message
+
+
+def _option(place: str) -> str:
+    if place == "retry":
+        return ""
+    for name, option in OPTIONS.items():
+        if place == name:
+            return option
+        if place.startswith(f"{name}."):
+            return f"{option}: {place.removeprefix(f'{name}.')}"
+    return place
+
+
+def _wrong(message: str) -> CommandFailed:
+    return CommandFailed(message, ExitCode.USAGE)

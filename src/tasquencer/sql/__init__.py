@@ -1,0 +1,20 @@
+"""The ledger on SQLite and PostgreSQL.
+
+SQLite serves one machine and needs no set-up: the file migrates by itself when it is opened. PostgreSQL
+serves several workers; there `upgrade` (the command `tasq db upgrade`) brings the schema up to date.
+"""
+
+from tasquencer.sql.ledger import SqlLedger
+from tasquencer.sql.migrate import schema_version, upgrade
+from tasquencer.sql.schema import SCHEMA_VERSION, ai_jobs, metadata, work_item_transitions, work_items
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "SqlLedger",
+    "ai_jobs",
+    "metadata",
+    "schema_version",
+    "upgrade",
+    "work_item_transitions",
+    "work_items",
+]

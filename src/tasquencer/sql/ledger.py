@@ -1,0 +1,117 @@
+"""The ledger in an SQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import sqlalchemy as sa
+from pydantic import JsonValue
+
+from tasquencer.entries import LedgerEntry, storable
+from tasquencer.errors import LedgerConflict
+from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
+from tasquencer.sql.migrate import check_schema, upgrade_database
+from tasquencer.sql.reading import domain_records_in, transitions_in, work_items_in
+from tasquencer.sql.schema import ai_jobs
+from tasquencer.sql.writing import taken_attempt, write
+from tasquencer.work_item import Transition, WorkItem
+
+__all__ = ["SqlLedger"]
+
+T = TypeVar("T")
+
+_TRIES = 5
+"""How often a transaction is tried that lost a race or found its connection gone stale."""
+
+
+class SqlLedger(Ledger):
+    """The ledger in SQLite or PostgreSQL.
+
+    A SQLite file is created if need be and migrates by itself when it is opened. A PostgreSQL database must
+    have been migrated (`tasq db upgrade`).
+
+    Args:
+        database_url: `sqlite:///file.db`, `sqlite://` (in memory), `postgresql://user@host/database`.
+        domain_tables: Domain tables by name, beside `ai_jobs`. Each has a unique column `work_item_id`, takes
+            JSON values, and is created by whoever owns it.
+
+    Raises:
+        ValueError: the URL is none that the ledger can use.
+    """
+
+    def __init__(self, database_url: str, *, domain_tables: Mapping[str, sa.Table] | None = None) -> None:
+        self._database = database_at(database_url)
+        self._domain_tables = {ai_jobs.name: ai_jobs, **(domain_tables or {})}
+
+    @property
+    def database(self) -> str:
+        """The database's URL, fit to be shown: without driver, options and password."""
+        return self._database.name
+
+    async def open(self) -> None:
+        """See `Ledger.open`."""
+        try:
+            if isinstance(self._database, SqliteDatabase):
+                await upgrade_database(self._database)
+            else:
+                await check_schema(self._database)
+        except self._database.outages as error:
+            raise self._database.unavailable(error) from error
+
+    async def close(self) -> None:
+        """See `Ledger.close`."""
+        await self._database.close()
+
+    async def record(self, entries: Sequence[LedgerEntry]) -> None:
+        """See `Ledger.record`."""
+        batch = [storable(entry) for entry in entries]
+        if batch:
+            await self._write(batch)
+
+    async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
+        """See `Ledger.work_items`."""
+        return await self._read(lambda connection: work_items_in(connection, wanted))
+
+    async def transitions(self, work_item_id: str) -> list[Transition]:
+        """See `Ledger.transitions`."""
+        return await self._read(lambda connection: transitions_in(connection, work_item_id))
+
+    async def domain_records(
+        self, table: str, work_item_ids: Sequence[str]
+    ) -> dict[str, dict[str, JsonValue]]:
+        """See `Ledger.domain_records`."""
+        found = self._domain_tables[table]
+        return await self._read(lambda connection: domain_records_in(connection, found, work_item_ids))
+
+    async def _write(self, batch: Sequence[LedgerEntry]) -> None:
+        database = self._database
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return await database.write(lambda connection: write(connection, batch, self._domain_tables))
+            except database.outages as error:
+                trouble = database.trouble(error)
+                if trouble is Trouble.OUTAGE or (trouble is Trouble.PASSING and not tries_left):
+                    raise database.unavailable(error) from error
+                if trouble is Trouble.REFUSED:
+                    # Someone else may have written the same meanwhile: then the next try finds and skips it.
+                    taken = await self._read(lambda connection: taken_attempt(connection, batch))
+                    if taken is not None:
+                        raise taken from error
+                    if not tries_left:
+                        raise self._refusal(batch, error) from error
+        raise AssertionError("unreachable")
+
+    def _refusal(self, batch: Sequence[LedgerEntry], error: Exception) -> LedgerConflict:
+        others = f" (or one of the {len(batch) - 1} entries recorded with it)" if len(batch) > 1 else ""
+        return LedgerConflict(batch[0].work_item.id, f"{self._database.problem(error)}{others}")
+
+    async def _read(self, work: Callable[[sa.Connection], T]) -> T:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return await self._database.read(work)
+            except self._database.outages as error:
+                if not tries_left or self._database.trouble(error) is not Trouble.PASSING:
+                    raise self._database.unavailable(error) from error
+        raise AssertionError("unreachable")

@@ -1,0 +1,72 @@
+"""Reading the ledger: the queries, and rows as work items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from pydantic import JsonValue
+from pydantic_core import to_jsonable_python
+
+from tasquencer.ledger import WorkItemFilter
+from tasquencer.sql.schema import is_failed, is_open, work_item_transitions, work_items
+from tasquencer.sql.writing import PARAMETERS
+from tasquencer.work_item import Transition, WorkItem
+
+__all__ = ["domain_records_in", "transitions_in", "work_items_in", "work_items_query"]
+
+_NOT_IN_WORK_ITEM = ("failure_kind", "failure_message")
+_COLUMNS = [column for column in work_items.c if column.name not in _NOT_IN_WORK_ITEM]
+
+
+def work_items_query(wanted: WorkItemFilter) -> sa.Select[tuple[object, ...]]:
+    """The query for the work items that the filter selects, written so that the indexes serve it."""
+    columns = work_items.c
+    query = sa.select(*_COLUMNS)
+    if wanted.task_id is not None:
+        query = query.where(columns.task_id == wanted.task_id)
+    if wanted.work_item_id is not None:
+        query = query.where(columns.id == wanted.work_item_id)
+    if wanted.states is not None:
+        query = query.where(columns.state.in_(sorted(wanted.states)))
+        if wanted.states and not any(state.is_terminal for state in wanted.states):
+            query = query.where(is_open)
+    if wanted.failure_kind is not None:
+        query = query.where(is_failed, columns.failure_kind == wanted.failure_kind)
+    if wanted.created_since is not None:
+        query = query.where(columns.created_at >= wanted.created_since)
+    if wanted.ended_since is not None:
+        query = query.where(columns.ended_at >= wanted.ended_since)
+    order = [columns.created_at, columns.attempt, columns.id]
+    query = query.order_by(*(order if wanted.oldest_first else [column.desc() for column in order]))
+    return query.limit(wanted.limit).offset(wanted.offset)
+
+
+def work_items_in(connection: sa.Connection, wanted: WorkItemFilter) -> list[WorkItem]:
+    """The work items that the filter selects."""
+    rows = connection.execute(work_items_query(wanted)).mappings()
+    return [WorkItem.model_validate(dict(row)) for row in rows]
+
+
+def transitions_in(connection: sa.Connection, work_item_id: str) -> list[Transition]:
+    """The transitions of one work item, oldest first."""
+    rows = connection.execute(
+        sa.select(work_item_transitions)
+        .where(work_item_transitions.c.work_item_id == work_item_id)
+        .order_by(work_item_transitions.c.sequence)
+    ).mappings()
+    return [Transition.model_validate(dict(row)) for row in rows]
+
+
+def domain_records_in(
+    connection: sa.Connection, table: sa.Table, work_item_ids: Sequence[str]
+) -> dict[str, dict[str, JsonValue]]:
+    """The rows of a domain table, by work item id."""
+    found: dict[str, dict[str, JsonValue]] = {}
+    for first in range(0, len(work_item_ids), PARAMETERS):
+        some = work_item_ids[first : first + PARAMETERS]
+        for row in connection.execute(sa.select(table).where(table.c.work_item_id.in_(some))).mappings():
+            values = dict(row)
+            key = values.pop("work_item_id")
+            found[key] = to_jsonable_python(values)
+    return found

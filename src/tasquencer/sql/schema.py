@@ -1,0 +1,187 @@
+"""The ledger's tables.
+
+The migrations make them; a test compares the two. Triggers, which only the migrations know, refuse to
+change terminal work items, terminal AI jobs and any transition (also by TRUNCATE or REPLACE).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from tasquencer.ai import AI_JOBS
+from tasquencer.work_item import DelayReason, WorkItemState
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "SCHEMA_VERSIONS",
+    "VERSION_TABLE",
+    "Json",
+    "UtcTime",
+    "ai_jobs",
+    "is_failed",
+    "is_open",
+    "metadata",
+    "work_item_transitions",
+    "work_items",
+]
+
+SCHEMA_VERSIONS = ("0001",)
+"""Every schema version so far, oldest first: the numbers of the migrations."""
+
+SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
+"""The version this release works with."""
+
+VERSION_TABLE = "tasquencer_schema_version"
+"""Where the database keeps its version. Not Alembic's usual name, so that a user's own migrations can
+live in the same database."""
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """An aware time, UTC. PostgreSQL: `timestamptz`. SQLite: sortable text without an offset."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """To UTC; naive for SQLite, whose driver would drop the offset unread."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"the ledger takes aware times, not {value!r}")
+        in_utc = value.astimezone(UTC)
+        return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Aware, UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+"""JSON; Python's None is SQL's NULL."""
+
+
+def _one_of(column: str, values: list[str]) -> str:
+    return f"{column} IN (" + ", ".join(f"'{value}'" for value in values) + ")"
+
+
+_STATES = [state.value for state in WorkItemState]
+_TERMINAL = [state.value for state in WorkItemState if state.is_terminal]
+_OPEN = [state.value for state in WorkItemState if not state.is_terminal]
+
+metadata = sa.MetaData()
+
+work_items = sa.Table(
+    "work_items",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("task_type", sa.Text, nullable=False),
+    sa.Column("lineage", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("payload", Json),
+    sa.Column("result", Json),
+    sa.Column("failure_kind", sa.Text),
+    sa.Column("failure_message", sa.Text),
+    sa.Column("failure", Json),
+    sa.Column("delay_seconds", sa.Double, nullable=False),
+    sa.Column("delay_reason", sa.Text, nullable=False),
+    sa.Column("not_before", UtcTime, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("started_at", UtcTime),
+    sa.Column("ended_at", UtcTime),
+    sa.Column("worker", sa.Text),
+    sa.UniqueConstraint("run_id", "lineage", "attempt", name="work_items_attempt_once"),
+    sa.CheckConstraint(_one_of("state", _STATES), name="work_items_state_known"),
+    sa.CheckConstraint(
+        _one_of("delay_reason", [reason.value for reason in DelayReason]),
+        name="work_items_delay_reason_known",
+    ),
+    sa.CheckConstraint("attempt >= 0", name="work_items_attempt_counts_from_0"),
+    sa.CheckConstraint("delay_seconds >= 0", name="work_items_delay_not_negative"),
+    sa.CheckConstraint(
+        f"({_one_of('state', _TERMINAL)}) = (ended_at IS NOT NULL)", name="work_items_terminal_means_ended"
+    ),
+    sa.CheckConstraint(
+        "state IN ('initialized', 'canceled') OR started_at IS NOT NULL", name="work_items_started_has_time"
+    ),
+    sa.CheckConstraint("(state = 'failed') = (failure_kind IS NOT NULL)", name="work_items_failed_has_kind"),
+)
+"""One row for each attempt."""
+
+is_open = sa.text(_one_of("state", _OPEN))
+"""True of open work items, written as the index for them has it (SQLite compares the text)."""
+
+is_failed = sa.text("state = 'failed'")
+"""True of failed work items, written as the index for them has it."""
+
+sa.Index("work_items_newest", work_items.c.created_at, work_items.c.attempt, work_items.c.id)
+sa.Index(
+    "work_items_of_task", work_items.c.task_id, work_items.c.created_at, work_items.c.attempt, work_items.c.id
+)
+sa.Index(
+    "work_items_failed_by_kind",
+    work_items.c.failure_kind,
+    work_items.c.ended_at,
+    sqlite_where=is_failed,
+    postgresql_where=is_failed,
+)
+sa.Index(
+    "work_items_open",
+    work_items.c.created_at,
+    work_items.c.attempt,
+    work_items.c.id,
+    sqlite_where=is_open,
+    postgresql_where=is_open,
+)
+
+work_item_transitions = sa.Table(
+    "work_item_transitions",
+    metadata,
+    sa.Column("work_item_id", sa.Text, sa.ForeignKey("work_items.id"), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("previous_state", sa.Text),
+    sa.Column("next_state", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.CheckConstraint("sequence >= 0", name="work_item_transitions_sequence_counts_from_0"),
+    sa.CheckConstraint(_one_of("previous_state", _OPEN), name="work_item_transitions_previous_state_open"),
+    sa.CheckConstraint(_one_of("next_state", _STATES), name="work_item_transitions_next_state_known"),
+    sa.CheckConstraint(
+        "(sequence = 0) = (previous_state IS NULL)", name="work_item_transitions_first_has_no_previous"
+    ),
+    sqlite_with_rowid=False,
+)
+"""Every change of a work item's state; append-only."""
+
+ai_jobs = sa.Table(
+    AI_JOBS,
+    metadata,
+    sa.Column("work_item_id", sa.Text, sa.ForeignKey("work_items.id"), primary_key=True),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("model", sa.Text),
+    sa.Column("max_retries", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("last_error", sa.Text),
+    sa.Column("finish_reason", sa.Text),
+    sa.Column("provider_request_id", sa.Text),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("cost_usd", sa.Double),
+    sa.Column("latency_seconds", sa.Double),
+    sa.CheckConstraint(
+        _one_of("status", ["pending", *(state for state in _STATES if state != "initialized")]),
+        name="ai_jobs_status_known",
+    ),
+    sa.CheckConstraint("attempt >= 0 AND attempt <= max_retries", name="ai_jobs_attempt_within_retries"),
+)
+"""The domain record of AI work items."""

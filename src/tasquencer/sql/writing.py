@@ -1,0 +1,213 @@
+"""Writing entries: which rows a batch adds and changes, and the statements for them.
+
+`write` works within a transaction that the caller begins and commits. Two processes may write the same batch
+at the same time: the primary key of the transitions makes one of them wait for the other and then fail with
+an `IntegrityError`; tried again, it finds the rows and skips them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import JsonValue
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tasquencer.entries import DomainRecord, LedgerEntry
+from tasquencer.errors import LedgerConflict
+from tasquencer.ledger import as_recorded, is_new
+from tasquencer.sql.schema import work_item_transitions, work_items
+from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
+
+__all__ = ["PARAMETERS", "taken_attempt", "write"]
+
+PARAMETERS = 1_000
+"""Most values in one `IN (…)`. SQLite takes 32,766, PostgreSQL 32,767."""
+
+Row = dict[str, Any]
+
+# Statements are built once: building one takes longer than running it.
+_LOG = sa.select(
+    work_item_transitions.c.work_item_id, work_item_transitions.c.sequence, work_item_transitions.c.next_state
+).where(work_item_transitions.c.work_item_id.in_(sa.bindparam("ids", expanding=True)))
+_CREATE = sa.insert(work_items)
+_APPEND = sa.insert(work_item_transitions)
+_SETTABLE = (
+    "state", "result", "failure_kind", "failure_message", "failure", "started_at", "ended_at", "worker",
+)  # fmt: skip
+_DELAY = ("delay_seconds", "delay_reason", "not_before")
+
+
+@functools.cache
+def _update(columns: tuple[str, ...]) -> sa.Update:
+    values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
+    return sa.update(work_items).where(work_items.c.id == sa.bindparam("same_id")).values(values)
+
+
+@dataclass
+class _Plan:
+    created: dict[str, WorkItem] = field(default_factory=dict)
+    changed: dict[str, WorkItem] = field(default_factory=dict)
+    delayed: set[str] = field(default_factory=set)
+    transitions: list[Transition] = field(default_factory=list)
+    records: dict[str, DomainRecord] = field(default_factory=dict)
+
+
+def write(
+    connection: sa.Connection, entries: Sequence[LedgerEntry], domain_tables: Mapping[str, sa.Table]
+) -> None:
+    """Write what of the batch the ledger does not hold yet, within the connection's transaction.
+
+    Raises:
+        LedgerConflict: an entry contradicts what the ledger holds. Roll back.
+        sqlalchemy.exc.IntegrityError: a constraint refuses a row, or someone else wrote it meanwhile.
+    """
+    plan = _plan(entries, _logs(connection, sorted({entry.work_item.id for entry in entries})))
+    if not plan.transitions:
+        return
+    # The same order everywhere, so that two writers of the same work items do not deadlock.
+    if plan.created:
+        connection.execute(_CREATE, [_whole_row(item) for _, item in sorted(plan.created.items())])
+    plan.transitions.sort(key=lambda transition: (transition.work_item_id, transition.sequence))
+    connection.execute(_APPEND, [dict(transition) for transition in plan.transitions])
+    for columns, ids in ((_SETTABLE, plan.changed.keys() - plan.delayed), (_SETTABLE + _DELAY, plan.delayed)):
+        if ids:
+            connection.execute(_update(columns), [_change(plan.changed[key], columns) for key in sorted(ids)])
+    _write_records(connection, plan.records, domain_tables)
+
+
+def taken_attempt(connection: sa.Connection, entries: Sequence[LedgerEntry]) -> LedgerConflict | None:
+    """The conflict of the first entry that creates a work item whose run, lineage and attempt are taken."""
+    for item in (entry.work_item for entry in entries if entry.transition.sequence == 0):
+        holder = connection.execute(
+            sa.select(work_items.c.id).where(
+                work_items.c.run_id == item.run_id,
+                work_items.c.lineage == item.lineage,
+                work_items.c.attempt == item.attempt,
+                work_items.c.id != item.id,
+            )
+        ).scalar()
+        if holder is not None:
+            return _taken(item, holder)
+    return None
+
+
+def _taken(item: WorkItem, holder: str) -> LedgerConflict:
+    place = f"attempt {item.attempt} of lineage {item.lineage!r} in run {item.run_id!r}"
+    return LedgerConflict(item.id, f"{place} is already work item {holder!r}")
+
+
+def _logs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[int, WorkItemState]]:
+    logs: dict[str, dict[int, WorkItemState]] = {key: {} for key in ids}
+    for first in range(0, len(ids), PARAMETERS):
+        some = ids[first : first + PARAMETERS]
+        for key, sequence, state in connection.execute(_LOG, {"ids": some}):
+            logs[key][sequence] = WorkItemState(state)
+    return logs
+
+
+def _plan(entries: Sequence[LedgerEntry], logs: dict[str, dict[int, WorkItemState]]) -> _Plan:
+    plan = _Plan()
+    attempts: dict[tuple[str, str, int], str] = {}
+    for entry in entries:
+        item, log = entry.work_item, logs[entry.work_item.id]
+        if not is_new(entry, log):
+            continue
+        if not log:
+            attempt = (item.run_id, item.lineage, item.attempt)
+            if attempt in attempts:
+                raise _taken(item, attempts[attempt])
+            attempts[attempt] = item.id
+            plan.created[item.id] = item
+        elif item.id in plan.created:
+            plan.created[item.id] = as_recorded(item, plan.created[item.id])
+        else:
+            # What was there before is not read: columns that a later entry may not set are not written.
+            before = plan.changed.get(item.id)
+            plan.changed[item.id] = item if before is None else as_recorded(item, before)
+            if item.delay_reason is DelayReason.OPERATOR:
+                plan.delayed.add(item.id)
+        log[entry.transition.sequence] = entry.transition.next_state
+        plan.transitions.append(entry.transition)
+        if entry.record is not None:
+            plan.records[item.id] = entry.record
+    return plan
+
+
+def _row(item: WorkItem) -> Row:
+    """The columns that follow a work item through its life."""
+    failure = item.failure
+    return {
+        "state": item.state,
+        "result": item.result,
+        "failure_kind": None if failure is None else failure.kind,
+        "failure_message": None if failure is None else failure.message,
+        "failure": None if failure is None else failure.model_dump(mode="json"),
+        "delay_seconds": item.delay_seconds,
+        "delay_reason": item.delay_reason,
+        "not_before": item.not_before,
+        "started_at": item.started_at,
+        "ended_at": item.ended_at,
+        "worker": item.worker,
+    }
+
+
+def _change(item: WorkItem, columns: Sequence[str]) -> Row:
+    row = _row(item)
+    return {"same_id": item.id} | {name: row[name] for name in columns}
+
+
+def _whole_row(item: WorkItem) -> Row:
+    return {
+        "id": item.id,
+        "task_id": item.task_id,
+        "run_id": item.run_id,
+        "task_type": item.task_type,
+        "lineage": item.lineage,
+        "attempt": item.attempt,
+        "payload": item.payload,
+        "created_at": item.created_at,
+        **_row(item),
+    }
+
+
+def _write_records(
+    connection: sa.Connection, records: Mapping[str, DomainRecord], domain_tables: Mapping[str, sa.Table]
+) -> None:
+    groups: dict[tuple[str, frozenset[str]], list[Row]] = {}
+    for key, record in sorted(records.items()):
+        table = domain_tables.get(record.table)
+        if table is None:
+            raise LedgerConflict(key, f"the ledger has no domain table {record.table!r}")
+        unknown = sorted(record.values.keys() - table.c.keys())
+        if unknown or "work_item_id" in record.values:
+            raise LedgerConflict(
+                key, f"domain table {record.table!r} takes no {(unknown or ['work_item_id'])[0]!r}"
+            )
+        row: dict[str, JsonValue] = dict.fromkeys(_emptied(table)) | dict(record.values)
+        groups.setdefault((record.table, frozenset(row)), []).append(row | {"work_item_id": key})
+    for (name, columns), rows in groups.items():
+        connection.execute(_upsert(domain_tables[name], columns, connection.dialect.name), rows)
+
+
+@functools.cache
+def _upsert(table: sa.Table, columns: frozenset[str], dialect: str) -> sa.Insert:
+    statement = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    new = {column: statement.excluded[column] for column in columns}
+    return statement.on_conflict_do_update(index_elements=["work_item_id"], set_=new)
+
+
+@functools.cache
+def _emptied(table: sa.Table) -> list[str]:
+    """The columns that are emptied when a record replaces another and does not name them."""
+    return [
+        column.name
+        for column in table.c
+        if not column.primary_key
+        and column.name != "work_item_id"
+        and column.default is None
+        and column.server_default is None
+    ]

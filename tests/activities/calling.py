@@ -1,0 +1,79 @@
+"""Runs the activity `generate` against a server of the test's, outside of Temporal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from pydantic import JsonValue
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities.generate import AiActivities, make_client
+from activities.prices import Price
+from activities.timeouts import CALL_MARGIN
+from tasquencer.ai import AiAnswer, AiJob, ChatMessage
+from tasquencer.failure import Failure
+
+KEY = "sk-test-0123456789abcdef"
+WORK_ITEM = "wi-1"
+MODEL = "tiny-1"
+
+
+def job(prompt: str = "Say hello", **fields: Any) -> AiJob:
+    return AiJob(messages=[ChatMessage(role="user", content=prompt)], **fields)
+
+
+def schema(**properties: JsonValue) -> dict[str, JsonValue]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def free(model: str, input_tokens: int, output_tokens: int) -> float | None:
+    """Has no price for anything."""
+    return None
+
+
+@asynccontextmanager
+async def activities_for(
+    base_url: str, *, key: str = KEY, price: Price | None = free
+) -> AsyncIterator[AiActivities]:
+    async with make_client(api_key=key, base_url=base_url) as client:
+        yield AiActivities(client, MODEL, price)
+
+
+def environment(limit_seconds: float = 10.0, **info: Any) -> ActivityEnvironment:
+    """Gives each call this long."""
+    env = ActivityEnvironment()
+    env.info = dataclasses.replace(
+        env.info,
+        activity_id=WORK_ITEM,
+        start_to_close_timeout=timedelta(seconds=limit_seconds) + CALL_MARGIN,
+        heartbeat_timeout=timedelta(seconds=30),
+        **info,
+    )
+    return env
+
+
+async def answer_of(base_url: str, asked: AiJob | None = None, **options: Any) -> AiAnswer:
+    async with activities_for(base_url, **options) as activities:
+        return await environment().run(activities.generate, asked or job())
+
+
+async def error_of(
+    base_url: str, asked: AiJob | None = None, *, limit_seconds: float = 10.0, **options: Any
+) -> ApplicationError:
+    """The error that the call ends with; no error is an AssertionError."""
+    async with activities_for(base_url, **options) as activities:
+        try:
+            answer = await environment(limit_seconds).run(activities.generate, asked or job())
+        except ApplicationError as error:
+            return error
+    raise AssertionError(f"the call did not fail but answered {answer!r}")
+
+
+async def failure_of(base_url: str, asked: AiJob | None = None, **options: Any) -> Failure:
+    error = await error_of(base_url, asked, **options)
+    return Failure.model_validate(error.details[0])

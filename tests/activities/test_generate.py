@@ -1,0 +1,207 @@
+"""What the AI call sends, and how it keeps to its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from pydantic import JsonValue
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.client import output_limit_field
+from activities.generate import AiActivities, ClientRetries
+from activities.timeouts import CALL_MARGIN, call_limit
+from tasquencer.ai import AiAgentRequest, AiJob, ChatMessage
+from tests.activities.calling import (
+    KEY,
+    MODEL,
+    WORK_ITEM,
+    activities_for,
+    answer_of,
+    environment,
+    failure_of,
+    job,
+    schema,
+)
+from tests.support import answers
+from tests.support.provider import ProviderRequest, ScriptedProvider
+
+
+async def sent(asked: AiJob) -> ProviderRequest:
+    """The one request that the job makes."""
+    async with ScriptedProvider([answers.ok('{"age": 3}')]) as provider:
+        await answer_of(provider.base_url, asked)
+    (request,) = provider.requests
+    return request
+
+
+async def test_a_plain_job_sends_model_and_messages_and_nothing_else() -> None:
+    request = await sent(job("Say hello", metadata={"order": "7"}))
+    assert request.path == "/v1/chat/completions"
+    assert request.body == {"model": MODEL, "messages": [{"role": "user", "content": "Say hello"}]}
+
+
+async def test_the_work_items_id_is_the_idempotency_key() -> None:
+    request = await sent(job())
+    assert request.idempotency_key == WORK_ITEM
+    assert request.authorization == f"Bearer {KEY}"
+
+
+async def test_a_full_job_sends_all_its_fields() -> None:
+    age = schema(age={"type": "integer"})
+    parts: JsonValue = [{"type": "text", "text": "How old?"}]
+    asked = AiJob(
+        messages=[ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content=parts)],
+        model="tiny-2",
+        temperature=0,
+        max_output_tokens=9,
+        output_schema=age,
+    )
+    assert (await sent(asked)).body == {
+        "model": "tiny-2",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}],
+        "temperature": 0,
+        "max_tokens": 9,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "output", "schema": age, "strict": True},
+        },
+    }
+
+
+async def test_a_request_of_the_contract_becomes_the_conversation_it_describes() -> None:
+    request = AiAgentRequest(prompt="Hello", system="Be brief.", temperature=0.5)
+    body = (await sent(request.job())).body
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    assert body["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "field"),
+    [
+        ("https://api.openai.com/v1/", "gpt-4o-mini", "max_completion_tokens"),
+        ("https://eu.api.openai.com/v1/", "gpt-4o-mini", "max_completion_tokens"),
+        ("https://mine.openai.azure.com/openai/v1/", "my-deployment", "max_completion_tokens"),
+        ("https://gateway.example/v1/", "gpt-5-mini", "max_completion_tokens"),
+        ("https://gateway.example/v1/", "o3", "max_completion_tokens"),
+        ("https://openrouter.ai/api/v1/", "openai/gpt-5", "max_tokens"),
+        ("http://127.0.0.1:11434/v1/", "gpt-oss:20b", "max_tokens"),
+        ("http://127.0.0.1:8080/v1/", "smollm2", "max_tokens"),
+        ("https://api.openai.com.evil.example/v1/", "gpt-4o", "max_tokens"),
+    ],
+)
+def test_the_output_limit_has_the_name_that_the_server_understands(url: str, model: str, field: str) -> None:
+    assert output_limit_field(httpx2.URL(url), model) == field
+
+
+def test_a_client_that_retries_by_itself_is_refused() -> None:
+    with pytest.raises(ClientRetries, match=r"max_retries=0, found 2"):
+        AiActivities(openai.AsyncOpenAI(api_key=KEY), MODEL)
+
+
+async def test_a_second_attempt_of_the_activity_sends_nothing() -> None:
+    async with ScriptedProvider() as provider, activities_for(provider.base_url) as activities:
+        with pytest.raises(ApplicationError, match=r"maximum_attempts=1") as caught:
+            await environment(attempt=2).run(activities.generate, job())
+    assert caught.value.non_retryable
+    assert provider.requests == []
+
+
+@pytest.mark.parametrize(
+    ("start_to_close", "expected"),
+    [
+        (timedelta(seconds=305), timedelta(seconds=300)),
+        (timedelta(seconds=6), timedelta(seconds=1)),
+        (CALL_MARGIN, CALL_MARGIN / 2),
+        (timedelta(seconds=1), timedelta(seconds=0.5)),
+        (None, None),
+    ],
+)
+def test_the_request_ends_before_the_activity_does(
+    start_to_close: timedelta | None, expected: timedelta | None
+) -> None:
+    assert call_limit(start_to_close) == expected
+
+
+async def test_heartbeats_go_on_while_the_call_runs_and_stop_with_it() -> None:
+    beats: list[float] = []
+    hold = answers.Hold()
+    env = environment()
+
+    def beat(*details: Any) -> None:
+        beats.append(time.monotonic())
+        if len(beats) == 4:
+            hold.release()  # only heartbeats can end this call
+
+    env.on_heartbeat = beat
+    async with (
+        ScriptedProvider([answers.stall(hold)]) as provider,
+        activities_for(provider.base_url) as activities,
+    ):
+        await env.run(activities.generate, job())
+    assert len(beats) in (4, 5)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
+    assert max(gaps) < 1
+
+
+async def test_a_cancellation_closes_the_connection_at_once_and_propagates() -> None:
+    env = environment()
+    async with (
+        ScriptedProvider([answers.stall()]) as provider,
+        activities_for(provider.base_url) as activities,
+    ):
+        call = asyncio.ensure_future(env.run(activities.generate, job()))
+        await provider.wait_for_requests(1)
+        begin = time.monotonic()
+        env.cancel()
+        request = await provider.wait_for_end(0)
+        took = time.monotonic() - begin
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert request.client_left
+    assert took < 2
+
+
+async def test_a_connection_is_used_again_but_never_a_request() -> None:
+    async with (
+        ScriptedProvider([answers.ok(), answers.status(500), answers.ok()]) as provider,
+        activities_for(provider.base_url) as activities,
+    ):
+        env = environment()
+        await env.run(activities.generate, job("1"))
+        with pytest.raises(ApplicationError):
+            await env.run(activities.generate, job("2"))
+        await env.run(activities.generate, job("3"))
+    assert [request.prompt for request in provider.requests] == ["1", "2", "3"]
+
+
+async def test_a_bug_is_a_failure_of_its_own_that_is_logged_and_not_retried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*args: object, **kwargs: object) -> Mapping[str, object]:
+        raise ZeroDivisionError(f"with {KEY}")
+
+    monkeypatch.setattr(AiActivities, "_exchange", broken)
+    with caplog.at_level(logging.ERROR, logger=activity.logger.name):
+        failure = await failure_of("http://127.0.0.1:1/v1")
+    assert (failure.kind, failure.transient, failure.outcome_unknown) == ("unexpected", False, True)
+    assert failure.message == "ZeroDivisionError: with [redacted]"
+    assert "in broken" in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_the_time_limits_import_nothing_that_a_workflow_may_not() -> None:
+    program = "import sys, activities.timeouts; print('openai' in sys.modules or 'temporalio' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout == "False\n"

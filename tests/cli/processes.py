@@ -1,0 +1,107 @@
+"""`tasq` as people run it: a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Finished", "Running", "finish", "on_a_terminal", "start", "until"]
+
+TASQ = Path(sys.executable).parent / "tasq"
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Running:
+    """A `tasq` under way; collects what it says."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.stdout = self.stderr = ""
+        assert process.stdout is not None and process.stderr is not None
+        self._readers = [
+            asyncio.create_task(self._read(process.stdout, "stdout")),
+            asyncio.create_task(self._read(process.stderr, "stderr")),
+        ]
+
+    async def _read(self, stream: asyncio.StreamReader, name: str) -> None:
+        while chunk := await stream.read(65536):
+            setattr(self, name, getattr(self, name) + chunk.decode())
+
+    async def says(self, text: str, *, timeout_seconds: float = 30.0) -> None:
+        """Returns once the text stands on standard error."""
+        await until(lambda: text in self.stderr, timeout_seconds, lambda: f"{text!r} not in {self.stderr!r}")
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    async def finish(self, *, timeout_seconds: float = 60.0) -> Finished:
+        async with asyncio.timeout(timeout_seconds):
+            code = await self.process.wait()
+            await asyncio.gather(*self._readers)
+        return Finished(code, self.stdout, self.stderr)
+
+
+async def start(*arguments: str, environment: Mapping[str, str]) -> Running:
+    return Running(
+        await asyncio.create_subprocess_exec(
+            TASQ,
+            *arguments,
+            env=dict(environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    )
+
+
+async def finish(*arguments: str, environment: Mapping[str, str], timeout_seconds: float = 60.0) -> Finished:
+    return await (await start(*arguments, environment=environment)).finish(timeout_seconds=timeout_seconds)
+
+
+async def on_a_terminal(*arguments: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    """The exit code and everything that the terminal got, escape sequences included."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        TASQ,
+        *arguments,
+        env={**environment, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = bytearray()
+
+    def read() -> None:
+        try:
+            while chunk := os.read(ours, 65536):
+                seen.extend(chunk)
+        except OSError:  # Linux: the other side is closed
+            pass
+
+    async with asyncio.timeout(60):
+        await asyncio.to_thread(read)
+        code = await process.wait()
+    os.close(ours)
+    return code, seen.decode()
+
+
+async def until(is_so: Callable[[], bool], timeout_seconds: float, problem: Callable[[], str]) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise AssertionError(problem())
+        await asyncio.sleep(0.02)

@@ -1,0 +1,74 @@
+"""Tasks that are told through their decisions: a ledger's entries, and the work items they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+from tasquencer.ai import AiAnswer, AiJob, ChatMessage, ai_job_record
+from tasquencer.entries import LedgerEntry
+from tasquencer.failure import Failure, FailureKind
+from tasquencer.retry import RetryRecipe
+from tasquencer.task_state import TaskState
+from tasquencer.work_item import WorkItem
+
+__all__ = ["NOON", "Story", "answered", "rate_limited"]
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def rate_limited(message: str = "slow down", retry_after_seconds: float | None = None) -> Failure:
+    return Failure.of(FailureKind.RATE_LIMITED, message, retry_after_seconds=retry_after_seconds)
+
+
+def answered(cost_usd: float | None = 0.0012) -> AiAnswer:
+    return AiAnswer(
+        text="Io, Europa, Ganymede.", model="small", input_tokens=12, output_tokens=34, cost_usd=cost_usd
+    )
+
+
+class Story:
+    """An AI agent task as the test tells it; times are seconds after noon."""
+
+    def __init__(self, task_id: str = "story", *, max_retries: int = 3, begin: float = 0.0) -> None:
+        numbers = count()
+        self.state = TaskState(
+            task_id=task_id,
+            run_id=f"{task_id}-run",
+            task_type="AiAgentTask",
+            recipe=RetryRecipe(max_retries=max_retries),
+            new_id=lambda: f"{task_id}-{next(numbers)}",
+            random=lambda: 0.0,
+            record_of=ai_job_record,
+        )
+        job = AiJob(messages=[ChatMessage(role="user", content="Name three moons.")], model="small")
+        self.state.begin(job.model_dump(mode="json"), now=_at(begin))
+
+    def start(self, at: float) -> Story:
+        self.state.start(self.state.latest().id, now=_at(at))
+        return self
+
+    def fail(self, at: float, failure: Failure | None = None) -> Story:
+        self.state.fail(self.state.latest().id, failure or rate_limited(), now=_at(at), worker="1@host")
+        return self
+
+    def complete(self, at: float, answer: AiAnswer | None = None) -> Story:
+        result = (answer or answered()).model_dump(mode="json")
+        self.state.complete(self.state.latest().id, result, now=_at(at))
+        return self
+
+    def cancel(self, at: float, *, actor: str, reason: str) -> Story:
+        self.state.cancel(self.state.latest().id, now=_at(at), actor=actor, reason=reason)
+        return self
+
+    @property
+    def items(self) -> list[WorkItem]:
+        return self.state.work_items()
+
+    def entries(self) -> Sequence[LedgerEntry]:
+        return self.state.take_entries()
+
+
+def _at(seconds: float) -> datetime:
+    return NOON + timedelta(seconds=seconds)

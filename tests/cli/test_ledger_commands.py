@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tasquencer.sql import SCHEMA_VERSION
+from tests.cli.conftest import Tasq
+from tests.cli.stories import NOON, Story
+
+Tell = Callable[[Story], None]
+
+
+@pytest.fixture
+def told(tell: Tell) -> Tell:
+    """Three tasks: one completed after a retry, one that waits, one canceled by a person."""
+    tell(Story("moons").start(0).fail(0.25).start(1.25).complete(3.25))
+    tell(Story("waiting", begin=10).start(10).fail(11))
+    tell(Story("given-up", begin=20).start(20).cancel(21, actor="alice", reason="wrong customer"))
+    return tell
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    ("arguments", "ids"),
+    [
+        ([], ["given-up-0", "waiting-1", "waiting-0", "moons-1", "moons-0"]),
+        (["--state", "failed"], ["waiting-0", "moons-0"]),
+        (["--state", "completed", "--state", "canceled"], ["given-up-0", "moons-1"]),
+        (["--failure-kind", "rate_limited", "--task", "moons"], ["moons-0"]),
+        (["--failure-kind", "timed_out"], []),
+        (["--since", "2026-11-23T12:00:11"], ["given-up-0", "waiting-1"]),
+        (["--limit", "2"], ["given-up-0", "waiting-1"]),
+        (["--limit", "2", "--page", "2"], ["waiting-0", "moons-1"]),
+        (["--limit", "2", "--page", "3"], ["moons-0"]),
+    ],
+)
+def test_list_has_the_wanted_work_items_newest_first(
+    tasq: Tasq, arguments: list[str], ids: list[str]
+) -> None:
+    result = tasq("list", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [item["id"] for item in json.loads(result.stdout)] == ids
+
+
+@pytest.mark.usefixtures("told")
+def test_list_draws_a_table_and_says_when_there_is_another_page(tasq: Tasq) -> None:
+    result = tasq("list", "--limit", "1", "--page", "4")
+    row = " ".join(result.stdout.splitlines()[-1].split())
+    assert row == "2026-11-23 12:00:00 moons retry 1 of 3 completed 1 s backoff 2 s"
+    assert result.stderr == "There are more: --page 5\n"
+    assert "More" not in tasq("list", "--limit", "1", "--page", "5").stderr
+
+
+def test_since_a_duration_ago_counts_from_now(tasq: Tasq, tell: Tell) -> None:
+    now = (datetime.now(UTC) - NOON).total_seconds()
+    tell(Story("old", begin=now - 7200))
+    tell(Story("new", begin=now - 1800))
+    result = tasq("list", "--since", "1h", "--json")
+    assert [item["task_id"] for item in json.loads(result.stdout)] == ["new"]
+
+
+@pytest.mark.usefixtures("told")
+def test_list_as_json_has_the_names_of_the_ledger(tasq: Tasq) -> None:
+    (item,) = json.loads(tasq("list", "--state", "failed", "--task", "moons", "--json").stdout)
+    assert {"id", "task_id", "run_id", "task_type", "lineage", "attempt", "state", "failure"} < set(item)
+    assert {"delay_seconds", "delay_reason", "not_before", "created_at", "started_at", "ended_at"} < set(item)
+    assert (item["failure_kind"], item["failure_message"]) == ("rate_limited", "slow down")
+    assert "payload" not in item and "result" not in item
+
+
+def test_an_empty_ledger_is_no_error(tasq: Tasq) -> None:
+    result = tasq("list")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No such work items in the ledger.\n")
+    assert json.loads(tasq("list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--state", "done"], "--state: 'done' is none of initialized, started, completed, failed, canceled"),
+        (["--since", "yesterday"], "--since: 'yesterday' is neither"),
+        (["--limit", "0"], "--limit"),
+        (["--page", "0"], "--page"),
+    ],
+)
+def test_wrong_filters_are_refused(tasq: Tasq, arguments: list[str], message: str) -> None:
+    result = tasq("list", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("told")
+def test_show_tells_every_work_item_of_a_task_oldest_first(tasq: Tasq) -> None:
+    result = tasq("show", "moons")
+    assert result.exit_code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0] == "task moons (AiAgentTask)"
+    assert lines[1] == "prompt: Name three moons."
+    assert lines[-3].startswith("first try failed none 2026-11-23 12:00:00 250 ms rate_limited: slow down")
+    assert lines[-2].startswith("retry 1 of 3 completed 1 s backoff 2026-11-23 12:00:01 2 s")
+    assert lines[-1].startswith("2 work items: 1 completed, 1 failed · 12 tokens in, 34 out · $0.0012 · ")
+    assert "wrong customer" not in result.stdout
+
+
+@pytest.mark.usefixtures("told")
+def test_show_tells_who_changed_what_and_why(tasq: Tasq) -> None:
+    result = tasq("show", "given-up", "--transitions")
+    line = next(line for line in result.stdout.splitlines() if "alice" in line)
+    assert line.split() == ["2026-11-23", "12:00:21.000", "canceled", "alice", "wrong", "customer"]
+
+
+@pytest.mark.usefixtures("told")
+def test_show_as_json_has_work_items_jobs_transitions_and_totals(tasq: Tasq) -> None:
+    shown = json.loads(tasq("show", "moons", "--json").stdout)
+    first, second = shown["work_items"]
+    assert (shown["task_id"], shown["task_type"]) == ("moons", "AiAgentTask")
+    assert [change["next_state"] for change in first["transitions"]] == ["initialized", "started", "failed"]
+    assert first["failure_kind"] == "rate_limited"
+    assert second["result"]["text"] == second["ai_job"]["result"] == "Io, Europa, Ganymede."
+    assert shown["totals"] == {
+        "work_items": 2,
+        "states": {"failed": 1, "completed": 1},
+        "input_tokens": 12,
+        "output_tokens": 34,
+        "cost_usd": 0.0012,
+    }
+
+
+def test_show_has_all_work_items_of_a_long_task(tasq: Tasq, tell: Tell) -> None:
+    story = Story("long", max_retries=1000)
+    for number in range(700):
+        at = number * 40_000_000.0
+        story.start(at).fail(at + 1)
+    tell(story)
+    shown = json.loads(tasq("show", "long", "--json").stdout)
+    assert [item["attempt"] for item in shown["work_items"]] == list(range(701))
+
+
+def test_an_unknown_task_is_one_line_and_status_1(tasq: Tasq) -> None:
+    result = tasq("show", "nobody")
+    assert result.exit_code == 1
+    assert (
+        result.stderr == "error: the ledger has no task 'nobody': `tasq list` shows the newest work items\n"
+    )
+
+
+def test_db_upgrade_brings_the_schema_and_can_run_again(tasq: Tasq) -> None:
+    before = tasq("db", "version")
+    assert (before.exit_code, before.stdout) == (1, "none\n")
+    assert "run `tasq db upgrade`" in before.stderr
+    assert tasq("db", "upgrade").stdout == f"The ledger went from no schema to schema {SCHEMA_VERSION}.\n"
+    assert tasq("db", "upgrade").stdout == f"The ledger already has schema {SCHEMA_VERSION}.\n"
+    after = tasq("db", "version")
+    assert (after.exit_code, after.stdout) == (0, f"{SCHEMA_VERSION}\n")
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "x"], ["db", "upgrade"], ["db", "version"]])
+def test_a_database_that_cannot_be_reached_is_one_line_and_status_3(
+    tasq: Tasq, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("TASQ_DATABASE_URL", "postgresql://user:s3cret@127.0.0.1:1/nowhere")
+    result = tasq(*command)
+    assert result.exit_code == 3
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "127.0.0.1" in result.stderr and "s3cret" not in result.output
+
+
+@pytest.mark.parametrize("command", [["list"], ["db", "version"]])
+@pytest.mark.parametrize("url", ["no url", "mysql://user:s3cret@host/x"])
+def test_a_database_url_that_means_nothing_is_one_line_and_status_3(
+    tasq: Tasq, monkeypatch: pytest.MonkeyPatch, command: list[str], url: str
+) -> None:
+    monkeypatch.setenv("TASQ_DATABASE_URL", url)
+    result = tasq(*command)
+    assert result.exit_code == 3
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "s3cret" not in result.output
+
+
+def test_a_ledger_of_a_newer_release_is_one_line_and_status_3(tasq: Tasq, tmp_path: Path) -> None:
+    tasq("db", "upgrade")
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        (table,) = next(
+            row for row in database.execute("SELECT name FROM sqlite_master") if "version" in row[0]
+        )
+        database.execute(f"UPDATE {table} SET version_num = '9999'")
+    result = tasq("list")
+    assert result.exit_code == 3
+    assert "'9999'" in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from tasquencer.cli.progress import progress_lines
+from tasquencer.cli.rendering import (
+    attempts_table,
+    cost_label,
+    listing_table,
+    live_table,
+    printable,
+    totals,
+    transitions_table,
+)
+from tasquencer.failure import Failure, FailureKind
+from tests.cli.stories import NOON, Story, rate_limited
+
+
+def drawn(renderable: RenderableType, width: int = 200) -> str:
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def row(table: RenderableType, label: str) -> str:
+    (line,) = (line for line in drawn(table).splitlines() if label in line)
+    return " ".join(line.split())
+
+
+def live(story: Story, *, at: float, **options: Any) -> RenderableType:
+    options = {"max_retries": 3, "most_rows": 20} | options
+    return live_table(story.items, now=NOON + timedelta(seconds=at), **options)
+
+
+def test_the_live_table_counts_the_backoff_down_to_the_start() -> None:
+    story = Story().start(0).fail(0.25, rate_limited(retry_after_seconds=7))
+    assert row(live(story, at=1), "retry 1") == "retry 1 of 3 starts in 7 s 7 s asked by the provider"
+    assert "starts in 1 s" in row(live(story, at=7), "retry 1")
+    assert "starts now" in row(live(story, at=7.25), "retry 1")
+    assert "starts now" in row(live(story, at=99), "retry 1")
+
+
+def test_the_live_table_tells_state_delay_duration_and_failure_of_each_attempt() -> None:
+    story = Story().start(0).fail(0.25).start(1.25)
+    table = live(story, at=3.9)
+    assert row(table, "first try") == "first try failed none 250 ms rate_limited: slow down"
+    assert row(table, "retry 1") == "retry 1 of 3 started 1 s backoff 2 s"
+
+
+def test_a_started_work_item_never_took_less_than_nothing_where_clocks_differ() -> None:
+    assert row(live(Story().start(10), at=0), "first try") == "first try started none 0 s"
+
+
+def test_retries_are_not_counted_where_their_number_is_unknown() -> None:
+    story = Story().start(0).fail(1)
+    assert row(live(story, at=2, max_retries=None), "retry").startswith("retry 1 starts now")
+
+
+def test_the_live_table_shows_the_newest_that_fit_and_says_so() -> None:
+    story = Story(max_retries=1000)
+    for second in range(30):
+        story.start(second * 10_000_000).fail(second * 10_000_000 + 1)
+    text = drawn(live(story, at=0, most_rows=5))
+    assert text.count("retry ") == 5
+    assert "the newest 5 of 31 work items" in text
+
+
+def test_lineages_are_named_once_there_are_several() -> None:
+    story = Story()
+    story.state.begin(story.items[0].payload, now=NOON, lineage="second")
+    assert "second" in drawn(live(story, at=0))
+    assert "lineage" not in drawn(live(Story(), at=0))
+
+
+def test_text_of_the_provider_cannot_steer_the_terminal_nor_rich() -> None:
+    story = Story().start(0).fail(1, Failure.of(FailureKind.PROVIDER_ERROR, "\x1b[2J[bold]:smile: [/nope]"))
+    assert "provider_error: \N{REPLACEMENT CHARACTER}[2J[bold]:smile: [/nope]" in drawn(live(story, at=1))
+    assert printable("a\tb\nc\x07\x9b") == "a\tb\nc\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_every_row_fits_a_terminal_of_any_width(width: int) -> None:
+    story = Story("a-task-with-a-rather-long-id-" * 3).start(0).fail(1, rate_limited("wait " * 300)).start(2)
+    records = {}
+    for entry in story.entries():
+        assert entry.record is not None
+        records[entry.work_item.id] = entry.record.values
+    for table in (
+        live(story, at=3),
+        attempts_table(story.items, records, wide=False),
+        listing_table(story.items, records, wide=False),
+    ):
+        assert max(len(line) for line in drawn(table, width).splitlines()) <= width
+
+
+def test_the_attempts_of_a_task_are_told_with_tokens_cost_and_worker() -> None:
+    story = Story().start(0).fail(0.25).start(1.25).complete(3.5)
+    records = {entry.work_item.id: entry.record.values for entry in story.entries() if entry.record}
+    table = attempts_table(story.items, records)
+    assert row(table, "first try") == (
+        "first try failed none 2026-11-23 12:00:00 250 ms rate_limited: slow down 1@host"
+    )
+    assert row(table, "retry 1") == (
+        "retry 1 of 3 completed 1 s backoff 2026-11-23 12:00:01 2.2 s 12 tokens in, 34 out, $0.0012"
+    )
+    assert totals(story.items, records) == (
+        "2 work items: 1 completed, 1 failed · 12 tokens in, 34 out · $0.0012 · 3.5 s"
+    )
+
+
+def test_totals_of_a_task_under_way_have_no_duration_and_no_invented_cost() -> None:
+    assert totals(Story().items, {}) == "1 work item: 1 initialized · cost unknown"
+
+
+def test_the_listing_folds_a_long_task_id_and_never_cuts_it() -> None:
+    story = Story("order-4711-summary-of-the-customer-letter")
+    lines = drawn(listing_table(story.items, {}, wide=False), width=80).splitlines()
+    begin = next(line.index("order-") for line in lines if "order-" in line)
+    folded = "".join(line[begin : begin + 17].strip() for line in lines[3:])
+    assert folded == "order-4711-summary-of-the-customer-letter"
+
+
+def test_transitions_are_told_with_actor_and_reason() -> None:
+    story = Story().start(0).cancel(1, actor="alice", reason="wrong customer")
+    transitions = [entry.transition for entry in story.entries()]
+    table = transitions_table(story.items, {"story-0": transitions})
+    assert row(table, "canceled") == "2026-11-23 12:00:01.000 canceled alice wrong customer"
+    assert row(table, "initialized") == "story-0 first try 2026-11-23 12:00:00.000 initialized task"
+
+
+@pytest.mark.parametrize(
+    ("cost", "label"),
+    [
+        (None, "unknown"),
+        (0, "$0.00"),
+        (0.0, "$0.00"),
+        (0.5, "$0.50"),
+        (0.00012, "$0.00012"),
+        (0.0000001, "<$0.000001"),
+        (12.3456789, "$12.345679"),
+    ],
+)
+def test_costs_are_labelled(cost: float | None, label: str) -> None:
+    assert cost_label(cost) == label
+
+
+def test_progress_is_one_line_for_each_change() -> None:
+    story = Story()
+    seen = story.items
+    lines = progress_lines([], seen, max_retries=3)
+    story.start(0)
+    lines += progress_lines(seen, story.items, max_retries=3)
+    seen = story.items
+    assert progress_lines(seen, seen, max_retries=3) == []
+    story.fail(0.25)
+    lines += progress_lines(seen, story.items, max_retries=3)
+    seen = story.items
+    story.start(1.25).complete(2.25)
+    lines += progress_lines(seen, story.items, max_retries=3)
+    assert lines == [
+        "first try initialized",
+        "first try started",
+        "first try failed after 250 ms: rate_limited: slow down",
+        "retry 1 of 3 waits: 1 s backoff after rate_limited",
+        "retry 1 of 3 completed after 1 s",
+    ]

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasquencer.ai import MAXIMUM_REQUEST_BYTES, AiAgentRequest, RetryOptions
+from tasquencer.cli import tasks
+from tasquencer.cli.request import OPTIONS
+from tests.cli.conftest import Tasq
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What `tasq run` would send, which goes nowhere here."""
+    requests: list[tuple[Any, ...]] = []
+
+    async def keep(request: dict[str, Any], task_id: str, **options: bool) -> int:
+        requests.append((request, task_id, options))
+        return 0
+
+    monkeypatch.setattr(tasks, "_run", keep)
+    return requests
+
+
+def test_only_what_the_user_set_is_sent(tasq: Tasq, sent: list[Any]) -> None:
+    assert tasq("run", "hello").exit_code == 0
+    ((request, task_id, options),) = sent
+    assert request == {"prompt": "hello"}
+    assert task_id.startswith("ai-agent-") and len(task_id) == len("ai-agent-12345678")
+    assert options == {"detach": False, "as_json": False}
+
+
+def test_every_field_of_the_request_is_an_option(tasq: Tasq, sent: list[Any], tmp_path: Path) -> None:
+    result = tasq(
+        *("run", "hello", "--system", "be brief", "--model", "m", "--temperature", "0.5"),
+        *("--max-output-tokens", "9", "--max-retries", "0", "--initial-interval", "500ms"),
+        *("--backoff-coefficient", "3", "--maximum-interval", "1m", "--jitter", "0.1", "--retry-on", "any"),
+        *("--attempt-timeout", "2m", "--heartbeat-timeout", "10", "--deadline", "1h"),
+        *("--metadata", "a=1", "--metadata", "b=x=y", "--id", "mine"),
+    )
+    assert result.exit_code == 0, result.output
+    ((request, task_id, _),) = sent
+    assert task_id == "mine"
+    assert request == {
+        "prompt": "hello",
+        "system": "be brief",
+        "model": "m",
+        "temperature": 0.5,
+        "max_output_tokens": 9,
+        "max_retries": 0,
+        "retry": {
+            "initial_interval_seconds": 0.5,
+            "backoff_coefficient": 3.0,
+            "maximum_interval_seconds": 60.0,
+            "jitter": 0.1,
+            "retry_on": "any",
+        },
+        "attempt_timeout_seconds": 120.0,
+        "heartbeat_timeout_seconds": 10.0,
+        "deadline_seconds": 3600.0,
+        "metadata": {"a": "1", "b": "x=y"},
+    }
+    fields = set(AiAgentRequest.model_fields) - {"retry"}
+    assert set(OPTIONS) == fields | {f"retry.{name}" for name in RetryOptions.model_fields}
+
+
+def test_a_conversation_comes_from_a_file(tasq: Tasq, sent: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "messages.json"
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hm?"}]
+    file.write_text(json.dumps(messages))
+    assert tasq("run", "--messages", str(file)).exit_code == 0
+    assert sent[0][0] == {"messages": messages}
+
+
+def test_a_dash_reads_the_prompt_from_standard_input(tasq: Tasq, sent: list[Any]) -> None:
+    assert tasq("run", "-", stdin="zwei\nZeilen: ü\n").exit_code == 0
+    assert sent[0][0] == {"prompt": "zwei\nZeilen: ü"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "PROMPT: required (or --messages)"),
+        (["", "--id", "x"], "PROMPT: must not be empty"),
+        (["x", "--temperature", "3"], "--temperature: should be less than or equal to 2"),
+        (["x", "--max-retries", "1001"], "--max-retries: should be less than or equal to 1000"),
+        (["x", "--max-retries", "-1"], "--max-retries: should be greater than or equal to 0"),
+        (["x", "--max-output-tokens", "0"], "--max-output-tokens: should be greater than or equal to 1"),
+        (["x", "--temperature", "nan"], "--temperature: should be a finite number"),
+        (["x", "--deadline", "0"], "--deadline: should be greater than 0"),
+        (
+            ["x", "--initial-interval", "5", "--maximum-interval", "2"],
+            "--maximum-interval must not be less than --initial-interval",
+        ),
+        (["x", "--temperature", "3", "--jitter", "-1"], "--jitter: should be greater than or equal to 0"),
+        (["x", "--metadata", "novalue"], "--metadata: 'novalue' is not key=value"),
+        (["x", "--metadata", "a=1", "--metadata", "a=2"], "--metadata: 'a' is given twice"),
+        (["x", "--id", " "], "--id: a task's id must not be empty"),
+        (["x", "--initial-interval", "soon"], "'soon' is not a duration such as 30, 500ms, 5m, 2h or 1d"),
+        (["x", "--retry-on", "maybe"], "'--retry-on'"),
+        (["x", "--max-retries", "many"], "'--max-retries'"),
+        (["x", "--no-such-option"], "--no-such-option"),
+        (["x", "--messages", "missing.json"], "--messages: cannot read 'missing.json': No such file"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_line_that_names_the_option(
+    tasq: Tasq, sent: list[Any], arguments: list[str], message: str
+) -> None:
+    result = tasq("run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "is not JSON"),
+        ("{}", "--messages: should be a valid list"),
+        ("[]", "--messages: List should have at least 1 item"),
+        ('[{"role": "wizard", "content": "x"}]', "--messages: 0.role: should be"),
+        ('[{"role": "user", "content": "x", "text": "y"}]', "--messages: 0.text"),
+    ],
+)
+def test_a_wrong_conversation_is_refused(
+    tasq: Tasq, sent: list[Any], tmp_path: Path, content: str, message: str
+) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text(content)
+    result = tasq("run", "--messages", str(file))
+    assert (result.exit_code, sent) == (2, [])
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_prompt_and_conversation_exclude_each_other(tasq: Tasq, sent: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text('[{"role": "user", "content": "x"}]')
+    result = tasq("run", "x", "--messages", str(file))
+    assert (result.exit_code, sent) == (2, [])
+    assert "error: PROMPT and --messages: give one of them, not both" in result.stderr
+
+
+def test_a_prompt_too_large_is_refused_with_its_size_and_the_limit(tasq: Tasq, sent: list[Any]) -> None:
+    result = tasq("run", "-", stdin="x" * MAXIMUM_REQUEST_BYTES)
+    assert (result.exit_code, sent) == (2, [])
+    assert "PROMPT: the request has 1,572,8" in result.stderr
+    assert f"the limit is {MAXIMUM_REQUEST_BYTES:,}" in result.stderr
+
+
+def test_standard_input_that_is_not_text_is_refused(tasq: Tasq, sent: list[Any]) -> None:
+    result = tasq("run", "-", stdin=b"abc\xff")
+    assert (result.exit_code, sent) == (2, [])
+    assert "PROMPT: standard input is not UTF-8 text (invalid start byte at byte 3)" in result.stderr

@@ -1,0 +1,431 @@
+"""Every sentence of the ledger's contract, on every kind of ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta, timezone
+
+import pytest
+from pydantic import JsonValue
+
+from tasquencer.entries import LedgerEntry
+from tasquencer.errors import LedgerConflict
+from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
+from tests.ledger.stories import FAILURE, START, Life, after, ai_job
+
+
+async def all_ids(ledger: Ledger, **wanted: object) -> list[str]:
+    return [item.id for item in await ledger.work_items(WorkItemFilter.model_validate(wanted))]
+
+
+async def only(ledger: Ledger, work_item_id: str = "a") -> WorkItem:
+    [item] = await ledger.work_items(WorkItemFilter(work_item_id=work_item_id))
+    return item
+
+
+# Writing
+
+
+async def test_what_is_recorded_is_read_back_whole(ledger: Ledger) -> None:
+    life = Life(attempt=2, delay_seconds=7.5, delay_reason=DelayReason.RETRY_AFTER)
+    entries = life.until(WorkItemState.FAILED)
+    for entry in entries:
+        await ledger.record([entry])
+    assert await only(ledger) == life.item.model_copy(update={"payload": life.payload})
+    assert await ledger.transitions("a") == [entry.transition for entry in entries]
+
+
+async def test_a_result_of_any_json_is_read_back(ledger: Ledger) -> None:
+    results: list[JsonValue] = [
+        None,
+        True,
+        3,
+        2.5,
+        "text",
+        [1, [2]],
+        {"text": "naïve ☃ 🎉", "big": 2**60, "none": None},
+    ]
+    for number, result in enumerate(results):
+        life = Life(id=f"w{number}", lineage=f"l{number}")
+        await ledger.record([life.initialized(), life.started(), life.completed(result)])
+        assert (await only(ledger, life.id)).result == result
+
+
+async def test_times_of_any_zone_are_the_same_instants(ledger: Ledger) -> None:
+    life = Life(created_at=START.astimezone(timezone(timedelta(hours=9))))
+    await ledger.record([life.initialized()])
+    assert (await only(ledger)).created_at == START
+
+
+async def test_several_transitions_of_one_work_item_fit_in_one_batch(ledger: Ledger) -> None:
+    life = Life()
+    await ledger.record(life.until(WorkItemState.COMPLETED))
+    assert await only(ledger) == life.item.model_copy(update={"payload": life.payload})
+    assert [step.sequence for step in await ledger.transitions("a")] == [0, 1, 2]
+
+
+async def test_a_failure_and_the_next_attempt_fit_in_one_batch(ledger: Ledger) -> None:
+    first, second = Life(), Life(id="b", attempt=1, created_at=after(2))
+    await ledger.record([first.initialized(), first.started()])
+    await ledger.record([first.failed(), second.initialized()])
+    assert [item.state for item in await ledger.work_items(WorkItemFilter())] == ["initialized", "failed"]
+
+
+async def test_an_empty_batch_does_nothing(ledger: Ledger) -> None:
+    await ledger.record([])
+    assert await all_ids(ledger) == []
+
+
+async def test_a_large_batch_is_one_call(ledger: Ledger) -> None:
+    lives = [Life(id=f"w{number}", lineage=f"l{number}") for number in range(1_500)]
+    await ledger.record([life.initialized(ai_job("pending")) for life in lives])
+    assert len(await all_ids(ledger, limit=2_000)) == 1_500
+    assert len(await ledger.domain_records("ai_jobs", [life.id for life in lives])) == 1_500
+
+
+async def test_a_batch_delivered_twice_changes_nothing_and_is_no_error(ledger: Ledger) -> None:
+    life = Life()
+    batches = [[life.initialized(), life.started()], [life.failed()]]
+    for batch in batches:
+        await ledger.record(batch)
+    before = (await only(ledger), await ledger.transitions("a"))
+    for batch in batches:
+        await ledger.record(batch)
+    assert (await only(ledger), await ledger.transitions("a")) == before
+
+
+async def test_an_entry_twice_in_one_batch_is_written_once(ledger: Ledger) -> None:
+    entry = Life().initialized()
+    await ledger.record([entry, entry])
+    assert len(await ledger.transitions("a")) == 1
+
+
+async def test_an_overlapping_batch_writes_what_is_new(ledger: Ledger) -> None:
+    life = Life()
+    entries = life.until(WorkItemState.COMPLETED)
+    await ledger.record(entries[:2])
+    await ledger.record(entries)
+    assert (await only(ledger)).state is WorkItemState.COMPLETED
+
+
+async def test_a_late_copy_of_an_early_entry_is_skipped(ledger: Ledger) -> None:
+    life = Life()
+    entries = life.until(WorkItemState.COMPLETED)
+    await ledger.record(entries)
+    await ledger.record(entries[:1])
+    assert (await only(ledger)).state is WorkItemState.COMPLETED
+
+
+async def test_the_same_batch_delivered_many_times_at_once_is_written_once(ledger: Ledger) -> None:
+    batch = Life().until(WorkItemState.COMPLETED)
+    await asyncio.gather(*(ledger.record(batch) for _ in range(20)))
+    assert len(await ledger.transitions("a")) == 3
+
+
+async def test_batches_of_many_tasks_at_once_are_all_written(ledger: Ledger) -> None:
+    batches = [Life(id=f"w{n}", run_id=f"r{n}").until(WorkItemState.COMPLETED) for n in range(50)]
+    await asyncio.gather(*(ledger.record(batch) for batch in batches))
+    assert len(await all_ids(ledger, states={WorkItemState.COMPLETED})) == 50
+
+
+# Refusing
+
+
+def _another_end() -> list[LedgerEntry]:
+    life = Life()
+    life.initialized(), life.started()
+    return [life.canceled()]
+
+
+def _leaves_a_terminal_state() -> list[LedgerEntry]:
+    life = Life()
+    life.until(WorkItemState.COMPLETED)
+    return [life.canceled()]
+
+
+def _gap() -> list[LedgerEntry]:
+    life = Life(id="b", lineage="other")
+    life.initialized()
+    return [life.started()]
+
+
+def _illegal() -> list[LedgerEntry]:
+    life = Life(id="b", lineage="other")
+    entry = life.initialized()
+    life.started()
+    life.item = life.item.model_copy(update={"state": WorkItemState.INITIALIZED})
+    life.sequence = 0
+    return [entry, life.completed()]
+
+
+def _begins_started() -> list[LedgerEntry]:
+    life = Life(id="b", lineage="other")
+    life.initialized()
+    life.sequence = -1
+    entry = life.started()
+    first = entry.transition.model_copy(update={"previous_state": None})
+    return [entry.model_copy(update={"transition": first})]
+
+
+def _begins_again() -> list[LedgerEntry]:
+    life = Life()
+    life.initialized()
+    first = life.started()
+    return [first.model_copy(update={"transition": first.transition.model_copy(update={"sequence": 0})})]
+
+
+def _attempt_taken() -> list[LedgerEntry]:
+    return [Life(id="b").initialized()]
+
+
+def _taken_in_batch() -> list[LedgerEntry]:
+    return [Life(id="b", lineage="other").initialized(), Life(id="c", lineage="other").initialized()]
+
+
+def _altered(**update: object) -> list[LedgerEntry]:
+    life = Life(id="b", lineage="other")
+    entries = life.until(WorkItemState.FAILED)
+    item = entries[-1].work_item.model_copy(update=update)
+    return [*entries[:-1], entries[-1].model_copy(update={"work_item": item})]
+
+
+def _foreign_transition() -> list[LedgerEntry]:
+    entry = Life(id="b", lineage="other").initialized()
+    return [
+        entry.model_copy(update={"transition": entry.transition.model_copy(update={"work_item_id": "c"})})
+    ]
+
+
+_SELF = "the entry contradicts itself: "
+
+CONFLICTS: dict[str, tuple[Callable[[], list[LedgerEntry]], str, str]] = {
+    "another end": (
+        _another_end, "a", "its transition 2 is completed, the entry says canceled"),
+    "leaves a terminal state": (
+        _leaves_a_terminal_state, "a", "it is completed after transition 2 and cannot become canceled"),
+    "leaves a gap": (
+        _gap, "b", "it does not exist, the entry is its transition 1 from initialized"),
+    "is not legal": (
+        _illegal, "b", "it is initialized after transition 0 and cannot become completed"),
+    "begins in the middle": (
+        _begins_started, "b", "it does not exist and cannot become started"),
+    "begins again": (
+        _begins_again, "a", "its transition 0 is initialized, the entry says started"),
+    "attempt taken": (
+        _attempt_taken, "b", "attempt 0 of lineage 'main' in run 'run' is already work item 'a'"),
+    "attempt taken within the batch": (
+        _taken_in_batch, "c", "attempt 0 of lineage 'other' in run 'run' is already work item 'b'"),
+    "state is not the transition's": (
+        lambda: _altered(state=WorkItemState.STARTED), "b",
+        _SELF + "the transition leads to failed, the work item is started"),
+    "ended without a time": (
+        lambda: _altered(ended_at=None), "b", _SELF + "failed without ended_at"),
+    "started without a time": (
+        lambda: _altered(started_at=None), "b", _SELF + "failed without started_at"),
+    "failed without a failure": (
+        lambda: _altered(failure=None), "b", _SELF + "failed without a failure"),
+    "of two work items": (
+        _foreign_transition, "b", _SELF + "its transition is of work item 'c'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+async def test_a_conflict_is_refused_precisely_and_nothing_of_its_batch_is_written(
+    ledger: Ledger, case: str
+) -> None:
+    entries, work_item_id, problem = CONFLICTS[case]
+    await ledger.record(Life().until(WorkItemState.COMPLETED))
+    before = await only(ledger)
+    neighbour = Life(id="n", lineage="neighbour")
+    batch = [neighbour.initialized(ai_job("pending")), *entries(), neighbour.started()]
+    with pytest.raises(LedgerConflict) as refusal:
+        await ledger.record(batch)
+    assert (refusal.value.work_item_id, refusal.value.problem) == (work_item_id, problem)
+    assert await all_ids(ledger) == ["a"]
+    assert (await only(ledger), len(await ledger.transitions("a"))) == (before, 3)
+    assert await ledger.transitions("n") == []
+    assert await ledger.domain_records("ai_jobs", ["n"]) == {}
+
+
+async def test_a_skipped_entry_does_not_excuse_a_conflict_beside_it(ledger: Ledger) -> None:
+    life = Life()
+    batch = life.until(WorkItemState.STARTED)
+    await ledger.record(batch)
+    with pytest.raises(LedgerConflict):
+        await ledger.record([*batch, *_gap()])
+
+
+async def test_after_a_refusal_the_ledger_goes_on(ledger: Ledger) -> None:
+    await ledger.record([Life().initialized()])
+    with pytest.raises(LedgerConflict):
+        await ledger.record(_attempt_taken())
+    await ledger.record([Life(id="b", attempt=1).initialized()])
+    assert sorted(await all_ids(ledger)) == ["a", "b"]
+
+
+# What which entry sets
+
+
+async def test_later_entries_do_not_change_what_the_first_one_set(ledger: Ledger) -> None:
+    life = Life(delay_seconds=4, delay_reason=DelayReason.BACKOFF)
+    await ledger.record([life.initialized()])
+    created = life.item
+    changed = life.started(
+        task_id="x", run_id="x", task_type="x", lineage="x", attempt=9, payload="x", created_at=after(9),
+        delay_seconds=9.0, delay_reason=DelayReason.RETRY_AFTER, not_before=after(9),
+    )  # fmt: skip
+    await ledger.record([changed])
+    started = {"state": WorkItemState.STARTED, "started_at": after(1), "worker": "w1"}
+    assert await only(ledger) == created.model_copy(update=started)
+
+
+@pytest.mark.parametrize("batches", [1, 2], ids=["in one batch", "in two batches"])
+async def test_an_operator_changes_the_wait(ledger: Ledger, batches: int) -> None:
+    life = Life(delay_seconds=4, delay_reason=DelayReason.BACKOFF)
+    entries = [
+        life.initialized(),
+        life.started(delay_seconds=1.5, delay_reason=DelayReason.OPERATOR, not_before=after(1)),
+        life.completed(),
+    ]
+    for batch in [entries] if batches == 1 else [entries[:1], entries[1:]]:
+        await ledger.record(batch)
+    item = await only(ledger)
+    assert (item.delay_seconds, item.delay_reason, item.not_before) == (1.5, DelayReason.OPERATOR, after(1))
+    assert item.payload == life.payload
+
+
+# Domain records
+
+
+async def test_the_domain_record_replaces_the_one_before(ledger: Ledger) -> None:
+    life = Life()
+    await ledger.record([life.initialized(ai_job("pending"))])
+    await ledger.record([life.started(ai_job("started", model="n"))])
+    done = ai_job("completed", result="because", input_tokens=5, output_tokens=2**40, cost_usd=0.00025)
+    await ledger.record([life.completed(record=done)])
+    assert await ledger.domain_records("ai_jobs", ["a"]) == {"a": dict(done.values)}
+
+
+async def test_the_last_domain_record_of_a_batch_stands(ledger: Ledger) -> None:
+    life = Life()
+    await ledger.record(
+        [life.initialized(ai_job("pending")), life.started(ai_job("started")), life.canceled()]
+    )
+    assert await ledger.domain_records("ai_jobs", ["a"]) == {"a": dict(ai_job("started").values)}
+
+
+async def test_the_domain_record_of_a_skipped_entry_is_skipped(ledger: Ledger) -> None:
+    life = Life()
+    await ledger.record([life.initialized(ai_job("pending"))])
+    again = Life().initialized(ai_job("started", model="another"))
+    await ledger.record([again])
+    assert await ledger.domain_records("ai_jobs", ["a"]) == {"a": dict(ai_job("pending").values)}
+
+
+async def test_work_items_without_a_domain_record_are_left_out(ledger: Ledger) -> None:
+    await ledger.record([Life().initialized(ai_job("pending")), Life(id="b", attempt=1).initialized()])
+    assert set(await ledger.domain_records("ai_jobs", ["a", "b", "nobody"])) == {"a"}
+    assert await ledger.domain_records("ai_jobs", []) == {}
+
+
+# Text that databases cannot hold
+
+
+async def test_nul_and_lone_surrogates_are_replaced_everywhere(ledger: Ledger) -> None:
+    life = Life(payload={"que\x00stion": "a\x00b\udcffc"})
+    record = ai_job("completed", prompt="p\x00", result="r\ud800")
+    await ledger.record(
+        [life.initialized(), life.started(worker="w\x00"), life.completed(["x\x00y"], record)]
+    )
+    item = await only(ledger)
+    assert item.payload == {"que\ufffdstion": "a\ufffdb\ufffdc"}
+    assert (item.result, item.worker) == (["x\ufffdy"], "w\ufffd")
+    [row] = (await ledger.domain_records("ai_jobs", ["a"])).values()
+    assert (row["prompt"], row["result"]) == ("p\ufffd", "r\ufffd")
+
+
+async def test_a_batch_with_such_text_may_be_delivered_twice(ledger: Ledger) -> None:
+    batch = Life(id="a\x00", payload="\x00").until(WorkItemState.STARTED)
+    await ledger.record(batch)
+    await ledger.record(batch)
+    assert await all_ids(ledger) == ["a\ufffd"]
+
+
+# Reading
+
+
+async def test_lists_are_newest_first_then_by_attempt(ledger: Ledger) -> None:
+    await ledger.record(
+        [
+            Life(id="old", attempt=0, created_at=after(-5)).initialized(),
+            Life(id="new-0", attempt=0, run_id="other").initialized(),
+            Life(id="new-2", attempt=2).initialized(),
+            Life(id="new-1", attempt=1).initialized(),
+        ]
+    )
+    newest_first = ["new-2", "new-1", "new-0", "old"]
+    assert await all_ids(ledger) == newest_first
+    assert await all_ids(ledger, oldest_first=True) == newest_first[::-1]
+    assert await all_ids(ledger, limit=2) == newest_first[:2]
+    assert await all_ids(ledger, limit=2, offset=1) == newest_first[1:3]
+    assert await all_ids(ledger, offset=4) == []
+
+
+async def test_each_filter_selects_and_filters_combine(ledger: Ledger) -> None:
+    for number, state in enumerate(WorkItemState):
+        life = Life(id=state.value, task_id=f"task-{number % 2}", attempt=number, created_at=after(number))
+        await ledger.record(life.until(state))
+    other = Life(id="other", lineage="other", created_at=after(10))
+    timed_out = FAILURE.model_copy(update={"kind": "timed_out"})
+    await ledger.record([other.initialized(), other.started(), other.failed(timed_out, at=after(20))])
+
+    everything = ["other", "canceled", "failed", "completed", "started", "initialized"]
+    assert await all_ids(ledger) == everything
+    assert await all_ids(ledger, task_id="task-0") == ["canceled", "completed", "initialized"]
+    assert await all_ids(ledger, task_id="nobody") == []
+    assert await all_ids(ledger, work_item_id="started") == ["started"]
+    assert await all_ids(ledger, states={WorkItemState.FAILED}) == ["other", "failed"]
+    open_states = {WorkItemState.INITIALIZED, WorkItemState.STARTED}
+    assert await all_ids(ledger, states=open_states) == ["started", "initialized"]
+    assert await all_ids(ledger, states={WorkItemState.STARTED}) == ["started"]
+    assert await all_ids(ledger, states=frozenset()) == []
+    assert await all_ids(ledger, states=set(WorkItemState)) == everything
+    assert await all_ids(ledger, failure_kind="rate_limited") == ["failed"]
+    assert await all_ids(ledger, failure_kind="timed_out", ended_since=after(20)) == ["other"]
+    assert await all_ids(ledger, failure_kind="timed_out", ended_since=after(20.000001)) == []
+    assert await all_ids(ledger, created_since=after(4)) == ["other", "canceled"]
+    assert await all_ids(ledger, ended_since=after(2)) == ["other", "canceled", "failed", "completed"]
+    assert await all_ids(ledger, states=open_states, task_id="task-0") == ["initialized"]
+
+
+async def test_an_unknown_work_item_has_no_transitions(ledger: Ledger) -> None:
+    assert await ledger.transitions("nobody") == []
+
+
+async def test_a_reader_sees_a_batch_whole_or_not_at_all(ledger: Ledger) -> None:
+    async def write() -> None:
+        for number in range(20):
+            first = Life(id=f"a{number}", run_id=f"r{number}")
+            second = Life(id=f"b{number}", run_id=f"r{number}", attempt=1)
+            await ledger.record([first.initialized(), second.initialized()])
+
+    writing = asyncio.create_task(write())
+    while not writing.done():
+        await asyncio.sleep(0)
+        assert len(await all_ids(ledger)) % 2 == 0
+    await writing
+    assert len(await all_ids(ledger)) == 40
+
+
+async def test_closing_twice_does_nothing(ledger: Ledger) -> None:
+    await ledger.close()
+    await ledger.close()
+
+
+async def test_a_closed_ledger_can_be_opened_again(ledger: Ledger) -> None:
+    await ledger.record([Life().initialized()])
+    await ledger.close()
+    await ledger.open()
+    assert await all_ids(ledger) == ["a"]

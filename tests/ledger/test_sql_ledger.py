@@ -1,0 +1,283 @@
+"""What only an SQL ledger does: URLs, outages, races, domain tables of one's own, indexes."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from pathlib import Path
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from pydantic import JsonValue
+
+from tasquencer.entries import DomainRecord
+from tasquencer.errors import LedgerConflict, LedgerUnavailable
+from tasquencer.ledger import WorkItemFilter
+from tasquencer.sql import SqlLedger, schema_version, upgrade
+from tasquencer.sql.databases import database_at
+from tasquencer.sql.reading import work_items_query
+from tasquencer.work_item import WorkItemState
+from tests.ledger.stories import Life, after, ai_job
+from tests.ledger.test_immutability import run
+from tests.support.postgres import EmbeddedPostgres
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///a/b.db", "sqlite:///a/b.db"),
+        ("sqlite+aiosqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("sqlite://", "sqlite://"),
+        ("postgres://me:secret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:secret@host:5/db?sslmode=require", "postgresql://me:***@host:5/db"),
+        ("postgresql+asyncpg://host/db?password=secret", "postgresql://host/db"),
+    ],
+)
+def test_a_url_is_shown_without_driver_options_and_password(url: str, shown: str) -> None:
+    assert SqlLedger(url).database == shown
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://me:secret@host/db", "secret", "", "postgresql+psycopg://me:secret@host/db"]
+)
+def test_a_url_of_another_kind_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected sqlite:///file\.db or postgresql://user@host/database"
+    ) as refusal:
+        SqlLedger(url)
+    assert "secret" not in "".join(traceback.format_exception(refusal.value))
+
+
+async def test_the_folder_of_a_sqlite_file_is_created(tmp_path: Path) -> None:
+    async with SqlLedger(f"sqlite:///{tmp_path}/new/folder/ledger.db"):
+        assert (tmp_path / "new/folder/ledger.db").exists()
+
+
+async def test_a_sqlite_file_keeps_what_was_recorded(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with SqlLedger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+            await ledger.record([Life().initialized()])
+            assert len(await ledger.work_items(WorkItemFilter())) == 1
+
+
+# Outages
+
+
+@pytest.mark.postgresql
+async def test_a_refused_connection_is_an_outage_in_one_line_without_the_password() -> None:
+    url = "postgresql://me:geheim@127.0.0.1:1/db"
+    for call in (
+        SqlLedger(url).open,
+        SqlLedger(url).record,
+        lambda: upgrade(url),
+        lambda: schema_version(url),
+    ):
+        with pytest.raises(LedgerUnavailable, match="the ledger at postgresql://me:") as outage:
+            await (call([Life().initialized()]) if call.__name__ == "record" else call())  # type: ignore[call-arg]
+        assert "\n" not in str(outage.value)
+        assert "geheim" not in "".join(traceback.format_exception(outage.value))
+
+
+@pytest.mark.postgresql
+async def test_an_unknown_host_and_a_missing_database_are_outages(postgres: EmbeddedPostgres) -> None:
+    with pytest.raises(LedgerUnavailable):
+        await SqlLedger("postgresql://me:geheim@host.invalid/db").open()
+    with pytest.raises(LedgerUnavailable, match='database "nowhere" does not exist'):
+        await SqlLedger(postgres.url_of("nowhere")).open()
+
+
+async def test_a_file_that_is_no_database_is_an_outage(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("Dear diary, " * 100)
+    for call in (
+        SqlLedger(f"sqlite:///{tmp_path}/text.db").open,
+        lambda: upgrade(f"sqlite:///{tmp_path}/text.db"),
+    ):
+        with pytest.raises(LedgerUnavailable, match="file is not a database"):
+            await call()
+
+
+async def test_a_folder_that_cannot_be_made_is_an_outage(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LedgerUnavailable, match=r"Not a directory|File exists"):
+        await SqlLedger(f"sqlite:///{tmp_path}/file/ledger.db").open()
+
+
+async def test_a_read_only_file_can_be_read_and_not_written(tmp_path: Path) -> None:
+    async with SqlLedger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        await ledger.record([Life().initialized()])
+    async with SqlLedger(f"sqlite:///file:{tmp_path}/ledger.db?mode=ro&uri=true") as ledger:
+        assert len(await ledger.work_items(WorkItemFilter())) == 1
+        with pytest.raises(LedgerUnavailable, match="attempt to write a readonly database"):
+            await ledger.record([Life(id="b", attempt=1).initialized()])
+
+
+async def test_a_table_that_is_gone_is_an_outage(database: str, sql_ledger: SqlLedger) -> None:
+    await run(database, "ALTER TABLE work_items RENAME TO elsewhere")
+    try:
+        with pytest.raises(LedgerUnavailable):
+            await sql_ledger.record([Life().initialized()])
+        with pytest.raises(LedgerUnavailable):
+            await sql_ledger.work_items(WorkItemFilter())
+    finally:
+        await run(database, "ALTER TABLE elsewhere RENAME TO work_items")
+    await sql_ledger.record([Life().initialized()])
+
+
+@pytest.mark.postgresql
+async def test_a_cut_connection_is_replaced_without_an_error(postgres: EmbeddedPostgres) -> None:
+    url = await postgres.create_database("cut")
+    await upgrade(url)
+    administrator = await asyncpg.connect(postgres.url.replace("+asyncpg", ""))
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'cut'"
+    try:
+        async with SqlLedger(url) as ledger:
+            await asyncio.gather(*(ledger.transitions("a") for _ in range(5)))
+            await administrator.fetch(cut)
+            await ledger.record([Life().initialized()])
+            await administrator.fetch(cut)
+            assert len(await ledger.transitions("a")) == 1
+    finally:
+        await administrator.close()
+
+
+# Two processes
+
+
+@pytest.mark.parametrize("rounds", [10])
+async def test_the_same_batches_delivered_by_two_workers_at_once_end_as_one_set(
+    database: str, rounds: int
+) -> None:
+    async with SqlLedger(database) as one, SqlLedger(database) as two:
+        for number in range(rounds):
+            lives = [Life(id=f"w{number}-{n}", run_id=f"r{number}-{n}") for n in range(5)]
+            for step in ("initialized", "started", "failed"):
+                batch = [getattr(life, step)(record=ai_job("started")) for life in lives]
+                await asyncio.gather(
+                    one.record(batch), two.record(batch), one.record(batch), two.record(batch[::-1])
+                )
+            for life in lives:
+                assert [step.sequence for step in await two.transitions(life.id)] == [0, 1, 2]
+
+
+async def test_of_two_contradicting_ends_one_stands_and_the_other_is_refused(database: str) -> None:
+    async with SqlLedger(database) as one, SqlLedger(database) as two:
+        for number in range(10):
+            life, twin = Life(id=f"w{number}", attempt=number), Life(id=f"w{number}", attempt=number)
+            await one.record(life.until(WorkItemState.STARTED))
+            twin.until(WorkItemState.STARTED)
+            outcomes = await asyncio.gather(
+                one.record([life.completed()]), two.record([twin.canceled()]), return_exceptions=True
+            )
+            assert sorted(type(outcome).__name__ for outcome in outcomes) == ["LedgerConflict", "NoneType"]
+            assert len(await one.transitions(f"w{number}")) == 3
+
+
+async def test_of_two_work_items_for_one_attempt_one_is_refused_precisely(database: str) -> None:
+    async with SqlLedger(database) as one, SqlLedger(database) as two:
+        outcomes = await asyncio.gather(
+            one.record([Life(id="a").initialized()]),
+            two.record([Life(id="b").initialized()]),
+            return_exceptions=True,
+        )
+        [conflict] = [outcome for outcome in outcomes if outcome is not None]
+        assert isinstance(conflict, LedgerConflict)
+        assert "attempt 0 of lineage 'main' in run 'run' is already work item" in conflict.problem
+
+
+# Domain records
+
+
+async def test_an_unknown_domain_table_or_column_is_refused(sql_ledger: SqlLedger) -> None:
+    with pytest.raises(KeyError):
+        await sql_ledger.domain_records("nothing", ["a"])
+    with pytest.raises(LedgerConflict, match="the ledger has no domain table 'nothing'"):
+        await sql_ledger.record([Life().initialized(DomainRecord(table="nothing", values={}))])
+    with pytest.raises(LedgerConflict, match="domain table 'ai_jobs' takes no 'mood'"):
+        await sql_ledger.record([Life().initialized(ai_job("pending", mood="good"))])
+    assert await sql_ledger.work_items(WorkItemFilter()) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"status": "paused"}, {"prompt": None}, {"input_tokens": 2**70}, {"prompt": {"a": 1}}, {"attempt": 4}],
+    ids=str,
+)
+async def test_a_domain_record_that_does_not_fit_is_refused_as_such(
+    sql_ledger: SqlLedger, values: dict[str, JsonValue]
+) -> None:
+    with pytest.raises(LedgerConflict) as refusal:
+        await sql_ledger.record([Life().initialized(ai_job("pending", **values))])
+    assert refusal.value.work_item_id == "a"
+    assert "\n" not in str(refusal.value)
+    assert await sql_ledger.work_items(WorkItemFilter()) == []
+
+
+async def test_a_domain_table_of_ones_own(database: str) -> None:
+    invoices = sa.Table(
+        "invoices",
+        sa.MetaData(),
+        sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("work_item_id", sa.Text, unique=True, nullable=False),
+        sa.Column("lines", sa.JSON(none_as_null=True)),
+        sa.Column("note", sa.Text),
+    )
+    owner = database_at(database)
+    await owner.write(invoices.metadata.create_all)
+    try:
+        async with SqlLedger(database, domain_tables={"invoices": invoices}) as ledger:
+            life = Life()
+            first = DomainRecord(table="invoices", values={"lines": [1, {"a": 2}], "note": "first"})
+            await ledger.record([life.initialized(first)])
+            await ledger.record([life.started(DomainRecord(table="invoices", values={"lines": [3]}))])
+            found = await ledger.domain_records("invoices", ["a"])
+            assert found == {"a": {"number": 1, "lines": [3], "note": None}}
+    finally:
+        await owner.write(invoices.metadata.drop_all)
+        await owner.close()
+
+
+# Indexes
+
+EXPLAINED = {
+    "the attempts of a task": (WorkItemFilter(task_id="task-7"), "work_items_of_task"),
+    "failed in the last hour by kind": (
+        WorkItemFilter(failure_kind="rate_limited", ended_since=after(3)),
+        "work_items_failed_by_kind",
+    ),
+    "what is running": (
+        WorkItemFilter(states=frozenset({WorkItemState.INITIALIZED, WorkItemState.STARTED})),
+        "work_items_open",
+    ),
+    "the newest": (WorkItemFilter(), "work_items_newest"),
+    "one work item": (WorkItemFilter(work_item_id="w7"), "sqlite_autoindex_work_items_1|work_items_pkey"),
+}
+
+
+@pytest.mark.parametrize("query", EXPLAINED)
+async def test_an_index_serves_each_common_query(database: str, sql_ledger: SqlLedger, query: str) -> None:
+    for state in WorkItemState:
+        lives = [Life(id=f"{state}{n}", task_id=f"task-{n % 50}", run_id=f"{state}{n}") for n in range(100)]
+        await sql_ledger.record([entry for life in lives for entry in life.until(state)])
+    wanted, index = EXPLAINED[query]
+
+    def plan(connection: sa.Connection) -> str:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("ANALYZE")
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+            explain = "EXPLAIN "
+        else:
+            explain = "EXPLAIN QUERY PLAN "
+        literal = work_items_query(wanted).compile(connection, compile_kwargs={"literal_binds": True})
+        return "\n".join(str(row) for row in connection.exec_driver_sql(explain + str(literal)))
+
+    explaining = database_at(database)
+    try:
+        text = await explaining.write(plan)
+    finally:
+        await explaining.close()
+    assert any(name in text for name in index.split("|")), text
+    assert "SCAN work_items\n" not in text

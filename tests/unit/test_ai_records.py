@@ -1,0 +1,159 @@
+"""The domain record of an AI work item in each of its states, and the result of its task."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from tasquencer.ai import AI_JOBS, AiAgentResult, AiAnswer, AiJob, ChatMessage, ai_job_record
+from tasquencer.failure import Failure, FailureKind
+from tasquencer.retry import RetryRecipe
+from tasquencer.work_item import WorkItem, WorkItemState
+from tests.unit.driving import NOON, task
+
+JOB = AiJob(messages=[ChatMessage(role="user", content="Hello")], model="asked")
+ANSWER = AiAnswer(
+    text="Hi!",
+    model="answered",
+    finish_reason="stop",
+    provider_request_id="req-1",
+    input_tokens=3,
+    output_tokens=5,
+    cost_usd=0.25,
+    latency_seconds=1.5,
+)
+NOTHING_YET = {
+    "prompt": "Hello",
+    "model": "asked",
+    "max_retries": 7,
+    "attempt": 0,
+    "status": "pending",
+    "result": None,
+    "last_error": None,
+    "finish_reason": None,
+    "provider_request_id": None,
+    "input_tokens": None,
+    "output_tokens": None,
+    "cost_usd": None,
+    "latency_seconds": None,
+}
+
+
+def item_in(state: WorkItemState, **facts: object) -> WorkItem:
+    item = WorkItem(
+        id="w0",
+        task_id="task-1",
+        run_id="run-1",
+        task_type="AiAgentTask",
+        lineage="main",
+        attempt=0,
+        state=state,
+        payload=JOB.model_dump(mode="json"),
+        not_before=NOON,
+        created_at=NOON,
+    )
+    return item.model_copy(update=facts)
+
+
+@pytest.mark.parametrize(
+    ("item", "changes"),
+    [
+        (item_in(WorkItemState.INITIALIZED), {}),
+        (item_in(WorkItemState.STARTED, attempt=2), {"status": "started", "attempt": 2}),
+        (
+            item_in(WorkItemState.COMPLETED, result=ANSWER.model_dump(mode="json")),
+            {
+                "status": "completed",
+                "model": "answered",
+                "result": "Hi!",
+                "finish_reason": "stop",
+                "provider_request_id": "req-1",
+                "input_tokens": 3,
+                "output_tokens": 5,
+                "cost_usd": 0.25,
+                "latency_seconds": 1.5,
+            },
+        ),
+        (
+            # By hand: an operator gives the text alone.
+            item_in(WorkItemState.COMPLETED, result={"text": "Hi!"}),
+            {"status": "completed", "result": "Hi!"},
+        ),
+        (
+            item_in(
+                WorkItemState.FAILED,
+                failure=Failure.of(
+                    FailureKind.INVALID_OUTPUT,
+                    "cut off",
+                    text="half an ans",
+                    model="answered",
+                    finish_reason="length",
+                    provider_request_id="req-2",
+                    input_tokens=3,
+                    output_tokens=9,
+                    cost_usd=0.5,
+                    latency_seconds=2.5,
+                ),
+            ),
+            {
+                "status": "failed",
+                "model": "answered",
+                "last_error": "invalid_output: cut off",
+                "finish_reason": "length",
+                "provider_request_id": "req-2",
+                "input_tokens": 3,
+                "output_tokens": 9,
+                "cost_usd": 0.5,
+                "latency_seconds": 2.5,
+            },
+        ),
+        (
+            item_in(WorkItemState.FAILED, failure=Failure.of(FailureKind.UNREACHABLE, "no connection")),
+            {"status": "failed", "last_error": "unreachable: no connection"},
+        ),
+        (item_in(WorkItemState.CANCELED), {"status": "canceled"}),
+    ],
+    ids=lambda value: value.state.value if isinstance(value, WorkItem) else "",
+)
+def test_the_record_tells_what_is_known_in_each_state(item: WorkItem, changes: dict[str, object]) -> None:
+    record = ai_job_record(item, RetryRecipe(max_retries=7))
+
+    assert record.table == AI_JOBS == "ai_jobs"
+    assert record.values == {**NOTHING_YET, **changes}
+
+
+def test_the_record_of_a_task_follows_its_work_items() -> None:
+    state = task(record_of=ai_job_record)
+    state.begin(JOB.model_dump(mode="json"), now=NOON)
+    state.start("w0", now=NOON)
+    state.complete("w0", ANSWER.model_dump(mode="json"), now=NOON)
+
+    records = [entry.record for entry in state.take_entries()]
+
+    assert [record.values["status"] for record in records if record] == ["pending", "started", "completed"]
+
+
+def test_the_result_of_a_task_is_that_of_its_last_work_item() -> None:
+    item = item_in(WorkItemState.COMPLETED, result=ANSWER.model_dump(mode="json"))
+
+    assert AiAgentResult.of(item, 3).model_dump(mode="json") == {
+        "text": "Hi!",
+        "model": "answered",
+        "finish_reason": "stop",
+        "work_item_id": "w0",
+        "attempts": 3,
+        "input_tokens": 3,
+        "output_tokens": 5,
+        "cost_usd": 0.25,
+    }
+
+
+def test_a_result_given_by_hand_needs_only_a_text() -> None:
+    result = AiAgentResult.of(item_in(WorkItemState.COMPLETED, result={"text": "by hand"}), 1)
+
+    assert (result.text, result.model, result.cost_usd) == ("by hand", None, None)
+
+
+def test_a_result_without_a_text_is_refused() -> None:
+    with pytest.raises(ValidationError, match="text"):
+        AiAgentResult.of(item_in(WorkItemState.COMPLETED, result={}), 1)

@@ -1,0 +1,326 @@
+"""Random histories of a task, checked against DESIGN's invariants by an oracle of its own.
+
+A machine drives `TaskState` through random outcomes over several lineages, records every batch in the
+ledger (some of them twice), and sometimes lets the task continue as new with only JSON crossing over.
+After each step it compares what the ledger holds with the invariants, each computed from scratch:
+
+- I3: what ended once never changes, and every event on it is refused.
+- I4: no work item starts before the end of its predecessor plus its delay; the delay is no less than
+  backoff and Retry-After.
+- I5: no lineage has more than `max_retries + 1` work items.
+- I6: once the task is closed, nothing is open.
+- I7: the verdict is the one that reading the lineages by hand gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from fractions import Fraction
+from itertools import count, pairwise
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tasquencer.errors import IllegalTransition
+from tasquencer.failure import TRANSIENT_KINDS, Failure, FailureKind
+from tasquencer.ledger import WorkItemFilter
+from tasquencer.policy import Verdict, fail_fast, until_exhausted
+from tasquencer.retry import RetryOn, RetryRecipe
+from tasquencer.task_state import CarriedTask, TaskState
+from tasquencer.testing import InMemoryLedger
+from tasquencer.work_item import WorkItem
+from tests.unit.driving import NOON
+
+MICROSECOND = timedelta(microseconds=1)
+ENDED = {"completed", "failed", "canceled"}
+POLICIES = {"until_exhausted": until_exhausted, "fail_fast": fail_fast}
+
+Answer = TypeVar("Answer")
+
+milliseconds = st.integers(0, 20_000).map(lambda number: number / 1000)
+
+recipes = st.builds(
+    RetryRecipe,
+    max_retries=st.integers(0, 6),
+    initial_interval=milliseconds.map(lambda number: timedelta(seconds=number)),
+    backoff_coefficient=st.sampled_from([1.0, 1.5, 2.0, 10.0]),
+    maximum_interval=st.one_of(st.none(), st.integers(20, 60).map(lambda number: timedelta(seconds=number))),
+    jitter=st.sampled_from([0.0, 0.25, 1.0]),
+    retry_on=st.sampled_from(RetryOn),
+)
+
+failures = st.builds(
+    lambda kind, retry_after, unless: Failure.of(
+        kind, "why", transient=unless, retry_after_seconds=retry_after
+    ),
+    # Weighted towards retries, so that lineages grow long.
+    st.sampled_from([*sorted(TRANSIENT_KINDS), *sorted(TRANSIENT_KINDS), *FailureKind]),
+    st.one_of(st.none(), milliseconds),
+    st.one_of(st.none(), st.none(), st.booleans()),
+)
+
+
+def exact_backoff(recipe: RetryRecipe, attempt: int) -> Fraction:
+    """Microseconds, by multiplying step by step instead of by a power."""
+    backoff = Fraction(recipe.initial_interval // MICROSECOND)
+    for _ in range(attempt):
+        backoff *= Fraction(recipe.backoff_coefficient)
+    longest = recipe.maximum_interval or timedelta(days=365)
+    return min(backoff, Fraction(longest // MICROSECOND))
+
+
+def at_once(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+    """The in-memory ledger waits for nothing, so it needs no event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
+    raise AssertionError("the in-memory ledger waited")
+
+
+class TaskMachine(RuleBasedStateMachine):
+    """One task from its first lineage to its close."""
+
+    @initialize(
+        recipe=recipes,
+        policy=st.sampled_from(sorted(POLICIES)),
+        deadline=st.one_of(st.none(), st.none(), st.integers(1, 300)),
+        lineages=st.integers(1, 4),
+        seed=st.randoms(use_true_random=False),
+    )
+    def begin(self, recipe: RetryRecipe, policy: str, deadline: int | None, lineages: int, seed: Any) -> None:
+        self.recipe = recipe
+        self.policy = policy
+        self.seed = seed
+        self.now = NOON
+        self.deadline = None if deadline is None else NOON + timedelta(seconds=deadline)
+        self.names = [f"lineage-{number}" for number in range(lineages)]
+        self.ids = count()
+        self.runs = count()
+        self.ledger = InMemoryLedger()
+        self.frozen: dict[str, WorkItem] = {}
+        self.closed = False
+        self.state = self.new_state()
+        for name in self.names:
+            self.state.begin({"asks": name}, now=self.now, lineage=name)
+        self.record()
+
+    def new_state(self) -> TaskState:
+        return TaskState(
+            task_id="task",
+            run_id=f"run-{next(self.runs)}",
+            task_type="Test",
+            recipe=self.recipe,
+            new_id=lambda: f"item-{next(self.ids)}",
+            random=self.seed.random,
+            policy=POLICIES[self.policy],
+            deadline=self.deadline,
+        )
+
+    # What the ledger says
+
+    def record(self, *, twice: bool = False) -> None:
+        batch = self.state.take_entries()
+        for _ in range(1 + twice):
+            at_once(self.ledger.record(batch))
+        wanted = WorkItemFilter(task_id="task", limit=10_000, oldest_first=True)
+        self.items = at_once(self.ledger.work_items(wanted))
+
+    def stored(self) -> list[WorkItem]:
+        return self.items
+
+    def lineage(self, name: str) -> list[WorkItem]:
+        return sorted((item for item in self.stored() if item.lineage == name), key=lambda item: item.attempt)
+
+    # Events
+
+    def pick(self, data: st.DataObject, state: str) -> WorkItem:
+        return data.draw(st.sampled_from([item for item in self.stored() if item.state == state]))
+
+    def has(self, *states: str) -> bool:
+        return any(item.state in states for item in self.stored())
+
+    @precondition(lambda self: self.has("initialized"))
+    @rule(data=st.data(), late=milliseconds)
+    def wait_and_start(self, data: st.DataObject, late: float) -> None:
+        item = self.pick(data, "initialized")
+        self.now = max(self.now, item.not_before) + timedelta(seconds=late)
+        self.state.start(item.id, now=self.now)
+        self.record()
+
+    @precondition(lambda self: self.has("started"))
+    @rule(data=st.data(), took=milliseconds, twice=st.booleans())
+    def complete(self, data: st.DataObject, took: float, twice: bool) -> None:
+        self.now += timedelta(seconds=took)
+        self.state.complete(self.pick(data, "started").id, {"text": "done"}, now=self.now)
+        self.record(twice=twice)
+
+    @precondition(lambda self: self.has("started"))
+    @rule(data=st.data(), took=milliseconds, failure=failures, twice=st.booleans())
+    def fail(self, data: st.DataObject, took: float, failure: Failure, twice: bool) -> None:
+        self.now += timedelta(seconds=took)
+        item = self.pick(data, "started")
+        self.state.fail(item.id, failure, now=self.now)
+        self.record(twice=twice)
+        if self.policy == "until_exhausted":
+            self.a_retry_follows_exactly_if_it_should(item, failure)
+
+    @precondition(lambda self: self.has("initialized", "started"))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        open_items = [item for item in self.stored() if item.state not in ENDED]
+        self.state.cancel(data.draw(st.sampled_from(open_items)).id, now=self.now, reason="asked")
+        self.record()
+
+    @precondition(lambda self: self.has("initialized", "started"))
+    @rule()
+    def continue_as_new(self) -> None:
+        carried = self.state.carry().model_dump_json()
+        self.state = self.new_state()
+        self.state.resume(CarriedTask.model_validate_json(carried))
+        for name in self.names:
+            self.state.begin({"asks": name}, now=self.now, lineage=name)
+        assert self.state.take_entries() == []
+        assert {item.id: item.state for item in self.state.work_items()} == {
+            item.id: item.state for item in self.stored()
+        }
+
+    @precondition(lambda self: self.has("initialized", "started"))
+    @rule()
+    def close(self) -> None:
+        self.state.close(now=self.now, reason="the task was canceled")
+        self.closed = True
+        self.record(twice=True)
+
+    @precondition(lambda self: self.has(*ENDED))
+    @rule(data=st.data(), event=st.sampled_from(["start", "complete", "fail", "cancel"]))
+    def disturb_what_ended(self, data: st.DataObject, event: str) -> None:
+        ended = data.draw(st.sampled_from([item for item in self.stored() if item.state in ENDED]))
+        events: dict[str, Callable[[str, datetime], Verdict]] = {
+            "start": lambda item, now: self.state.start(item, now=now),
+            "complete": lambda item, now: self.state.complete(item, "other", now=now),
+            "fail": lambda item, now: self.state.fail(item, Failure.of(FailureKind.REFUSED, "no"), now=now),
+            "cancel": lambda item, now: self.state.cancel(item, now=now, reason="other"),
+        }
+        with pytest.raises(IllegalTransition):
+            events[event](ended.id, self.now)
+        assert self.state.take_entries() == []
+
+    # The invariants
+
+    @invariant()
+    def what_ended_never_changes(self) -> None:
+        """I3."""
+        for item in self.stored():
+            if item.id in self.frozen:
+                assert item == self.frozen[item.id]
+            elif item.state in ENDED:
+                self.frozen[item.id] = item
+                path = [step.next_state.value for step in at_once(self.ledger.transitions(item.id))]
+                assert path in (
+                    ["initialized", "canceled"],
+                    ["initialized", "started", "completed"],
+                    ["initialized", "started", "failed"],
+                    ["initialized", "started", "canceled"],
+                )
+
+    @invariant()
+    def nothing_starts_early(self) -> None:
+        """I4."""
+        for name in self.names:
+            items = self.lineage(name)
+            assert (items[0].delay_seconds, items[0].delay_reason) == (0, "first_try")
+            for before, item in pairwise(items):
+                assert before.ended_at is not None
+                assert before.failure is not None
+                delay = timedelta(seconds=item.delay_seconds)
+                earliest = before.ended_at + delay
+                assert item.created_at == before.ended_at  # recorded before the sleep begins
+                assert abs(item.not_before - earliest) <= MICROSECOND
+                if item.started_at is not None:
+                    assert item.started_at >= earliest - MICROSECOND
+                asked = before.failure.retry_after_seconds or 0
+                backoff = exact_backoff(self.recipe, before.attempt)
+                base = max(backoff, Fraction(asked) * 1_000_000)
+                assert base - 1 <= delay // MICROSECOND <= base * Fraction(1 + self.recipe.jitter) + 1
+                if abs(Fraction(asked) * 1_000_000 - backoff) > 1:
+                    longer = Fraction(asked) * 1_000_000 > backoff
+                    assert item.delay_reason == ("retry_after" if longer else "backoff")
+
+    @invariant()
+    def lineages_are_bounded_and_numbered(self) -> None:
+        """I5."""
+        for name in self.names:
+            items = self.lineage(name)
+            assert [item.attempt for item in items] == list(range(len(items)))
+            assert len(items) <= self.recipe.max_retries + 1
+            assert all(item.state in ENDED for item in items[:-1])
+            assert {item.state.value for item in items[:-1]} <= {"failed"}
+
+    @invariant()
+    def the_policy_decides(self) -> None:
+        """I7."""
+        if self.closed:
+            return
+        last = {self.lineage(name)[-1].state.value for name in self.names}
+        spoiled = last & {"failed", "canceled"}
+        if self.policy == "fail_fast":
+            spoiled |= {item.state.value for item in self.stored()} & {"failed", "canceled"}
+        if spoiled:
+            assert self.state.verdict is Verdict.FAIL
+            assert not self.has("initialized", "started")  # I6
+            assert self.state.failure().type in (
+                "RetriesExhausted",
+                "NotRetryable",
+                "DeadlineExceeded",
+                "TaskFailed",
+            )
+        elif last == {"completed"}:
+            assert self.state.verdict is Verdict.COMPLETE
+        else:
+            assert self.state.verdict is Verdict.CONTINUE
+
+    @invariant()
+    def the_task_and_the_ledger_agree(self) -> None:
+        mine = {item.id: (item.state, item.attempt, item.lineage) for item in self.state.work_items()}
+        assert mine == {item.id: (item.state, item.attempt, item.lineage) for item in self.stored()}
+
+    def a_retry_follows_exactly_if_it_should(self, item: WorkItem, failure: Failure) -> None:
+        """The recipe, read by hand: a retry follows iff one is left, it qualifies, and it fits."""
+        items = self.lineage(item.lineage)
+        followed = len(items) == item.attempt + 2
+        left = item.attempt < self.recipe.max_retries
+        qualifies = self.recipe.retry_on == "any" or failure.transient
+        if not (left and qualifies):
+            assert not followed
+            expected = "NotRetryable" if not qualifies else "RetriesExhausted"
+            assert self.state.failure().type == expected
+        elif self.deadline is None:
+            assert followed
+        elif followed:
+            assert items[-1].not_before < self.deadline
+        else:
+            base = max(
+                exact_backoff(self.recipe, item.attempt),
+                Fraction(failure.retry_after_seconds or 0) * 1_000_000,
+            )
+            latest = self.now + timedelta(microseconds=float(base * Fraction(1 + self.recipe.jitter)) + 1)
+            assert latest >= self.deadline
+            assert self.state.failure().type == "DeadlineExceeded"
+
+    def teardown(self) -> None:
+        """I6: closing a task settles whatever it still has."""
+        if not hasattr(self, "state"):
+            return
+        self.state.close(now=self.now, reason="the end")
+        self.record(twice=True)
+        assert not self.has("initialized", "started")
+
+
+TaskMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestTask = TaskMachine.TestCase

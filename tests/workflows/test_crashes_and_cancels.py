@@ -1,0 +1,303 @@
+"""On the real dev server: cancellation, lost workers, outages of the ledger, bugs, continue-as-new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from temporalio import workflow
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import CancelledError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from tasquencer import LedgerConflict, LedgerEntry, LedgerUnavailable, WorkItemFilter, WorkItemState
+from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+from tasquencer.temporal import Task, data_converter
+from tasquencer.testing import InMemoryLedger
+from tests.support.calls import GONE, SLOW_DOWN, Freeze, Hang, ScriptedCalls
+from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
+from tests.workflows.test_other_tasks import HugeResult, huge
+from workflows.ai_agent import AiAgentTask
+
+LONG_BACKOFF = {"prompt": "?", "retry": {"initial_interval_seconds": 3600}}
+NO_BACKOFF = {"initial_interval_seconds": 0}
+
+
+def running(server: EmbeddedTemporal, calls: ScriptedCalls, ledger: InMemoryLedger | None = None):  # type: ignore[no-untyped-def]
+    return tasks_on(server.address, [AiAgentTask], [calls.generate], ledger=ledger)
+
+
+async def canceled(handle: WorkflowHandle[Any, Any]) -> None:
+    with pytest.raises(WorkflowFailureError) as caught:
+        await handle.result()
+    assert isinstance(caught.value.cause, CancelledError)
+
+
+async def waiting_work_item(tasks: Tasks, handle: WorkflowHandle[Any, Any]) -> Any:
+    async def probe() -> Any:
+        items = await tasks.work_items(handle)
+        return items[-1] if items and items[-1].state is WorkItemState.INITIALIZED else None
+
+    return await eventually(probe, "a work item in its backoff")
+
+
+async def test_the_next_attempt_is_recorded_with_its_plan_before_the_sleep(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    async with running(dev_server, ScriptedCalls(SLOW_DOWN)) as tasks:
+        handle = await tasks.start("AiAgentTask", LONG_BACKOFF)
+        item = await waiting_work_item(tasks, handle)
+        (listed,) = [one for one in await handle.query("work_items") if one["id"] == item.id]
+        await handle.terminate()
+    assert (item.attempt, item.delay_seconds, item.delay_reason) == (1, 3600, "backoff")
+    assert listed["state"] == "initialized"
+    assert listed["not_before"] == item.not_before.isoformat().replace("+00:00", "Z")
+
+
+async def test_the_current_details_show_a_table_of_the_work_items(dev_server: EmbeddedTemporal) -> None:
+    async with running(dev_server, ScriptedCalls(SLOW_DOWN)) as tasks:
+        handle = await tasks.start("AiAgentTask", LONG_BACKOFF)
+        await waiting_work_item(tasks, handle)
+        metadata = await handle.query("__temporal_workflow_metadata")
+        await handle.terminate()
+    shown = metadata.current_details.replace("\u00a0", " ")
+    assert r"| first try   | ✗ failed: **rate\_limited**<br>429 from the provider   | none   |" in shown
+    assert "| retry 1 of 3   | … waits until" in shown
+
+
+async def test_cancelling_in_the_call_cancels_the_activity_and_the_work_item(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    calls = ScriptedCalls(Hang())
+    async with running(dev_server, calls) as tasks:
+        handle = await tasks.start("AiAgentTask", {"prompt": "?"})
+        await calls.under_way.wait()
+        await handle.cancel()
+        await canceled(handle)
+        (item,) = await tasks.work_items(handle)
+        log = await tasks.ledger.transitions(item.id)
+    assert calls.canceled == [item.id]
+    assert [step.next_state for step in log] == ["initialized", "started", "canceled"]
+    assert log[-1].reason == "the task was canceled"
+
+
+async def test_cancelling_in_the_backoff_cancels_the_waiting_work_item_and_starts_nothing(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    calls = ScriptedCalls(SLOW_DOWN)
+    async with running(dev_server, calls) as tasks:
+        handle = await tasks.start("AiAgentTask", LONG_BACKOFF)
+        await waiting_work_item(tasks, handle)
+        await handle.cancel()
+        await canceled(handle)
+        items = await tasks.work_items(handle)
+    assert [item.state for item in items] == [WorkItemState.FAILED, WorkItemState.CANCELED]
+    assert items[1].started_at is None
+    assert len(calls.calls) == 1
+
+
+async def test_cancelling_before_any_worker_runs_leaves_no_open_work_item(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger = InMemoryLedger()
+    async with tasks_on(dev_server.address, [AiAgentTask], [ScriptedCalls().generate]) as elsewhere:
+        handle = await elsewhere.client.start_workflow(
+            "AiAgentTask", {"prompt": "?"}, id="canceled-early", task_queue="not-polled-yet"
+        )
+        await handle.cancel()
+    calls = ScriptedCalls()
+    async with tasks_on(
+        dev_server.address, [AiAgentTask], [calls.generate], ledger=ledger, task_queue="not-polled-yet"
+    ):
+        await canceled(handle)
+    assert [item.state for item in await ledger.work_items(WorkItemFilter())] in (
+        [],
+        [WorkItemState.CANCELED],
+    )
+    assert calls.calls == []
+
+
+async def test_a_silent_worker_is_a_lost_worker_and_the_attempt_counts(dev_server: EmbeddedTemporal) -> None:
+    async with running(dev_server, ScriptedCalls(Freeze())) as tasks:
+        result, handle = await tasks.run(
+            "AiAgentTask", {"prompt": "?", "heartbeat_timeout_seconds": 1, "retry": NO_BACKOFF}
+        )
+        first, _ = await tasks.work_items(handle)
+    assert result["attempts"] == 2
+    assert first.failure is not None
+    assert (first.failure.kind, first.failure.outcome_unknown) == ("worker_lost", True)
+
+
+async def test_an_answer_beyond_temporal_s_payload_limit_is_too_large(dev_server: EmbeddedTemporal) -> None:
+    async with tasks_on(dev_server.address, [HugeResult], [huge]) as tasks:
+        error, handle = await tasks.failure("HugeResult")
+        (item,) = await tasks.work_items(handle)
+    assert error.type == "NotRetryable"
+    assert item.failure is not None
+    assert item.failure.kind == "too_large"
+
+
+class UnreliableLedger(InMemoryLedger):
+    """Raises the given errors before it works, one for each call from the `first` on."""
+
+    def __init__(self, *errors: Exception, first: int = 0) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self._first = first
+        self._calls = 0
+
+    async def record(self, entries: Sequence[LedgerEntry]) -> None:
+        self._calls += 1
+        if self._calls > self._first and self.errors:
+            raise self.errors.pop(0)
+        await super().record(entries)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+async def test_an_outage_of_the_ledger_pauses_the_task_and_burns_no_attempt(
+    dev_server: EmbeddedTemporal, first: int
+) -> None:
+    outage = [LedgerUnavailable("a database", "connection refused")] * 4
+    ledger = UnreliableLedger(*outage, first=first)
+    calls = ScriptedCalls(GONE)
+    async with running(dev_server, calls, ledger) as tasks:
+        result, handle = await tasks.run("AiAgentTask", {"prompt": "?", "retry": NO_BACKOFF})
+        items = await tasks.work_items(handle)
+    assert ledger.errors == []
+    assert result["attempts"] == len(items) == len(calls.calls) == 2
+
+
+async def test_cancelling_while_the_ledger_is_down_settles_the_work_item_once_it_is_back(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger = UnreliableLedger(*[LedgerUnavailable("a database", "connection refused")] * 5)
+    async with running(dev_server, ScriptedCalls(), ledger) as tasks:
+        handle = await tasks.start("AiAgentTask", {"prompt": "?"})
+
+        async def down() -> bool:
+            return len(ledger.errors) < 5
+
+        await eventually(down, "the first write to fail")
+        await handle.cancel()
+        await canceled(handle)
+        items = await tasks.work_items(handle)
+    # The cancel comes after the workflow task that waits for the ledger: a first call may be made.
+    assert [item.attempt for item in items] == [0]
+    assert items[0].state in (WorkItemState.CANCELED, WorkItemState.COMPLETED)
+
+
+async def test_a_refusal_of_the_ledger_pauses_the_task_instead_of_failing_it(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger = UnreliableLedger(*[LedgerConflict("some id", "planted")] * 2, first=1)
+    async with running(dev_server, ScriptedCalls(), ledger) as tasks:
+        result, handle = await tasks.run("AiAgentTask", {"prompt": "?"})
+        refusals = [
+            event.workflow_task_failed_event_attributes.failure.message
+            for event in await history(handle)
+            if event.HasField("workflow_task_failed_event_attributes")
+        ]
+    assert result["attempts"] == 1
+    assert any("planted" in message for message in refusals)
+
+
+@workflow.defn(name="Mended")
+class Buggy:
+    def __init__(self) -> None:
+        self._task = Task()
+
+    @workflow.run
+    async def run(self) -> int:
+        async for work_item in self._task.attempts("x"):
+            async with work_item:
+                raise ZeroDivisionError("a bug in the workflow's code")
+        return len(self._task.work_items)
+
+
+@workflow.defn(name="Mended")
+class Mended:
+    def __init__(self) -> None:
+        self._task = Task()
+
+    @workflow.run
+    async def run(self) -> int:
+        async for work_item in self._task.attempts("x"):
+            async with work_item:
+                work_item.complete("fine")
+        return len(self._task.work_items)
+
+
+async def test_a_bug_in_the_workflow_pauses_the_task_until_it_is_mended_and_burns_no_attempt(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger = InMemoryLedger()
+    async with tasks_on(dev_server.address, [Buggy], [ScriptedCalls().generate], ledger=ledger) as tasks:
+        handle = await tasks.start("Mended")
+
+        async def stuck() -> bool:
+            return any(
+                event.HasField("workflow_task_failed_event_attributes") for event in await history(handle)
+            )
+
+        await eventually(stuck, "the workflow task to fail")
+        queue = tasks.task_queue
+    async with tasks_on(
+        dev_server.address, [Mended], [ScriptedCalls().generate], ledger=ledger, task_queue=queue
+    ) as tasks:
+        assert await handle.result() == 1
+        (item,) = await tasks.work_items(handle)
+    assert item.state is WorkItemState.COMPLETED
+
+
+async def test_a_worker_without_the_plugin_says_what_is_missing(dev_server: EmbeddedTemporal) -> None:
+    client = await Client.connect(dev_server.address, data_converter=data_converter)
+    async with Worker(
+        client, task_queue="bare", workflows=[AiAgentTask], workflow_runner=UnsandboxedWorkflowRunner()
+    ):
+        handle = await client.start_workflow("AiAgentTask", {"prompt": "?"}, id="bare", task_queue="bare")
+
+        async def complaint() -> str | None:
+            for event in await history(handle):
+                if event.HasField("workflow_task_failed_event_attributes"):
+                    return event.workflow_task_failed_event_attributes.failure.message
+            return None
+
+        message = await eventually(complaint, "the workflow task to fail")
+        await handle.terminate()
+    assert "TasquencerPlugin" in message
+
+
+async def test_a_task_continues_as_new_and_its_attempts_go_on() -> None:
+    async with embedded_temporal(
+        ui=False, dynamic_config={"limit.historyCount.suggestContinueAsNew": 100}
+    ) as server:
+        calls = ScriptedCalls(*[GONE] * 60)
+        async with running(server, calls) as tasks:
+            result, handle = await tasks.run(
+                "AiAgentTask", {"prompt": "?", "max_retries": 100, "retry": NO_BACKOFF}
+            )
+            items = await tasks.work_items(handle)
+            first_run = await tasks.client.get_workflow_handle(
+                handle.id, run_id=handle.first_execution_run_id
+            ).describe()
+            listed = await handle.query("work_items")
+    assert result["attempts"] == 61
+    assert [item.attempt for item in items] == list(range(61))
+    assert len({item.run_id for item in items}) > 3
+    assert {item.task_id for item in items} == {handle.id}
+    assert first_run.status is not None and first_run.status.name == "CONTINUED_AS_NEW"
+    assert [one["id"] for one in listed] == [item.id for item in items]
+    assert [call.work_item_id for call in calls.calls] == [item.id for item in items]
+
+
+async def test_the_bound_of_retries_holds_across_continue_as_new() -> None:
+    async with embedded_temporal(
+        ui=False, dynamic_config={"limit.historyCount.suggestContinueAsNew": 60}
+    ) as server:
+        calls = ScriptedCalls(*[GONE] * 100)
+        async with running(server, calls) as tasks:
+            handle = await tasks.start("AiAgentTask", {"prompt": "?", "max_retries": 25, "retry": NO_BACKOFF})
+            error = await failure_of_task(handle)
+    assert error.type == "RetriesExhausted"
+    assert len(calls.calls) == 26
