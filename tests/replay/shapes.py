@@ -1,0 +1,63 @@
+"""The shapes of history that a release must be able to replay, and how to make one of each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from temporalio.client import WorkflowHandle
+
+from tasquencer.work_item import WorkItemState
+from tests.support.calls import GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
+from tests.support.tasks import Tasks, eventually
+
+Handle = WorkflowHandle[Any, Any]
+Meanwhile = Callable[[Tasks, Handle], Awaitable[None]]
+
+
+class Shape:
+    """A history to record: what is asked, what the calls do, what happens meanwhile."""
+
+    def __init__(self, *script: Step, meanwhile: Meanwhile | None = None, **request: object) -> None:
+        self.request = {"prompt": "What is it?", **request}
+        self.calls = ScriptedCalls(*script)
+        self.meanwhile = meanwhile
+
+
+async def _cancel_in_the_call(tasks: Tasks, handle: Handle) -> None:
+    await _state(tasks, handle, WorkItemState.STARTED)
+    await handle.cancel()
+
+
+async def _cancel_in_the_backoff(tasks: Tasks, handle: Handle) -> None:
+    await _state(tasks, handle, WorkItemState.INITIALIZED)
+    await handle.cancel()
+
+
+async def _state(tasks: Tasks, handle: Handle, state: WorkItemState) -> None:
+    async def probe() -> bool:
+        items = await tasks.work_items(handle)
+        return bool(items) and items[-1].state is state
+
+    await eventually(probe, f"a work item that is {state}")
+
+
+def shapes() -> dict[str, Shape]:
+    """By name, the name of its file. Never change a recorded shape: add another."""
+    at_once = {"initial_interval_seconds": 0}
+    return {
+        "first_try": Shape(),
+        "two_retries": Shape(SLOW_DOWN, GONE, retry={"initial_interval_seconds": 0.5, "jitter": 0.5}),
+        "retries_exhausted": Shape(*[GONE] * 3, max_retries=2, retry=at_once),
+        "not_retryable": Shape(WRONG_KEY),
+        "deadline_exceeded": Shape(
+            SLOW_DOWN.model_copy(update={"retry_after_seconds": 600.0}), deadline_seconds=60
+        ),
+        "invalid_request": Shape(max_retries=-1),
+        "worker_lost": Shape(Freeze(), heartbeat_timeout_seconds=1, retry=at_once),
+        "canceled_in_the_call": Shape(Hang(), meanwhile=_cancel_in_the_call),
+        "canceled_in_the_backoff": Shape(
+            GONE, retry={"initial_interval_seconds": 600}, meanwhile=_cancel_in_the_backoff
+        ),
+        "continued_as_new": Shape(*[GONE] * 20, max_retries=25, retry=at_once),
+    }
