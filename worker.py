@@ -105,6 +105,7 @@ def main(
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = Settings.from_environment(os.environ)
     tuning = Tuning(concurrent_calls, calls_per_second, timedelta(seconds=grace_period), metrics_address)
     try:

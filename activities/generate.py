@@ -21,11 +21,11 @@ from temporalio import activity
 
 from activities.answers import judge, problem_of_schema
 from activities.classify import classify
-from activities.client import make_client, output_limit_field, read_reply
+from activities.client import output_limit_field, read_reply
 from activities.prices import Price, price_list
 from activities.redaction import Redactor
 from activities.reply import Reply
-from activities.timeouts import CALL_MARGIN, call_limit
+from activities.timeouts import call_limit
 from tasquencer.ai import AiAnswer, AiJob
 from tasquencer.errors import TasquencerError
 from tasquencer.failure import Failure, FailureKind
@@ -34,7 +34,7 @@ from tasquencer.temporal.failures import as_application_error
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
 
-__all__ = ["CALL_MARGIN", "AiActivities", "ClientRetries", "as_application_error", "make_client"]
+__all__ = ["HEARTBEAT_INTERVAL", "AiActivities", "ClientRetries"]
 
 HEARTBEAT_INTERVAL = timedelta(seconds=0.4)
 """A cancellation reaches an activity only in the answer to a heartbeat, so they come often. The worker's
@@ -164,7 +164,7 @@ async def _heartbeats(heartbeat_timeout: timedelta | None) -> AsyncIterator[None
             activity.heartbeat()
             await asyncio.sleep(interval.total_seconds())
 
-    beating = asyncio.create_task(beat())
+    beating = asyncio.create_task(beat(), name="heartbeats")
     try:
         yield
     finally:

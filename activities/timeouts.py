@@ -1,20 +1,12 @@
-"""How the time limits of an AI call nest: the HTTP exchange ends before Temporal gives up on the activity.
-
-Imports nothing but `datetime`, so that a workflow can import it through the sandbox at no cost.
-"""
+"""How the time limits of an AI call nest: the HTTP exchange ends before Temporal gives up on the activity."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-__all__ = ["CALL_MARGIN", "call_limit"]
+from tasquencer.ai import CALL_MARGIN
 
-CALL_MARGIN = timedelta(seconds=5)
-"""The activity's start-to-close timeout is the attempt's timeout plus this.
-
-So it is the activity that notices the timeout: it closes the connection and reports `timed_out` with what it
-knows. Temporal's own timeout is for an activity that can no longer speak.
-"""
+__all__ = ["call_limit"]
 
 
 def call_limit(start_to_close: timedelta | None) -> timedelta | None:

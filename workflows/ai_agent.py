@@ -7,8 +7,7 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.timeouts import CALL_MARGIN
-    from tasquencer.ai import AiAgentResult, AiAnswer, ai_job_record, parse_request
+    from tasquencer.ai import CALL_MARGIN, AiAgentResult, AiAnswer, ai_job_record, parse_request
     from tasquencer.temporal import Task, accept
 
 __all__ = ["AiAgentTask"]

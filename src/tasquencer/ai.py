@@ -31,6 +31,7 @@ from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = [
     "AI_JOBS",
+    "CALL_MARGIN",
     "MAXIMUM_ANSWER_BYTES",
     "MAXIMUM_REQUEST_BYTES",
     "AiAgentRequest",
@@ -51,6 +52,13 @@ MAXIMUM_REQUEST_BYTES = 1_536 * 1024
 
 MAXIMUM_ANSWER_BYTES = 1_920 * 1024
 """Bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
+
+CALL_MARGIN = timedelta(seconds=5)
+"""The start-to-close timeout of an AI call's activity is the attempt's timeout plus this.
+
+So it is the activity that notices the timeout: it closes the connection and reports `timed_out` with what it
+knows. Temporal's own timeout is for an activity that can no longer speak.
+"""
 
 _LONGEST_SECONDS = LONGEST_BACKOFF.total_seconds()
 

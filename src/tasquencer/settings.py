@@ -45,4 +45,4 @@ class Settings:
 
 def _default_database_url() -> str:
     folder = Path(platformdirs.user_data_dir("tasquencer", appauthor=False))
-    return f"sqlite+aiosqlite:///{folder / 'ledger.db'}"
+    return f"sqlite:///{folder / 'ledger.db'}"

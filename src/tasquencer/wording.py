@@ -104,7 +104,7 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
                     *([_markdown(item.lineage)] if lineages else []),
                     attempt_label(item.attempt, max_retries(item)).replace(" ", _UNBROKEN),
                     _state(item),
-                    delay_label(item).replace(" ", _UNBROKEN, 1),
+                    delay_label(item).replace(" ", _UNBROKEN, 2),
                     duration(took).replace(" ", _UNBROKEN) if took is not None else "",
                 ]
             )

@@ -12,10 +12,10 @@ from pydantic import JsonValue
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.generate import AiActivities, make_client
+from activities.client import make_client
+from activities.generate import AiActivities
 from activities.prices import Price
-from activities.timeouts import CALL_MARGIN
-from tasquencer.ai import AiAnswer, AiJob, ChatMessage
+from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob, ChatMessage
 from tasquencer.failure import Failure
 
 KEY = "sk-test-0123456789abcdef"

@@ -21,8 +21,8 @@ from temporalio.exceptions import ApplicationError
 
 from activities.client import output_limit_field
 from activities.generate import AiActivities, ClientRetries
-from activities.timeouts import CALL_MARGIN, call_limit
-from tasquencer.ai import AiAgentRequest, AiJob, ChatMessage
+from activities.timeouts import call_limit
+from tasquencer.ai import CALL_MARGIN, AiAgentRequest, AiJob, ChatMessage
 from tests.activities.calling import (
     KEY,
     MODEL,
@@ -151,6 +151,7 @@ async def test_heartbeats_go_on_while_the_call_runs_and_stop_with_it() -> None:
     ):
         await env.run(activities.generate, job())
     assert len(beats) in (4, 5)
+    assert "heartbeats" not in {task.get_name() for task in asyncio.all_tasks()}
     gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
     assert max(gaps) < 1
 

@@ -18,8 +18,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities.timeouts import CALL_MARGIN
-from tasquencer.ai import AiAnswer, AiJob
+from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tests.activities.calling import KEY, activities_for, job
 from tests.support import answers

@@ -40,26 +40,27 @@ class Running:
         while chunk := await stream.read(65536):
             setattr(self, name, getattr(self, name) + chunk.decode())
 
-    async def says(self, text: str, *, timeout_seconds: float = 30.0) -> None:
+    async def says(self, text: str, *, timeout_seconds: float = 75.0) -> None:
         """Returns once the text stands on standard error."""
         await until(lambda: text in self.stderr, timeout_seconds, lambda: f"{text!r} not in {self.stderr!r}")
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
-    async def finish(self, *, timeout_seconds: float = 60.0) -> Finished:
+    async def finish(self, *, timeout_seconds: float = 75.0) -> Finished:
         async with asyncio.timeout(timeout_seconds):
             code = await self.process.wait()
             await asyncio.gather(*self._readers)
         return Finished(code, self.stdout, self.stderr)
 
 
-async def start(*arguments: str, environment: Mapping[str, str]) -> Running:
+async def start(*arguments: str, environment: Mapping[str, str], folder: Path | None = None) -> Running:
     return Running(
         await asyncio.create_subprocess_exec(
             TASQ,
             *arguments,
             env=dict(environment),
+            cwd=folder,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -67,7 +68,7 @@ async def start(*arguments: str, environment: Mapping[str, str]) -> Running:
     )
 
 
-async def finish(*arguments: str, environment: Mapping[str, str], timeout_seconds: float = 60.0) -> Finished:
+async def finish(*arguments: str, environment: Mapping[str, str], timeout_seconds: float = 75.0) -> Finished:
     return await (await start(*arguments, environment=environment)).finish(timeout_seconds=timeout_seconds)
 
 
@@ -92,7 +93,7 @@ async def on_a_terminal(*arguments: str, environment: Mapping[str, str]) -> tupl
         except OSError:  # Linux: the other side is closed
             pass
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(75):
         await asyncio.to_thread(read)
         code = await process.wait()
     os.close(ours)

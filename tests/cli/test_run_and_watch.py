@@ -39,7 +39,7 @@ async def environment(
 ) -> AsyncIterator[dict[str, str]]:
     """The environment of `tasq`, while a worker serves its task queue."""
     folder = tmp_path_factory.mktemp("run")
-    settings = Settings(database_url=f"sqlite+aiosqlite:///{folder / 'ledger.db'}", task_queue="cli-tests")
+    settings = Settings(database_url=f"sqlite:///{folder / 'ledger.db'}", task_queue="cli-tests")
     async with ScriptedProvider(SCRIPT, then=slow(pause_seconds=600)) as provider:
         model = AnsweringModel(
             "scripted", None, provider.base_url, {"OPENAI_API_KEY": "test", "TASQ_MODEL": "m"}

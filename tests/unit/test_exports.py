@@ -96,7 +96,7 @@ def test_every_error_is_exported_by_the_package() -> None:
 def test_the_pure_floors_import_neither_server_nor_database_nor_client() -> None:
     program = (
         f"import sys, {', '.join(MODULES)}\n"
-        "heavy = {'temporalio', 'sqlalchemy', 'alembic', 'openai', 'asyncpg', 'aiosqlite', 'typer', 'rich'}\n"
+        "heavy = {'temporalio', 'sqlalchemy', 'alembic', 'openai', 'asyncpg', 'typer', 'rich'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )
 

@@ -91,7 +91,8 @@ async def _demo(*, keep: bool, prompt: str, progress: _Progress) -> ExitCode:
             runtime=quiet_runtime(),
         )
         task_id = f"demo-{uuid4().hex[:8]}"
-        _say(f"task {task_id}: {prompt}\n")
+        _say(f"\ntask {task_id}: {prompt}")
+        _say(f"in the Web UI, while the demo runs: {_page(server, task_id)}\n")
         request = {"prompt": prompt, **model.options}
         task = await start_task(client, request, task_id=task_id, task_queue=settings.task_queue)
         code = await _unless_it_ends(worker, follow_and_report(task, as_json=False))
@@ -101,18 +102,23 @@ async def _demo(*, keep: bool, prompt: str, progress: _Progress) -> ExitCode:
         await _show_attempts(settings, task_id)
         if keep:
             await _stay(server, settings, task_id)
-        _say(f"\nstopping everything; to stay and look around: {_tasq()} demo --keep")
+        _say(f"\nTo look around in the Web UI, and for tasks of your own: {_tasq()} demo --keep")
+        _say("stopping everything")
     return code
 
 
 async def _stay(server: EmbeddedTemporal, settings: Settings, task_id: str) -> None:
-    _say(f"\nThe task in the Web UI: {server.ui_url}/namespaces/{server.namespace}/workflows/{task_id}")
+    _say(f"\nThe task in the Web UI: {_page(server, task_id)}")
     _say("Go on in another terminal:\n")
     _say(f"  export TEMPORAL_ADDRESS={server.address} TASQ_DATABASE_URL={settings.database_url}")
     _say(f'  {_tasq()} run "Name three moons of Jupiter." --max-output-tokens 60')
     _say(f"  {_tasq()} list\n")
     _say("Everything runs until Ctrl-C.")
     await asyncio.Event().wait()
+
+
+def _page(server: EmbeddedTemporal, task_id: str) -> str:
+    return f"{server.ui_url}/namespaces/{server.namespace}/workflows/{task_id}"
 
 
 async def _show_attempts(settings: Settings, task_id: str) -> None:

@@ -50,8 +50,9 @@ class CommandFailed(Exception):
 
 
 def complain(message: str) -> None:
-    """Write `error: …` on standard error, in one line."""
-    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    """Write `error: …` on standard error, in one line that cannot steer the terminal."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
+    print("error:", line, file=sys.stderr, flush=True)
 
 
 def end_with(command: Coroutine[Any, Any, ExitCode]) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -102,7 +103,8 @@ async def start_task(
         )
     except WorkflowAlreadyStartedError:
         raise CommandFailed(
-            f"there is already a task {task_id!r}: see it with `tasq watch {task_id}`, or choose another --id"
+            f"there is already a task {task_id!r}: see it with `tasq watch {shlex.quote(task_id)}`, "
+            "or choose another --id"
         ) from None
     return FollowedTask(client, handle, task_queue, _max_retries(request))
 

@@ -177,7 +177,15 @@ def _table(*columns: str) -> Table:
             name,
             no_wrap=name in ("attempt", "state", "took"),
             overflow="fold",
-            min_width={"created": 10, "started": 8, "task": 17, "failure": 16, "outcome": 16}.get(name),
+            min_width={
+                "created": 10,
+                "state": 11,
+                "took": 6,
+                "started": 8,
+                "task": 17,
+                "failure": 16,
+                "outcome": 16,
+            }.get(name),
         )
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 
 from pydantic import JsonValue
@@ -29,8 +30,8 @@ async def follow_and_report(task: FollowedTask, *, as_json: bool) -> ExitCode:
         print(_footer(task.id, outcome.result), file=sys.stderr, flush=True)
         return ExitCode.COMPLETED
     complain(
-        f"{outcome.error_type}: {printable(one_line(outcome.message, 2_000))} "
-        f"(task {task.id}: `tasq show {task.id}` tells the whole story)"
+        f"{outcome.error_type}: {one_line(outcome.message, 2_000)} "
+        f"(task {task.id}: `tasq show {shlex.quote(task.id)}` tells the whole story)"
     )
     return ExitCode.FAILED
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -183,9 +184,10 @@ async def _report(task: FollowedTask, *, as_json: bool) -> ExitCode:
     try:
         return await follow_and_report(task, as_json=as_json)
     except asyncio.CancelledError:  # Ctrl-C
+        quoted = shlex.quote(task.id)
         note = (
-            f"stopped watching; task {task.id} goes on. Watch it again: tasq watch {task.id} · "
-            f"cancel it: temporal workflow cancel --workflow-id {task.id}"
+            f"stopped watching; task {task.id} goes on. Watch it again: tasq watch {quoted} · "
+            f"cancel it: temporal workflow cancel --workflow-id {quoted}"
         )
         print(note, file=sys.stderr, flush=True)
         raise

@@ -8,7 +8,6 @@ cancelled as soon as the client goes away.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -164,10 +163,13 @@ class HttpServer:
                 await asyncio.wait({handling, watching}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for part in (watching, handling):
-                    if not part.done():
-                        part.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                        await part
+                    part.cancel()  # does nothing to what is done
+                # Gathered, not awaited one by one: our own cancellation must not be taken for theirs.
+                await asyncio.gather(watching, handling, return_exceptions=True)
+            for part in (watching, handling):
+                problem = None if part.cancelled() else part.exception()
+                if problem is not None and not isinstance(problem, ConnectionError):
+                    raise problem
             if protocol.our_state is not h11.DONE or protocol.their_state is not h11.DONE:
                 return
             protocol.start_next_cycle()
