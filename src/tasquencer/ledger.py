@@ -38,8 +38,8 @@ class Ledger(ABC):
       raises `LedgerConflict`. So does one that contradicts itself (see `is_new`).
     - The domain record replaces the one with the same table and work item.
     - `payload`, ids, attempt and the plan of the delay are taken from the entry that creates the
-      work item. Later entries set state, result, failure, times, worker, and, where an operator
-      changed the wait, `delay_seconds`, `delay_reason` and `not_before`.
+      work item. Later entries set state, result, failure, times, the worker where they name one,
+      and, where an operator changed the wait, `delay_seconds`, `delay_reason` and `not_before`.
     - A terminal work item, its domain record and every transition are immutable. Where the ledger
       is a database, the database itself refuses to update or delete them.
     - Text that a database cannot hold (NUL characters, lone surrogates) is stored with U+FFFD in
@@ -165,4 +165,6 @@ def as_recorded(later: WorkItem, present: WorkItem) -> WorkItem:
     kept = ["id", "task_id", "run_id", "task_type", "lineage", "attempt", "payload", "created_at"]
     if later.delay_reason is not DelayReason.OPERATOR:
         kept += ["delay_seconds", "delay_reason", "not_before"]
+    if later.worker is None:
+        kept.append("worker")
     return later.model_copy(update={name: getattr(present, name) for name in kept})

@@ -282,6 +282,17 @@ async def test_later_entries_do_not_change_what_the_first_one_set(ledger: Ledger
 
 
 @pytest.mark.parametrize("batches", [1, 2], ids=["in one batch", "in two batches"])
+async def test_an_entry_that_names_no_worker_leaves_the_one_before(ledger: Ledger, batches: int) -> None:
+    life = Life()
+    entries = [life.initialized(), life.started(worker="w1")]
+    end = life.completed()
+    entries.append(end.model_copy(update={"work_item": end.work_item.model_copy(update={"worker": None})}))
+    for batch in [entries] if batches == 1 else [entries[:2], entries[2:]]:
+        await ledger.record(batch)
+    assert (await only(ledger)).worker == "w1"
+
+
+@pytest.mark.parametrize("batches", [1, 2], ids=["in one batch", "in two batches"])
 async def test_an_operator_changes_the_wait(ledger: Ledger, batches: int) -> None:
     life = Life(delay_seconds=4, delay_reason=DelayReason.BACKOFF)
     entries = [

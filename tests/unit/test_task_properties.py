@@ -101,7 +101,7 @@ class History:
         seconds = self.draw(st.one_of(st.none(), st.none(), st.integers(1, 300)), label="deadline")
         self.deadline = None if seconds is None else NOON + timedelta(seconds=seconds)
         self.seed = self.draw(st.randoms(use_true_random=False))
-        self.events = EVENTS | (SPOILERS if self.draw(st.integers(0, 3), label="spoiled if 3") == 3 else {})
+        self.events = EVENTS | (SPOILERS if self.draw(st.booleans(), label="may be spoiled") else {})
         self.now = NOON
         self.names = [f"lineage-{number}" for number in range(self.draw(st.integers(1, 4), label="lineages"))]
         self.ids = count()
@@ -343,7 +343,8 @@ def test_random_histories_keep_the_invariants() -> None:
     reached = Counter[str]()
     lengths = Counter[int]()
 
-    @settings(max_examples=250, deadline=None)
+    # The same histories each time, so that what they reach is no matter of luck.
+    @settings(max_examples=400, deadline=None, derandomize=True)
     @given(st.data())
     def histories(data: st.DataObject) -> None:
         history = History(data)

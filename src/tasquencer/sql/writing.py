@@ -44,6 +44,7 @@ _DELAY = ("delay_seconds", "delay_reason", "not_before")
 @functools.cache
 def _update(columns: tuple[str, ...]) -> sa.Update:
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
+    values["worker"] = sa.func.coalesce(sa.bindparam("worker", type_=sa.Text), work_items.c.worker)
     return sa.update(work_items).where(work_items.c.id == sa.bindparam("same_id")).values(values)
 
 
