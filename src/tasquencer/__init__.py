@@ -4,27 +4,33 @@ This module exports the words and decisions (floor 0) and the ledger's contract.
 is in `tasquencer.temporal`, the SQL ledger in `tasquencer.sql`.
 """
 
-from tasquencer.entries import DomainRecord, LedgerEntry
-from tasquencer.errors import (
-    BookkeepingRefused,
-    IllegalTransition,
-    InvalidRequest,
-    LedgerConflict,
-    LedgerError,
-    LedgerUnavailable,
-    SchemaMismatch,
-    TaskMisused,
-    TasquencerError,
-    TemporalUnreachable,
-    TooManyWorkItems,
-    UnknownWorkItem,
-)
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.ledger import Ledger, WorkItemFilter
-from tasquencer.policy import Counts, TaskPolicy, Verdict, fail_fast, until_exhausted
-from tasquencer.retry import Delay, RetryOn, RetryRecipe
-from tasquencer.task_state import NextAttempt, StateChange, StateChangeHook, retry_by_recipe
-from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasquencer.entries import DomainRecord, LedgerEntry
+    from tasquencer.errors import (
+        BookkeepingRefused,
+        IllegalTransition,
+        InvalidRequest,
+        LedgerConflict,
+        LedgerError,
+        LedgerUnavailable,
+        SchemaMismatch,
+        TaskMisused,
+        TasquencerError,
+        TemporalUnreachable,
+        TooManyWorkItems,
+        UnknownWorkItem,
+    )
+    from tasquencer.failure import Failure, FailureKind
+    from tasquencer.ledger import Ledger, WorkItemFilter
+    from tasquencer.policy import Counts, TaskPolicy, Verdict, fail_fast, until_exhausted
+    from tasquencer.retry import Delay, RetryOn, RetryRecipe
+    from tasquencer.task_state import NextAttempt, StateChange, StateChangeHook, retry_by_recipe
+    from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
 __all__ = [
     "BookkeepingRefused",
@@ -62,3 +68,51 @@ __all__ = [
     "retry_by_recipe",
     "until_exhausted",
 ]
+
+_HOMES = {
+    "BookkeepingRefused": "errors",
+    "Counts": "policy",
+    "Delay": "retry",
+    "DelayReason": "work_item",
+    "DomainRecord": "entries",
+    "Failure": "failure",
+    "FailureKind": "failure",
+    "IllegalTransition": "errors",
+    "InvalidRequest": "errors",
+    "Ledger": "ledger",
+    "LedgerConflict": "errors",
+    "LedgerEntry": "entries",
+    "LedgerError": "errors",
+    "LedgerUnavailable": "errors",
+    "NextAttempt": "task_state",
+    "RetryOn": "retry",
+    "RetryRecipe": "retry",
+    "SchemaMismatch": "errors",
+    "StateChange": "task_state",
+    "StateChangeHook": "task_state",
+    "TaskMisused": "errors",
+    "TaskPolicy": "policy",
+    "TasquencerError": "errors",
+    "TemporalUnreachable": "errors",
+    "TooManyWorkItems": "errors",
+    "Transition": "work_item",
+    "UnknownWorkItem": "errors",
+    "Verdict": "policy",
+    "WorkItem": "work_item",
+    "WorkItemFilter": "ledger",
+    "WorkItemState": "work_item",
+    "fail_fast": "policy",
+    "retry_by_recipe": "task_state",
+    "until_exhausted": "policy",
+}
+"""Where each name lives. They are imported when first asked for: `tasq --help` needs none of them."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -73,6 +73,12 @@ def _storable(text: str) -> str:
     return text
 
 
+def _filled(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
 def _content(value: JsonValue) -> JsonValue:
     is_parts = isinstance(value, list) and all(isinstance(part, dict) for part in value)
     if not value or not (isinstance(value, str) or is_parts):
@@ -98,7 +104,7 @@ def _no_truth(value: object) -> object:
 
 
 _Text = Annotated[str, AfterValidator(_storable)]
-_FilledText = Annotated[_Text, Field(min_length=1)]
+_FilledText = Annotated[_Text, AfterValidator(_filled)]
 _Whole = Annotated[int, BeforeValidator(_no_truth)]
 _Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
 _Seconds = Annotated[_Number, Field(gt=0, le=_LONGEST_SECONDS)]

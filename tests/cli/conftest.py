@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,16 @@ from typer.testing import CliRunner, Result
 
 from tasquencer.cli.main import app
 from tasquencer.sql import SqlLedger
+from tests.cli.processes import kill_what_still_runs
 from tests.cli.stories import Story
 
 Tasq = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    kill_what_still_runs()
 
 
 @pytest.fixture

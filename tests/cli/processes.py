@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Finished", "Running", "finish", "on_a_terminal", "start", "until"]
+__all__ = ["Finished", "Running", "finish", "kill_what_still_runs", "on_a_terminal", "start", "until"]
 
 TASQ = Path(sys.executable).parent / "tasq"
 
@@ -24,11 +25,24 @@ class Finished:
     stderr: str
 
 
+_started: list[asyncio.subprocess.Process] = []
+
+
+def kill_what_still_runs() -> None:
+    """For the end of a test, above all of one that failed; what the demo started dies with it."""
+    while _started:
+        process = _started.pop()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+
 class Running:
     """A `tasq` under way; collects what it says."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
+        _started.append(process)
         self.stdout = self.stderr = ""
         assert process.stdout is not None and process.stderr is not None
         self._readers = [
