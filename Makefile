@@ -24,12 +24,13 @@ demo: setup ## run one task on this machine, with two failures on the way, and s
 test: setup browser ## run all tests (PYTEST_ARGS="-k name -x" to choose)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-check: setup ## formatter, linter, type checker, import floors, unused dependencies
+check: setup ## formatter, linter, types, import floors, unused dependencies, exports, the README's commands
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+	$(BIN)/pytest --quiet tests/unit/test_exports.py tests/readme
 
 format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .

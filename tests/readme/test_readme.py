@@ -1,0 +1,160 @@
+"""What the README tells people to type works, word for word."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client
+
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tests.end_to_end.stage import Stage
+from tests.support import answers
+from tests.support.provider import ScriptedProvider
+from tests.support.tasks import tasks_on_skipped_time
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+QUESTION = "Name three moons of Jupiter."
+
+
+def blocks(language: str, document: str = README) -> list[str]:
+    """The fenced blocks in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document, flags=re.MULTILINE | re.DOTALL)
+
+
+def the_block(language: str, containing: str) -> str:
+    """The only block that contains the text."""
+    (block,) = [block for block in blocks(language) if containing in block]
+    return block
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)`", README)) | {"demo"}
+    assert named - {"help"} <= targets
+
+
+def test_every_tasq_command_that_is_named_exists() -> None:
+    named = {line.split()[0] for line in re.findall(r"tasq ([a-z]+[^`\n]*)", README)}
+    named |= set(re.findall(r"`([a-z]+)(?: --[^`]*)?`, `", README)) & {"run", "watch", "list", "show"}
+    for command in sorted(named):
+        helped = subprocess.run(
+            [Path(sys.executable).with_name("tasq"), command, "--help"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert helped.returncode == 0, f"tasq {command}: {helped.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_is_linked_exists(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
+    missing = [link for link in links if not (document.parent / link).exists()]
+    assert missing == []
+
+
+@pytest.fixture(scope="module")
+async def readers_terminal(dev_server: EmbeddedTemporal, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A reader who has a server, a worker and a terminal."""
+    folder = tmp_path_factory.mktemp("reader")
+    async with ScriptedProvider(then=answers.ok("Io, Europa, Ganymede")) as provider:
+        stage = await Stage.on(dev_server, provider, folder, task_queue="ai-agent")
+        async with stage.worker():
+            yield stage
+
+
+async def typed(stage: Stage, command: str) -> str:
+    """What the shell prints for the command, with the environment of the reader."""
+    environment = stage.environment()
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    shell = await asyncio.create_subprocess_shell(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, complaints = await asyncio.wait_for(shell.communicate(), timeout=60)
+    assert shell.returncode == 0, complaints.decode()
+    return printed.decode()
+
+
+async def test_the_task_of_the_three_terminals_gives_its_answer(readers_terminal: Stage) -> None:
+    *_, command = the_block("sh", "server start-dev").strip().splitlines()
+    command = command.replace(".venv/bin/tasq", "tasq")
+    assert await typed(readers_terminal, command) == "Io, Europa, Ganymede\n"
+
+
+async def test_the_task_from_the_temporal_command_line_completes(readers_terminal: Stage) -> None:
+    command = the_block("sh", "temporal workflow start").strip()
+    started = json.loads(await typed(readers_terminal, f"{command} --output json"))
+    result = await readers_terminal.client.get_workflow_handle(started["workflowId"]).result()
+    assert result["text"] == "Io, Europa, Ganymede"
+
+
+async def test_the_task_from_python_completes(
+    readers_terminal: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect = Client.connect
+
+    async def connect_here(address: str) -> Client:
+        assert address == "localhost:7233"
+        return await connect(readers_terminal.server.address)
+
+    monkeypatch.setattr(Client, "connect", connect_here)
+    names: dict[str, Any] = {}
+    code = textwrap.indent(the_block("python", "moons-of-jupiter"), "    ")
+    exec(f"async def example():\n{code}", names)
+    await names["example"]()
+    assert capsys.readouterr().out.startswith("Io, Europa, Ganymede 1 ")
+
+
+async def test_the_sql_of_the_documents_runs_on_the_ledger(readers_terminal: Stage) -> None:
+    await typed(readers_terminal, f'tasq run "{QUESTION}"')
+    statements = [
+        *blocks("sql"),
+        *(
+            statement
+            for statement in "\n".join(blocks("sql", (ROOT / "docs/ledger.md").read_text())).split(";")
+            if statement.strip() and "PostgreSQL" not in statement
+        ),
+    ]
+    with sqlite3.connect(readers_terminal.ledger_file) as ledger:
+        for statement in statements:
+            ledger.execute(statement).fetchall()
+    assert len(statements) >= 3
+
+
+@activity.defn
+async def charge(cents: int) -> str:
+    """The activity that the README's task calls."""
+    return f"charged {cents}"
+
+
+async def test_the_readme_s_own_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "charge_card_of_the_readme.py").write_text(the_block("python", "class ChargeCard"))
+    monkeypatch.syspath_prepend(tmp_path)
+    from charge_card_of_the_readme import ChargeCard  # type: ignore[import-not-found]
+
+    async with tasks_on_skipped_time([ChargeCard], [charge]) as tasks:
+        result, _ = await tasks.run("ChargeCard", 500)
+    assert result == "charged 500"
+
+
+def test_the_settings_that_are_listed_are_the_ones_that_are_read() -> None:
+    listed = set(re.findall(r"TASQ_[A-Z_]+", README))
+    sources = [ROOT / "worker.py", ROOT / "src/tasquencer/settings.py"]
+    read = {name for source in sources for name in re.findall(r"TASQ_[A-Z_]+", source.read_text())}
+    assert listed == read
