@@ -12,6 +12,7 @@ from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
 from tasquencer.ledger import Ledger, WorkItemFilter
 from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
+from tasquencer.sql.group_commit import GroupCommit
 from tasquencer.sql.migrate import check_schema, upgrade_database
 from tasquencer.sql.reading import domain_records_in, transitions_in, work_items_in
 from tasquencer.sql.schema import ai_jobs
@@ -44,6 +45,7 @@ class SqlLedger(Ledger):
     def __init__(self, database_url: str, *, domain_tables: Mapping[str, sa.Table] | None = None) -> None:
         self._database = database_at(database_url)
         self._domain_tables = {ai_jobs.name: ai_jobs, **(domain_tables or {})}
+        self._commits = GroupCommit(self._write)
 
     @property
     def database(self) -> str:
@@ -62,13 +64,14 @@ class SqlLedger(Ledger):
 
     async def close(self) -> None:
         """See `Ledger.close`."""
+        await self._commits.finish()
         await self._database.close()
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         """See `Ledger.record`."""
         batch = [storable(entry) for entry in entries]
         if batch:
-            await self._write(batch)
+            await self._commits.add(batch)
 
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         """See `Ledger.work_items`."""

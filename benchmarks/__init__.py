@@ -1,0 +1,1 @@
+"""What a work item costs: `AiAgentTask` beside plain Temporal workflows. Run `make bench`."""

@@ -1,0 +1,215 @@
+"""Rounds of tasks against the worker process, and what each round cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
+from temporalio.client import Client
+
+from benchmarks.bare import BACKOFF, HEARTBEAT_TIMEOUT, MAX_RETRIES
+from benchmarks.provider import failing
+from tasquencer.devkit.processes import ChildProcess
+from tasquencer.devkit.temporal_server import embedded_temporal
+
+__all__ = [
+    "BARE_QUEUE",
+    "COMPARISONS",
+    "EXACT_TIMERS",
+    "TASK_QUEUE",
+    "UNRECORDED_QUEUE",
+    "Bench",
+    "Comparison",
+    "Round",
+    "Side",
+    "running",
+]
+
+TASK_QUEUE = "ai-agent"
+UNRECORDED_QUEUE = "ai-agent-unrecorded"
+BARE_QUEUE = "bare"
+
+EXACT_TIMERS = {"history.timerProcessorMaxTimeShift": "10ms"}
+"""By default the server fires a timer and a native retry alike up to a second late (measured: 0.95 s at the
+median for both). So a backoff of 50 ms takes a second on both sides, in which the machine is idle; with this
+setting the work counts, not the wait."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the ways to do the work."""
+
+    name: str
+    workflow: str
+    task_queue: str
+    make_input: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ways to do the same work; the first is the yardstick, the second what has to come close to it."""
+
+    name: str
+    title: str
+    failures: int
+    sides: tuple[Side, ...]
+    aim: float | None = None
+    server_settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of one side took; the CPU times are of the whole round, in seconds."""
+
+    tasks: int
+    seconds: float
+    latency_seconds: float
+    worker_cpu_seconds: float
+    server_cpu_seconds: float
+
+    @property
+    def tasks_per_second(self) -> float:
+        return self.tasks / self.seconds
+
+
+def _request(prompt: str) -> dict[str, Any]:
+    retry = {"initial_interval_seconds": BACKOFF.total_seconds(), "backoff_coefficient": 1}
+    heartbeat = HEARTBEAT_TIMEOUT.total_seconds()
+    return {
+        "prompt": prompt,
+        "max_retries": MAX_RETRIES,
+        "retry": retry,
+        "heartbeat_timeout_seconds": heartbeat,
+    }
+
+
+_TASK = Side("AiAgentTask, ledger on SQLite", "AiAgentTask", TASK_QUEUE, _request)
+_UNRECORDED = Side("AiAgentTask, no ledger", "AiAgentTask", UNRECORDED_QUEUE, _request)
+
+
+def _bare(name: str) -> Side:
+    return Side(name, "BareAsk", BARE_QUEUE, lambda prompt: prompt)
+
+
+_FAILURES = f"two failures, {BACKOFF.total_seconds() * 1000:g} ms backoff"
+_RETRIES = (_bare("Temporal's native retry"), _TASK)
+
+COMPARISONS = (
+    Comparison("A", "no failures", 0, (_bare("workflow with one activity"), _TASK, _UNRECORDED), aim=0.90),
+    Comparison("B", f"{_FAILURES}, the server as it comes (timers up to 1 s late)", 2, _RETRIES, aim=0.80),
+    Comparison("C", f"{_FAILURES}, the server's timers exact", 2, _RETRIES, server_settings=EXACT_TIMERS),
+)
+
+
+class Bench:
+    """The processes that a round needs, running."""
+
+    def __init__(self, client: Client, worker_pid: int, server_pid: int, origin: str, ledger: Path) -> None:
+        self._client = client
+        self._worker_pid = worker_pid
+        self._server_pid = server_pid
+        self._origin = origin
+        self._ledger = ledger
+
+    async def server_version(self) -> str:
+        info = await self._client.workflow_service.get_system_info(GetSystemInfoRequest())
+        return info.server_version
+
+    async def round(self, side: Side, failures: int, tasks: int, concurrency: int) -> Round:
+        """Run tasks, so many at once, and check that each made the requests it should and no more."""
+        requests, recorded = await self._requests(), self._recorded()
+        name, numbers, latencies = uuid4().hex, iter(range(tasks)), []
+
+        async def run_some() -> None:
+            for number in numbers:
+                begin = time.perf_counter()
+                await self._client.execute_workflow(
+                    side.workflow,
+                    side.make_input(failing(failures, f"{name}-{number}")),
+                    id=f"{name}-{number}",
+                    task_queue=side.task_queue,
+                )
+                latencies.append(time.perf_counter() - begin)
+
+        worker, server = _cpu_seconds(self._worker_pid), _cpu_seconds(self._server_pid)
+        begin = time.perf_counter()
+        await asyncio.gather(*(run_some() for _ in range(concurrency)))
+        seconds = time.perf_counter() - begin
+        worker, server = _cpu_seconds(self._worker_pid) - worker, _cpu_seconds(self._server_pid) - server
+
+        made = {key: count - requests[key] for key, count in (await self._requests()).items()}
+        expected = {"answered": tasks, "failed": tasks * failures}
+        assert made == expected, f"{side.name}: expected {expected} requests, the provider counted {made}"
+        if side is _TASK:
+            new, due = self._recorded() - recorded, tasks * (failures + 1)
+            assert new == due, f"{side.name}: expected {due} settled work items in the ledger, found {new}"
+        return Round(tasks, seconds, median(latencies), worker, server)
+
+    async def _requests(self) -> dict[str, int]:
+        def get() -> dict[str, int]:
+            with urllib.request.urlopen(self._origin, timeout=10) as response:
+                counts: dict[str, int] = json.load(response)
+                return counts
+
+        return await asyncio.to_thread(get)
+
+    def _recorded(self) -> int:
+        with sqlite3.connect(self._ledger) as connection:
+            query = "SELECT count(*) FROM work_items WHERE state IN ('completed', 'failed')"
+            count: int = connection.execute(query).fetchone()[0]
+        connection.close()
+        return count
+
+
+@asynccontextmanager
+async def running(server_settings: Mapping[str, str]) -> AsyncIterator[Bench]:
+    """Temporal's dev server in memory, the provider and the worker, each a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="tasquencer-bench-") as folder:
+        ledger = Path(folder) / "ledger.db"
+        async with (
+            embedded_temporal(ui=False, dynamic_config=server_settings) as temporal,
+            _child("the provider", "benchmarks.provider") as provider,
+        ):
+            origin = provider.last_line()
+            options = ["--address", temporal.address, "--base-url", f"{origin}/v1"]
+            options += ["--ledger", f"sqlite:///{ledger}"]
+            async with _child("the worker", "benchmarks.worker", *options) as worker:
+                client = await Client.connect(temporal.address)
+                yield Bench(client, worker.pid, temporal.pid, origin, ledger)
+
+
+@asynccontextmanager
+async def _child(name: str, module: str, *options: str) -> AsyncIterator[ChildProcess]:
+    child = ChildProcess(name, [sys.executable, "-m", module, *options])
+
+    async def has_spoken() -> bool:
+        return child.output().endswith("\n") and bool(child.last_line())
+
+    try:
+        await child.wait_ready(has_spoken, timeout_seconds=30)
+        yield child
+    finally:
+        child.kill()
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far; NaN where there is no /proc to ask."""
+    try:
+        fields: Sequence[str] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

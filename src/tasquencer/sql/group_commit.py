@@ -1,0 +1,95 @@
+"""Group commit: batches that arrive while a transaction runs share the next one.
+
+A commit costs the same for one batch as for fifty, so the more tasks a worker carries out at once, the less
+each pays. Nobody waits for company: the first batch is written at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from tasquencer.entries import LedgerEntry
+from tasquencer.errors import LedgerConflict
+
+__all__ = ["GroupCommit"]
+
+_LARGEST_GROUP = 64
+"""Batches in one transaction, so that a conflict among many does not make all of them wait long."""
+
+Batch = Sequence[LedgerEntry]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    batch: Batch
+    written: asyncio.Future[None]
+
+
+class GroupCommit:
+    """Writes batches one group after the other, each group in one transaction.
+
+    Args:
+        write: Writes the entries in one transaction; what it raises, nothing of them was written.
+    """
+
+    def __init__(self, write: Callable[[Batch], Awaitable[None]]) -> None:
+        self._write = write
+        self._waiting: deque[_Waiting] = deque()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def add(self, batch: Batch) -> None:
+        """Return once the batch is committed; raise what kept it from being so.
+
+        A batch that the ledger refuses never fails its neighbours. Who is cancelled while waiting does not
+        know whether the batch was written.
+        """
+        waiting = _Waiting(batch, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_waiting())
+        await waiting.written
+
+    async def finish(self) -> None:
+        """Return once nothing is being written any more."""
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
+
+    async def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_GROUP))]
+                await self._write_group(group)
+        finally:
+            self._writer = None
+
+    async def _write_group(self, group: list[_Waiting]) -> None:
+        try:
+            await self._write([entry for waiting in group for entry in waiting.batch])
+        except LedgerConflict as conflict:
+            if len(group) == 1:
+                _end(group[0], conflict)
+                return
+            for waiting in group:  # whose fault it is only shows one by one
+                await self._write_group([waiting])
+        except BaseException as error:
+            for waiting in group:
+                _end(waiting, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for waiting in group:
+                _end(waiting, None)
+
+
+def _end(waiting: _Waiting, error: BaseException | None) -> None:
+    if waiting.written.done():
+        return
+    if error is None:
+        waiting.written.set_result(None)
+    elif isinstance(error, asyncio.CancelledError):
+        waiting.written.cancel()
+    else:
+        waiting.written.set_exception(error)
