@@ -22,7 +22,7 @@ demo: setup ## run one task on this machine, with two failures on the way, and s
 	@$(BIN)/tasq demo $(DEMO_ARGS)
 
 test: setup browser ## run all tests (PYTEST_ARGS="-k name -x" to choose)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
 
 check: setup ## formatter, linter, types, import floors, unused dependencies, exports, the README's commands
 	$(BIN)/ruff format --check .
@@ -61,7 +61,7 @@ $(BIN)/uv: requirements-build.lock
 	@touch $@
 
 $(STAMP): $(BIN)/uv pyproject.toml requirements.lock
-	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --no-build requirements.lock
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --no-build --compile-bytecode requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -131,7 +131,10 @@ def _connection(cause: BaseException, clean: Clean, limit_seconds: float | None)
         message = f"the provider's answer is not valid HTTP: {_named(cause, clean)}"
         return Failure.of(FailureKind.PROVIDER_ERROR, message, outcome_unknown=True)
     what = "the connection to the provider broke" if sent else "no connection to the provider"
-    return Failure.of(FailureKind.UNREACHABLE, f"{what}: {_named(cause, clean)}", outcome_unknown=sent)
+    how = _named(cause, clean)
+    if isinstance(cause, httpx2.NetworkError) and how == type(cause).__name__:
+        how = "it was reset"  # the system's word for it is lost on the way here
+    return Failure.of(FailureKind.UNREACHABLE, f"{what}: {how}", outcome_unknown=sent)
 
 
 def _meaning(status_code: int) -> str:

@@ -5,16 +5,30 @@ People read "first try" and "retry 2 of 3", never "attempt 3 of 4".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
+from tasquencer.entries import LedgerEntry
 from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
 
-__all__ = ["attempt_label", "delay_label", "duration", "elapsed", "markdown_table", "moment", "one_line"]
+__all__ = [
+    "attempt_label",
+    "delay_label",
+    "duration",
+    "elapsed",
+    "markdown_table",
+    "moment",
+    "one_line",
+    "record_label",
+]
 
 _UNITS = (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1))
 
-_ROWS_SHOWN = 20
+_LABELED = 3
+"""Work items that a label tells one by one."""
+
+_ROWS_SHOWN = 10
 """Rows of the table in the Web UI; a task with more shows its newest."""
 
 
@@ -60,6 +74,27 @@ def delay_label(work_item: WorkItem, after: str | None = None) -> str:
     if work_item.delay_reason is DelayReason.FIRST_TRY:
         return "none"
     return f"{duration(work_item.delay_seconds)}{why}" + (f" after {after}" if after else "")
+
+
+def record_label(entries: Sequence[LedgerEntry], max_retries: Callable[[WorkItem], int]) -> str:
+    """What a batch of entries records: `first try failed: rate_limited; retry 1 of 3 waits 2 s`.
+
+    Args:
+        entries: In order; of several about one work item the last counts.
+        max_retries: How many retries the lineage of a work item has.
+    """
+    items = list({entry.work_item.id: entry.work_item for entry in entries}.values())
+    if len(items) > _LABELED:
+        states = Counter(item.state for item in items)
+        return ", ".join(f"{count} {state}" for state, count in states.items())
+    told = []
+    for item in items:
+        label = attempt_label(item.attempt, max_retries(item))
+        if item.state is WorkItemState.INITIALIZED:
+            told.append(f"{label} waits {duration(item.delay_seconds)}")
+        else:
+            told.append(f"{label} {item.state}" + (f": {item.failure.kind}" if item.failure else ""))
+    return "; ".join(told)
 
 
 def elapsed(work_item: WorkItem) -> float | None:

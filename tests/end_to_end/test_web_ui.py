@@ -87,15 +87,21 @@ async def test_the_web_ui_tells_the_story_of_a_task(stage: Stage) -> None:
         events = await ui.events()
         assert [text.split(" Failure Message ")[1] for text in events if "Activity Task Failed" in text] == [
             "429 from the provider: Rate limit reached (asks to wait 10 s)",
-            "the connection to the provider broke: ReadError",
+            "the connection to the provider broke: it was reset",
         ]
         assert [text.split(" Summary ")[1] for text in events if " Summary " in text] == [
             PROMPT,
+            "first try started",
             "first try",
+            "first try failed: rate_limited; retry 1 of 3 waits 10 s",
             "10 s asked by the provider after rate_limited",
+            "retry 1 of 3 started",
             "retry 1 of 3",
+            "retry 1 of 3 failed: unreachable; retry 2 of 3 waits 2 s",
             "2 s backoff after unreachable",
+            "retry 2 of 3 started",
             "retry 2 of 3",
+            "retry 2 of 3 completed",
         ]
         failed = [int(text.split()[0]) for text in events if "Activity Task Failed" in text]
         assert [await ui.error_type_of_event(number) for number in failed] == [

@@ -7,6 +7,7 @@ from datetime import timedelta, timezone
 
 import pytest
 
+from tasquencer.entries import LedgerEntry
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.retry import RetryRecipe
 from tasquencer.wording import (
@@ -17,8 +18,9 @@ from tasquencer.wording import (
     markdown_table,
     moment,
     one_line,
+    record_label,
 )
-from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
+from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tests.unit.driving import NOON, after, failed, rate_limited, task
 
 
@@ -211,11 +213,52 @@ def test_a_long_table_shows_the_newest_work_items_and_says_so() -> None:
 
     lines = plain(markdown_table(state.work_items(), lambda item: 24))
 
-    assert len(lines) == 2 + 20 + 2
-    assert lines[2].startswith("| retry 5 of 24 |")  # 25 work items, the newest 20
-    assert lines[21].startswith("| retry 24 of 24 |")
-    assert lines[-1] == "The newest 20 of 25 work items; `tasq show` lists them all."
+    assert len(lines) == 2 + 10 + 2
+    assert lines[2].startswith("| retry 15 of 24 |")  # 25 work items, the newest 10
+    assert lines[11].startswith("| retry 24 of 24 |")
+    assert lines[-1] == "The newest 10 of 25 work items; `tasq show` lists them all."
 
 
 def test_a_table_of_nothing_has_a_header() -> None:
     assert len(markdown_table([], three).splitlines()) == 2
+
+
+def entry(
+    attempt: int, state: WorkItemState, delay: float = 0.0, failure: Failure | None = None
+) -> LedgerEntry:
+    item = WorkItem(
+        id=f"w{attempt}",
+        task_id="t",
+        run_id="r",
+        task_type="x",
+        lineage="main",
+        attempt=attempt,
+        state=state,
+        delay_seconds=delay,
+        failure=failure,
+        not_before=NOON,
+        created_at=NOON,
+    )
+    transition = Transition(
+        work_item_id=item.id, sequence=0, previous_state=None, next_state=state, at=NOON, actor="task"
+    )
+    return LedgerEntry(transition=transition, work_item=item)
+
+
+SLOW = Failure.of(FailureKind.RATE_LIMITED, "slow down")
+
+
+@pytest.mark.parametrize(
+    ("entries", "label"),
+    [
+        ([entry(0, WorkItemState.INITIALIZED), entry(0, WorkItemState.STARTED)], "first try started"),
+        (
+            [entry(0, WorkItemState.FAILED, failure=SLOW), entry(1, WorkItemState.INITIALIZED, 2)],
+            "first try failed: rate_limited; retry 1 of 3 waits 2 s",
+        ),
+        ([entry(3, WorkItemState.COMPLETED)], "retry 3 of 3 completed"),
+        ([entry(number, WorkItemState.STARTED) for number in range(5)], "5 started"),
+    ],
+)
+def test_a_label_says_what_is_recorded(entries: list[LedgerEntry], label: str) -> None:
+    assert record_label(entries, lambda item: 3) == label

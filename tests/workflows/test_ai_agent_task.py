@@ -260,3 +260,12 @@ async def test_the_kind_of_failure_is_the_type_of_the_activity_s_error() -> None
             if event.HasField("activity_task_failed_event_attributes")
         ]
     assert failed == ["unreachable"]
+
+
+async def test_an_expected_failure_brings_no_stack_trace_into_the_history() -> None:
+    async with running(ScriptedCalls(GONE, WRONG_KEY)) as tasks:
+        _, handle = await tasks.failure("AiAgentTask", {"prompt": "?"})
+        text = (await handle.fetch_history()).to_json()
+    assert "connection refused" in text
+    assert "stackTrace" not in text
+    assert "Traceback" not in text

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from temporalio.api.failure.v1 import Failure
 from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
 from temporalio.converter import (
     CompositePayloadConverter,
     DataConverter,
+    DefaultFailureConverter,
     DefaultPayloadConverter,
     JSONPlainPayloadConverter,
 )
+from temporalio.converter import PayloadConverter as BasePayloadConverter
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-__all__ = ["PayloadConverter", "data_converter"]
+__all__ = ["FailureConverter", "PayloadConverter", "data_converter"]
 
 # The SDK makes a new payload converter for each activation of a workflow, and Pydantic's then builds its
 # serializer and type adapters anew. These are made once; they hold nothing but caches.
@@ -27,5 +31,19 @@ class PayloadConverter(CompositePayloadConverter):
         super().__init__(*_CONVERTERS)
 
 
-data_converter = DataConverter(payload_converter_class=PayloadConverter)
+class FailureConverter(DefaultFailureConverter):
+    """Leaves out the stack trace of an expected failure: it says nothing, and names the worker's folders."""
+
+    def to_failure(
+        self, exception: BaseException, payload_converter: BasePayloadConverter, failure: Failure
+    ) -> None:
+        """See the base class."""
+        super().to_failure(exception, payload_converter, failure)
+        if isinstance(exception, ApplicationError) and exception.category is ApplicationErrorCategory.BENIGN:
+            failure.ClearField("stack_trace")
+
+
+data_converter = DataConverter(
+    payload_converter_class=PayloadConverter, failure_converter_class=FailureConverter
+)
 """Give this to a client that starts tasks from Python without `TasquencerPlugin`."""

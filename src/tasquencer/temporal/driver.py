@@ -19,7 +19,7 @@ from tasquencer.failure import Failure
 from tasquencer.task_state import CarriedTask, TaskState
 from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD, RECORD_RETRY, RECORD_TIMEOUT
 from tasquencer.temporal.scope import TaskScope
-from tasquencer.wording import delay_label, markdown_table
+from tasquencer.wording import delay_label, markdown_table, record_label
 from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["TaskDriver"]
@@ -129,9 +129,11 @@ class TaskDriver:
 
     async def _write(self) -> None:
         try:
+            entries = self.state.take_entries()
             await workflow.execute_local_activity(
                 RECORD,
-                self.state.take_entries(),
+                entries,
+                summary=record_label(entries, lambda item: self.state.recipe_of(item).max_retries),
                 start_to_close_timeout=RECORD_TIMEOUT,
                 retry_policy=RECORD_RETRY,
                 local_retry_threshold=LOCAL_RETRY_THRESHOLD,

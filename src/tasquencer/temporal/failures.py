@@ -20,7 +20,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 from tasquencer.failure import Failure, FailureKind
 
-__all__ = ["as_application_error", "failure_of", "worker_of"]
+__all__ = ["as_application_error", "failure_of", "task_error", "worker_of"]
 
 _SDK_TYPES = {
     "WorkerShutdown": (FailureKind.WORKER_SHUTDOWN, "the worker was stopped before the call ended", True),
@@ -32,14 +32,14 @@ _SDK_TYPES = {
 }
 """Types that the SDK itself gives to an activity's error: kind, message, whether the outcome is unknown."""
 
-_TIMEOUTS = {
+_TIMED_OUT = (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit")
+_TIMEOUTS: dict[TimeoutType | None, tuple[FailureKind, str]] = {
     TimeoutType.HEARTBEAT: (
         FailureKind.WORKER_LOST,
-        "the worker stopped sending heartbeats: it died or hangs",
+        "the worker sends no more heartbeats: it died or hangs",
     ),
-    TimeoutType.START_TO_CLOSE: (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit"),
-    TimeoutType.SCHEDULE_TO_CLOSE: (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit"),
 }
+"""Kinds of timeout that are not simply `timed_out`."""
 
 
 def as_application_error(failure: Failure) -> ApplicationError:
@@ -56,6 +56,17 @@ def as_application_error(failure: Failure) -> ApplicationError:
     )
 
 
+def task_error(kind: str, message: str, failure: Failure | None = None) -> ApplicationError:
+    """The error that a task ends with, its last failure as the detail; expected, so benign."""
+    return ApplicationError(
+        message,
+        *([failure.model_dump(mode="json")] if failure is not None else []),
+        type=kind,
+        non_retryable=True,
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
 def failure_of(error: FailureError) -> Failure:
     """The failure that an error of an activity, a local activity or a child workflow stands for.
 
@@ -64,14 +75,7 @@ def failure_of(error: FailureError) -> Failure:
     """
     cause = error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
     if isinstance(cause, TemporalTimeout):
-        kind, message = (
-            _TIMEOUTS.get(cause.type, (FailureKind.TIMED_OUT, "timed out"))
-            if cause.type
-            else (
-                FailureKind.TIMED_OUT,
-                "timed out",
-            )
-        )
+        kind, message = _TIMEOUTS.get(cause.type, _TIMED_OUT)
         return Failure.of(kind, message, outcome_unknown=True)
     if not isinstance(cause, ApplicationError):
         return Failure.of(FailureKind.UNEXPECTED, f"{type(cause).__name__}: {cause}", outcome_unknown=True)

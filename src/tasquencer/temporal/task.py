@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar, overload
 from pydantic import BaseModel, JsonValue
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
+from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from tasquencer.errors import InvalidRequest, TaskMisused
 from tasquencer.failure import Failure
@@ -36,7 +36,7 @@ from tasquencer.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.retry import RetryRecipe
 from tasquencer.task_state import MAIN_LINEAGE, RecordOf, StateChangeHook, TaskState, retry_by_recipe
 from tasquencer.temporal.driver import TaskDriver
-from tasquencer.temporal.failures import failure_of, worker_of
+from tasquencer.temporal.failures import failure_of, task_error, worker_of
 from tasquencer.temporal.scope import TaskScope, carried_task
 from tasquencer.wording import attempt_label
 from tasquencer.work_item import WorkItem, WorkItemState
@@ -61,7 +61,7 @@ def accept(parse: Callable[[object], T], raw: object) -> T:
     try:
         return parse(raw)
     except InvalidRequest as problem:
-        raise ApplicationError(str(problem), type=InvalidRequest.__name__, non_retryable=True) from None
+        raise task_error(InvalidRequest.__name__, str(problem)) from None
 
 
 class Task:
@@ -147,8 +147,7 @@ class Task:
         """The completed work item of a lineage; fails the task like `result`."""
         if self._state.verdict is Verdict.FAIL:
             ended = self._state.failure()
-            details = [ended.failure.model_dump(mode="json")] if ended.failure is not None else []
-            raise ApplicationError(ended.message, *details, type=str(ended.type), non_retryable=True)
+            raise task_error(ended.type, ended.message, ended.failure)
         item = self._state.latest(lineage)
         if item.state is not WorkItemState.COMPLETED:
             raise TaskMisused(f"lineage {lineage!r} has no result: its last work item is {item.state}")
