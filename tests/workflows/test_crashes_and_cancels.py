@@ -12,6 +12,7 @@ from temporalio.exceptions import CancelledError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tasquencer import LedgerConflict, LedgerEntry, LedgerUnavailable, WorkItemFilter, WorkItemState
+from tasquencer.ai import MAXIMUM_REQUEST_BYTES
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import Task, data_converter
 from tasquencer.testing import InMemoryLedger
@@ -301,3 +302,18 @@ async def test_the_bound_of_retries_holds_across_continue_as_new() -> None:
             error = await failure_of_task(handle)
     assert error.type == "RetriesExhausted"
     assert len(calls.calls) == 26
+
+
+async def test_the_largest_request_continues_as_new() -> None:
+    async with embedded_temporal(
+        ui=False, dynamic_config={"limit.historyCount.suggestContinueAsNew": 60}
+    ) as server:
+        async with running(server, ScriptedCalls(*[GONE] * 6)) as tasks:
+            largest = "x" * (MAXIMUM_REQUEST_BYTES - 200)
+            result, handle = await tasks.run(
+                "AiAgentTask", {"prompt": largest, "max_retries": 10, "retry": NO_BACKOFF}
+            )
+            items = await tasks.work_items(handle)
+    assert result["attempts"] == 7
+    assert len({item.run_id for item in items}) > 1
+    assert {len(str(item.payload)) for item in items} == {len(str(items[0].payload))}
