@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built as a release is."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -33,7 +33,7 @@ def test_the_wheel_contains_the_package_and_nothing_else(wheel: Path) -> None:
     ("modules", "missing"),
     [
         (
-            "tasquencer, tasquencer.ai, tasquencer.testing",
+            "tasquencer.ai, tasquencer.testing",
             "temporalio sqlalchemy openai typer rich platformdirs",
         ),
         ("tasquencer.temporal", "sqlalchemy alembic asyncpg openai typer rich platformdirs"),

@@ -305,15 +305,16 @@ async def test_the_bound_of_retries_holds_across_continue_as_new() -> None:
 
 
 async def test_the_largest_request_continues_as_new() -> None:
-    async with embedded_temporal(
-        ui=False, dynamic_config={"limit.historyCount.suggestContinueAsNew": 60}
-    ) as server:
-        async with running(server, ScriptedCalls(*[GONE] * 6)) as tasks:
-            largest = "x" * (MAXIMUM_REQUEST_BYTES - 200)
-            result, handle = await tasks.run(
-                "AiAgentTask", {"prompt": largest, "max_retries": 10, "retry": NO_BACKOFF}
-            )
-            items = await tasks.work_items(handle)
+    largest = "x" * (MAXIMUM_REQUEST_BYTES - 200)
+    settings = {"limit.historyCount.suggestContinueAsNew": 60}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=settings) as server,
+        running(server, ScriptedCalls(*[GONE] * 6)) as tasks,
+    ):
+        result, handle = await tasks.run(
+            "AiAgentTask", {"prompt": largest, "max_retries": 10, "retry": NO_BACKOFF}
+        )
+        items = await tasks.work_items(handle)
     assert result["attempts"] == 7
     assert len({item.run_id for item in items}) > 1
     assert {len(str(item.payload)) for item in items} == {len(str(items[0].payload))}
