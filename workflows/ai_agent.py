@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-from tasquencer.ai import CALL_MARGIN, AiAgentResult, AiAnswer, ai_job_record, parse_request
+from tasquencer.ai import CALL_MARGIN, AiAgentResult, AiAnswer, ai_job_record, parse_answer, parse_request
 from tasquencer.temporal import Task, accept
 
 __all__ = ["AiAgentTask"]
@@ -19,7 +19,7 @@ class AiAgentTask:
     """Input: the JSON object that `AiAgentRequest` describes. Result: `AiAgentResult`."""
 
     def __init__(self) -> None:
-        self._task = Task(record=ai_job_record)
+        self._task = Task(record=ai_job_record, result_of=parse_answer)
 
     @workflow.run
     async def run(self, raw: object = None) -> AiAgentResult:

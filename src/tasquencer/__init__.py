@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tasquencer.entries import DomainRecord, LedgerEntry
     from tasquencer.errors import (
+        ActionRefused,
         BookkeepingRefused,
         IllegalTransition,
         InvalidRequest,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
 __all__ = [
+    "ActionRefused",
     "BookkeepingRefused",
     "Counts",
     "Delay",
@@ -70,6 +72,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ActionRefused": "errors",
     "BookkeepingRefused": "errors",
     "Counts": "policy",
     "Delay": "retry",

@@ -41,6 +41,7 @@ __all__ = [
     "ChatMessage",
     "RetryOptions",
     "ai_job_record",
+    "parse_answer",
     "parse_request",
 ]
 
@@ -322,6 +323,27 @@ def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
             "latency_seconds": facts.get("latency_seconds"),
         },
     )
+
+
+def parse_answer(raw: JsonValue) -> JsonValue:
+    """The result of an AI work item, given by hand: `{"text": …}`, and other facts of `AiAnswer`.
+
+    Raises:
+        InvalidRequest: names each wrong field.
+    """
+    if not isinstance(raw, dict) or not isinstance(raw.get("text"), str) or not raw["text"]:
+        raise InvalidRequest(['result: must be an object such as {"text": "…"}'])
+    if unknown := raw.keys() - AiAnswer.model_fields.keys():
+        raise InvalidRequest([f"result.{name}: unknown field" for name in sorted(unknown)])
+    try:
+        answer = AiAnswer.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequest([f"result.{_problem(details)}" for details in error.errors()]) from None
+    size = len(answer.model_dump_json().encode())
+    if size > MAXIMUM_ANSWER_BYTES:
+        raise InvalidRequest([f"result: has {size:,} bytes, the limit is {MAXIMUM_ANSWER_BYTES:,}"])
+    kept: JsonValue = answer.model_dump(mode="json", exclude_defaults=True)
+    return kept
 
 
 def parse_request(raw: object) -> AiAgentRequest:

@@ -1,6 +1,7 @@
 """Everything the package raises on purpose.
 
     TasquencerError
+    ├── ActionRefused          an action from outside cannot be carried out now
     ├── InvalidRequest         the input of a task does not validate
     ├── IllegalTransition      the state machine of a work item forbids the change
     ├── UnknownWorkItem        no work item with that id in this task
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tasquencer.work_item import WorkItemState
 
 __all__ = [
+    "ActionRefused",
     "BookkeepingRefused",
     "IllegalTransition",
     "InvalidRequest",
@@ -44,8 +46,12 @@ class TasquencerError(Exception):
     """Base of all errors of this package."""
 
 
+class ActionRefused(TasquencerError):
+    """An action from outside cannot be carried out now; the message says why. Nothing has changed."""
+
+
 class InvalidRequest(TasquencerError):
-    """The input of a task does not validate; the message names each wrong field."""
+    """The input of a task, or of an action on it, does not validate; the message names each wrong field."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems

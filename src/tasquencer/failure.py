@@ -45,6 +45,8 @@ class FailureKind(StrEnum):
     """The worker was stopped and its grace period ran out before the call ended."""
     TOO_LARGE = "too_large"
     """The answer exceeds what a Temporal payload can carry."""
+    OPERATOR = "operator"
+    """A person or a program declared the attempt failed."""
     UNEXPECTED = "unexpected"
     """The activity raised something nobody has classified: a bug in the activity."""
 
@@ -58,6 +60,7 @@ TRANSIENT_KINDS = frozenset(
         FailureKind.INVALID_OUTPUT,
         FailureKind.WORKER_LOST,
         FailureKind.WORKER_SHUTDOWN,
+        FailureKind.OPERATOR,
     }
 )
 """The kinds that qualify for a retry under `retry_on: "transient"`."""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
@@ -275,9 +276,25 @@ class TaskState:
         known.begun = True
         return self.latest(lineage)
 
-    def start(self, work_item_id: str, *, now: datetime, reason: str | None = None) -> Verdict:
-        """The work item's call is about to be made."""
-        return self._change(work_item_id, WorkItemState.STARTED, now, TASK_ACTOR, reason, started_at=now)
+    def start(
+        self,
+        work_item_id: str,
+        *,
+        now: datetime,
+        actor: str = TASK_ACTOR,
+        reason: str | None = None,
+        hurried: bool = False,
+    ) -> Verdict:
+        """The work item's call is about to be made; `hurried` by an operator, if its wait was cut short."""
+        facts: dict[str, Any] = {"started_at": now}
+        if hurried:
+            waited = now - self.work_item(work_item_id).created_at
+            facts |= {
+                "delay_seconds": max(0.0, waited.total_seconds()),
+                "delay_reason": DelayReason.OPERATOR,
+                "not_before": now,
+            }
+        return self._change(work_item_id, WorkItemState.STARTED, now, actor, reason, **facts)
 
     def complete(
         self,

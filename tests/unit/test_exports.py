@@ -14,6 +14,7 @@ import pytest
 import tasquencer
 
 FLOORS = [
+    "actions",
     "ai",
     "entries",
     "errors",

@@ -155,6 +155,7 @@ QUALIFIES = {
     "unauthorized": False,
     "worker_lost": True,
     "worker_shutdown": True,
+    "operator": True,
     "too_large": False,
     "unexpected": False,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 from temporalio import workflow
@@ -24,6 +25,8 @@ from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["TaskDriver"]
 
+T = TypeVar("T")
+
 _CANCELED = "the task was canceled"
 
 
@@ -33,28 +36,63 @@ class TaskDriver:
     def __init__(self, state: TaskState) -> None:
         self.state = state
         self._writing: asyncio.Task[None] | None = None
+        self._sleeping: dict[str, asyncio.Task[None]] = {}
+        self._calls: dict[str, asyncio.Task[Any]] = {}
+        self._hurried: dict[str, tuple[str, str | None]] = {}
+
+    def hurry(self, work_item_id: str, actor: str, reason: str | None) -> None:
+        """End the work item's wait, now or as soon as it begins."""
+        self._hurried[work_item_id] = (actor, reason)
+        if work_item_id in self._sleeping:
+            self._sleeping[work_item_id].cancel()
+
+    def is_hurried(self, work_item_id: str) -> bool:
+        """Whether the work item's wait is being ended."""
+        return work_item_id in self._hurried
+
+    async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
+        """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
+        self._calls[item.id] = call
+        try:
+            return await call
+        finally:
+            del self._calls[item.id]
 
     async def wait_for(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or go on in a new run that will."""
-        if workflow.info().is_continue_as_new_suggested() and self._may_continue_as_new():
+        if (
+            workflow.info().is_continue_as_new_suggested()
+            and self._may_continue_as_new()
+            and workflow.all_handlers_finished()
+        ):
             TaskScope.current().continue_as_new()
         if item.run_id == workflow.info().run_id:  # just recorded: the whole delay from here
             delay = timedelta(seconds=item.delay_seconds)
         else:
             delay = item.not_before - workflow.now()
-        if delay <= timedelta(0):
+        if delay <= timedelta(0) or item.id in self._hurried:
             return
         before = self.state.before(item)
         kind = before.failure.kind if before is not None and before.failure is not None else None
+        # A task of its own, so that an operator can end the sleep without canceling the lineage.
+        sleeping = asyncio.create_task(workflow.sleep(delay, summary=delay_label(item, kind)))
+        self._sleeping[item.id] = sleeping
         try:
-            await workflow.sleep(delay, summary=delay_label(item, kind))
+            await workflow.wait([sleeping])
         except asyncio.CancelledError:
+            sleeping.cancel()
             await self.cancel(item.lineage)
             raise
+        finally:
+            del self._sleeping[item.id]
 
     async def start(self, item: WorkItem) -> None:
         """Record the work item as started."""
-        self.state.start(item.id, now=workflow.now())
+        if item.id in self._hurried:
+            actor, reason = self._hurried.pop(item.id)
+            self.state.start(item.id, now=workflow.now(), actor=actor, reason=reason, hurried=True)
+        else:
+            self.state.start(item.id, now=workflow.now())
         await self._settle(item.lineage)
 
     async def complete(self, item: WorkItem, result: JsonValue) -> None:
@@ -75,6 +113,10 @@ class TaskDriver:
         await self._settle(item.lineage)
         if canceled:
             raise asyncio.CancelledError(_CANCELED)
+
+    async def ended_by_others(self, item: WorkItem) -> None:
+        """The work item was ended by an operator or by the end of the task: wait until that is recorded."""
+        await self._ended(item)
 
     async def cancel(self, lineage: str) -> None:
         """Record what is open in the lineage as canceled: its task was."""
@@ -103,6 +145,9 @@ class TaskDriver:
         A cancellation that arrives meanwhile is raised afterwards; the write itself goes on. What
         other lineages want to record while a batch is being written goes together into the next.
         """
+        for work_item_id, doing in [*self._sleeping.items(), *self._calls.items()]:
+            if self.state.work_item(work_item_id).state.is_terminal:
+                doing.cancel()
         workflow.set_current_details(
             markdown_table(self.state.work_items(), lambda item: self.state.recipe_of(item).max_retries)
         )

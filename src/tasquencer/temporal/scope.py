@@ -74,6 +74,7 @@ class TaskScope:
         """Settle what is still open."""
         if self.driver is not None:
             await self.driver.close(reason)
+        await workflow.wait_condition(workflow.all_handlers_finished)
 
 
 def carried_task(info: workflow.Info) -> CarriedTask | None:

@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar, overload
 from pydantic import BaseModel, JsonValue
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import FailureError, is_cancelled_exception
+from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 from tasquencer.errors import InvalidRequest, TaskMisused
 from tasquencer.failure import Failure
@@ -37,6 +37,7 @@ from tasquencer.retry import RetryRecipe
 from tasquencer.task_state import MAIN_LINEAGE, RecordOf, StateChangeHook, TaskState, retry_by_recipe
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import failure_of, task_error, worker_of
+from tasquencer.temporal.operators import Operators, ResultOf
 from tasquencer.temporal.scope import TaskScope, carried_task
 from tasquencer.wording import attempt_label
 from tasquencer.work_item import WorkItem, WorkItemState
@@ -64,11 +65,16 @@ def accept(parse: Callable[[object], T], raw: object) -> T:
         raise task_error(InvalidRequest.__name__, str(problem)) from None
 
 
+def _any_result(result: JsonValue) -> JsonValue:
+    return result
+
+
 class Task:
     """The task that this workflow run carries out. Make it in the workflow's `__init__`.
 
     It offers the query `work_items`: all work items of the task, oldest first, as JSON with the
-    ledger's names, without the two large columns `payload` and `result`.
+    ledger's names, without the two large columns `payload` and `result`. And the updates `retry_now`,
+    `complete_work_item`, `fail_work_item` and `cancel_work_item`, see `tasquencer.actions`.
 
     Args:
         recipe: How a lineage retries that brings no recipe of its own.
@@ -76,6 +82,8 @@ class Task:
         on_work_item_state_changed: Called after each transition, before the policy; what it
             returns is the next attempt. By default it retries by the recipe.
         record: Makes the domain record that is written beside each transition.
+        result_of: Checks a result that comes from outside (`complete_work_item`) and returns it as the task
+            keeps it; raises `InvalidRequest`.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class Task:
         policy: TaskPolicy = until_exhausted,
         on_work_item_state_changed: StateChangeHook = retry_by_recipe,
         record: RecordOf | None = None,
+        result_of: ResultOf = _any_result,
     ) -> None:
         info = workflow.info()
         self._state = TaskState(
@@ -104,6 +113,7 @@ class Task:
             self._state.resume(carried)
         self._driver = TaskDriver(self._state)
         workflow.set_query_handler("work_items", self._listed)
+        Operators(self._driver, result_of).register()
 
     @property
     def started_at(self) -> datetime:
@@ -183,9 +193,18 @@ class Attempts:
         return self
 
     async def __anext__(self) -> ActiveWorkItem:
+        while True:
+            item = self._next()
+            if item is None:
+                raise StopAsyncIteration
+            await self._driver.wait_for(item)
+            if not self._driver.state.work_item(item.id).state.is_terminal:  # by an operator, meanwhile
+                return ActiveWorkItem(self._driver, item)
+
+    def _next(self) -> WorkItem | None:
         state = self._driver.state
         if state.verdict is Verdict.FAIL:
-            raise StopAsyncIteration
+            return None
         if self._begun:
             item = state.latest(self._lineage)
         else:
@@ -197,14 +216,11 @@ class Attempts:
                 recipe=self._recipe,
                 deadline=self._deadline,
             )
-        if item.state.is_terminal:
-            raise StopAsyncIteration
         if item.state is WorkItemState.STARTED:
             raise TaskMisused(
                 f"work item {item.id!r} is still started: use `async with work_item:` in the loop"
             )
-        await self._driver.wait_for(item)
-        return ActiveWorkItem(self._driver, item)
+        return None if item.state.is_terminal else item
 
 
 class ActiveWorkItem:
@@ -285,7 +301,9 @@ class ActiveWorkItem:
             task_queue: None takes the workflow's.
             result_type: What to read the result as; needed where the activity is given by name.
         """
-        return await workflow.execute_activity(
+        if self._driver.state.work_item(self.id).state.is_terminal:
+            raise ApplicationError("the work item was ended before its call was made", type="WorkItemEnded")
+        call = workflow.start_activity(
             activity,  # type: ignore[arg-type] # the SDK's overloads tell no name from a callable
             args=args,
             result_type=result_type,
@@ -297,6 +315,7 @@ class ActiveWorkItem:
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=attempt_label(self._item.attempt, self._driver.state.recipe_of(self._item).max_retries),
         )
+        return await self._driver.call(self._item, call)
 
     def complete(self, result: BaseModel | JsonValue) -> None:
         """The attempt succeeded; recorded when the block is left."""
@@ -318,6 +337,11 @@ class ActiveWorkItem:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        if self._driver.state.work_item(self.id).state.is_terminal and (
+            error is None or isinstance(error, FailureError)
+        ):
+            await self._driver.ended_by_others(self._item)
+            return True
         if error is None:
             if self._outcome is None:
                 raise TaskMisused(f"the block of work item {self.id!r} was left without complete() or fail()")

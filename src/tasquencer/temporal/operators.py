@@ -1,0 +1,135 @@
+"""The updates of every task: `retry_now`, `complete_work_item`, `fail_work_item`, `cancel_work_item`.
+
+Each takes one JSON object (see `tasquencer.actions`), is refused before anything changes if it cannot be
+carried out, and returns once its transitions are in the ledger, with what became of the work items. Temporal
+acts on the same update id once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import JsonValue
+from temporalio import workflow
+
+from tasquencer.actions import (
+    CancelWorkItem,
+    CompleteWorkItem,
+    FailWorkItem,
+    RetryNow,
+    check_transition,
+    operator_failure,
+    parse_action,
+    waiting,
+)
+from tasquencer.errors import ActionRefused, InvalidRequest
+from tasquencer.temporal.driver import TaskDriver
+from tasquencer.temporal.failures import task_error
+from tasquencer.work_item import WorkItemState
+
+__all__ = ["Operators", "ResultOf"]
+
+ResultOf = Callable[[JsonValue], JsonValue]
+"""Checks a result that comes from outside and returns it as the task keeps it. Raises `InvalidRequest`."""
+
+
+class Operators:
+    """Carries out actions from outside on a task's work items.
+
+    Args:
+        driver: Of the task.
+        result_of: Checks the result of `complete_work_item`.
+    """
+
+    def __init__(self, driver: TaskDriver, result_of: ResultOf) -> None:
+        self._driver = driver
+        self._result_of = result_of
+
+    def register(self) -> None:
+        """Offer the updates."""
+        for name, act, check in (
+            ("retry_now", self._retry_now, self._check_retry_now),
+            ("complete_work_item", self._complete, self._check_complete),
+            ("fail_work_item", self._fail, self._check_fail),
+            ("cancel_work_item", self._cancel, self._check_cancel),
+        ):
+            workflow.set_update_handler(name, act, validator=_refusing(check))
+
+    async def _retry_now(self, raw: object = None) -> dict[str, Any]:
+        action = parse_action(RetryNow, raw)
+        ids = self._waiting()
+        for work_item_id in ids:
+            self._driver.hurry(work_item_id, action.actor, action.reason)
+        await workflow.wait_condition(lambda: not any(self._is_initialized(known) for known in ids))
+        await self._driver.flush()
+        return {"work_item_ids": ids}
+
+    async def _complete(self, raw: object = None) -> dict[str, Any]:
+        action = parse_action(CompleteWorkItem, raw)
+        self._driver.state.complete(
+            action.work_item_id,
+            self._result_of(action.result),
+            now=workflow.now(),
+            actor=action.actor,
+            reason=action.reason,
+        )
+        return await self._acted_on(action.work_item_id)
+
+    async def _fail(self, raw: object = None) -> dict[str, Any]:
+        action = parse_action(FailWorkItem, raw)
+        self._driver.state.fail(
+            action.work_item_id,
+            operator_failure(action),
+            now=workflow.now(),
+            actor=action.actor,
+            reason=action.reason,
+            may_retry=workflow.cancellation_reason() is None,
+        )
+        return await self._acted_on(action.work_item_id)
+
+    async def _cancel(self, raw: object = None) -> dict[str, Any]:
+        action = parse_action(CancelWorkItem, raw)
+        reason = f"canceled by {action.actor}" + (f": {action.reason}" if action.reason else "")
+        self._driver.state.cancel(action.work_item_id, now=workflow.now(), actor=action.actor, reason=reason)
+        return await self._acted_on(action.work_item_id)
+
+    async def _acted_on(self, work_item_id: str) -> dict[str, Any]:
+        await self._driver.flush()
+        return {"work_item_id": work_item_id, "state": self._driver.state.work_item(work_item_id).state.value}
+
+    def _waiting(self) -> list[str]:
+        ids = [item.id for item in waiting(self._driver.state) if not self._driver.is_hurried(item.id)]
+        if not ids:
+            raise ActionRefused("nothing waits any more: somebody else has just ended the wait")
+        return ids
+
+    def _is_initialized(self, work_item_id: str) -> bool:
+        return self._driver.state.work_item(work_item_id).state is WorkItemState.INITIALIZED
+
+    def _check_retry_now(self, raw: object = None) -> None:
+        parse_action(RetryNow, raw)
+        self._waiting()
+
+    def _check_complete(self, raw: object = None) -> None:
+        action = parse_action(CompleteWorkItem, raw)
+        check_transition(self._driver.state, action.work_item_id, WorkItemState.COMPLETED)
+        self._result_of(action.result)
+
+    def _check_fail(self, raw: object = None) -> None:
+        action = parse_action(FailWorkItem, raw)
+        check_transition(self._driver.state, action.work_item_id, WorkItemState.FAILED)
+
+    def _check_cancel(self, raw: object = None) -> None:
+        action = parse_action(CancelWorkItem, raw)
+        check_transition(self._driver.state, action.work_item_id, WorkItemState.CANCELED)
+
+
+def _refusing(check: Callable[[object], None]) -> Callable[[object], None]:
+    def validator(raw: object = None) -> None:
+        try:
+            check(raw)
+        except (ActionRefused, InvalidRequest) as refusal:
+            raise task_error(type(refusal).__name__, str(refusal)) from None
+
+    return validator

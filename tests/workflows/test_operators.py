@@ -1,0 +1,235 @@
+"""Actions from outside, on the real dev server: every action in every state of a work item."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.work_item import WorkItem, WorkItemState
+from tests.support.calls import GONE, Hang, ScriptedCalls, Step
+from tests.support.tasks import Tasks, eventually, failure_of_task, tasks_on
+from workflows.ai_agent import AiAgentTask
+
+Handle = WorkflowHandle[Any, Any]
+
+LONG_BACKOFF = {"prompt": "?", "retry": {"initial_interval_seconds": 3600}}
+NO_BACKOFF = {"prompt": "?", "retry": {"initial_interval_seconds": 0}}
+BY_ANNA = {"actor": "anna", "reason": "I know better"}
+
+
+@asynccontextmanager
+async def task_in(
+    server: EmbeddedTemporal, state: str, request: dict[str, Any] | None = None
+) -> AsyncIterator[tuple[Tasks, Handle, WorkItem, ScriptedCalls]]:
+    """A task whose last work item is in this state."""
+    calls = ScriptedCalls(Hang() if state == "started" else GONE)
+    async with tasks_on(server.address, [AiAgentTask], [calls.generate]) as tasks:
+        handle = await tasks.start("AiAgentTask", request or LONG_BACKOFF)
+
+        async def probe() -> WorkItem | None:
+            items = await tasks.work_items(handle)
+            return items[-1] if items and items[-1].state == state else None
+
+        item = await eventually(probe, f"a work item that is {state}")
+        if state == "started":
+            await calls.under_way.wait()
+        try:
+            yield tasks, handle, item, calls
+        finally:
+            if (await handle.describe()).close_time is None:
+                await handle.terminate()
+
+
+async def act(handle: Handle, action: str, work_item_id: str | None, **more: object) -> Any:
+    """Send the update as any client would: one JSON object."""
+    payload = {**BY_ANNA, **({"work_item_id": work_item_id} if work_item_id else {}), **more}
+    if action == "complete_work_item":
+        payload = {"result": {"text": "by hand"}, **payload}
+    return await handle.execute_update(action, payload)
+
+
+async def refusal(doing: Awaitable[Any]) -> str:
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await doing
+    assert isinstance(caught.value.cause, ApplicationError)
+    return f"{caught.value.cause.type}: {caught.value.cause.message}"
+
+
+OPEN_ACTIONS = {
+    ("initialized", "retry_now"): "completed",
+    ("initialized", "cancel_work_item"): "canceled",
+    ("started", "complete_work_item"): "completed",
+    ("started", "fail_work_item"): "failed",
+    ("started", "cancel_work_item"): "canceled",
+}
+STATES = ["initialized", "started"]
+ACTIONS = ["retry_now", "complete_work_item", "fail_work_item", "cancel_work_item"]
+
+
+@pytest.mark.parametrize(("state", "action"), OPEN_ACTIONS)
+async def test_an_action_that_the_state_allows_leads_to_its_state(
+    dev_server: EmbeddedTemporal, state: str, action: str
+) -> None:
+    async with task_in(dev_server, state) as (tasks, handle, item, calls):
+        await act(handle, action, None if action == "retry_now" else item.id)
+
+        async def ended() -> WorkItem | None:
+            found = next(one for one in await tasks.work_items(handle) if one.id == item.id)
+            return found if found.state.is_terminal else None
+
+        found = await eventually(ended, "the work item to end")
+        log = await tasks.ledger.transitions(item.id)
+        if state == "started":
+            await eventually(lambda: _true(calls.canceled == [item.id]), "the call to be stopped")
+    assert found.state == OPEN_ACTIONS[state, action]
+    by_anna = next(step for step in log if step.actor == "anna")
+    assert "I know better" in (by_anna.reason or "")
+    assert by_anna.next_state == ("started" if action == "retry_now" else OPEN_ACTIONS[state, action])
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.parametrize(
+    ("state", "action"),
+    [(state, action) for state in STATES for action in ACTIONS if (state, action) not in OPEN_ACTIONS],
+)
+async def test_an_action_that_the_state_forbids_is_refused_and_changes_nothing(
+    dev_server: EmbeddedTemporal, state: str, action: str
+) -> None:
+    async with task_in(dev_server, state) as (tasks, handle, item, _):
+        before = await tasks.work_items(handle)
+        said = await refusal(act(handle, action, None if action == "retry_now" else item.id))
+        assert await tasks.work_items(handle) == before
+    assert said.startswith("ActionRefused: ")
+    assert f"is {state}" in said
+
+
+async def test_an_action_on_an_ended_work_item_says_since_when_and_how_it_ended(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    async with task_in(dev_server, "initialized") as (tasks, handle, _, _calls):
+        first, _ = await tasks.work_items(handle)
+        said = [await refusal(act(handle, action, first.id)) for action in ACTIONS[1:]]
+    assert first.ended_at is not None
+    for one in said:
+        assert "first try is failed since" in one
+        assert f"{first.ended_at:%Y-%m-%d %H:%M:%S} UTC (unreachable: connection refused)" in one
+
+
+@pytest.mark.parametrize("action", ACTIONS[1:])
+async def test_an_unknown_work_item_is_refused(dev_server: EmbeddedTemporal, action: str) -> None:
+    async with task_in(dev_server, "started") as (_, handle, _, _calls):
+        assert "has no work item 'nobody'" in await refusal(act(handle, action, "nobody"))
+
+
+@pytest.mark.parametrize(
+    ("action", "payload", "says"),
+    [
+        ("retry_now", {}, "actor"),
+        ("retry_now", {"actor": ""}, "actor"),
+        ("fail_work_item", {"actor": "anna"}, "work_item_id"),
+        ("cancel_work_item", {"actor": "anna", "work_item_id": "x", "sudo": True}, "sudo"),
+        ("complete_work_item", {"actor": "anna", "work_item_id": "ID", "result": "text"}, 'such as {"text"'),
+        ("complete_work_item", {"actor": "anna", "work_item_id": "ID", "result": {"text": ""}}, "result"),
+        ("complete_work_item", {"actor": "anna", "work_item_id": "ID", "result": {"text": "a", "b": 1}}, "b"),
+    ],
+)
+async def test_a_wrong_payload_is_refused_and_names_the_field(
+    dev_server: EmbeddedTemporal, action: str, payload: dict[str, object], says: str
+) -> None:
+    async with task_in(dev_server, "started") as (_, handle, item, _calls):
+        known = {key: item.id if value == "ID" else value for key, value in payload.items()}
+        said = await refusal(handle.execute_update(action, known))
+    assert said.startswith("InvalidRequest: ")
+    assert says in said
+
+
+async def test_retry_now_is_recorded_as_the_operator_s(dev_server: EmbeddedTemporal) -> None:
+    async with task_in(dev_server, "initialized") as (tasks, handle, item, _):
+        assert await act(handle, "retry_now", None) == {"work_item_ids": [item.id]}
+        result = await handle.result()
+        _, second = await tasks.work_items(handle)
+    assert result["attempts"] == 2
+    assert second.delay_reason == "operator"
+    assert second.delay_seconds < 60
+    assert second.started_at == second.not_before
+
+
+async def test_a_result_by_hand_completes_the_task(dev_server: EmbeddedTemporal) -> None:
+    async with task_in(dev_server, "started") as (_, handle, item, _calls):
+        assert await act(handle, "complete_work_item", item.id) == {
+            "work_item_id": item.id,
+            "state": "completed",
+        }
+        result = await handle.result()
+    assert (result["text"], result["work_item_id"]) == ("by hand", item.id)
+
+
+async def test_after_a_failure_by_hand_the_recipe_decides(dev_server: EmbeddedTemporal) -> None:
+    async with task_in(dev_server, "started", NO_BACKOFF) as (tasks, handle, item, _):
+        await act(handle, "fail_work_item", item.id)
+        result = await handle.result()
+        first, _second = await tasks.work_items(handle)
+    assert result["attempts"] == 2
+    assert first.failure is not None
+    assert (first.failure.kind, first.failure.message) == ("operator", "failed by anna: I know better")
+
+
+@pytest.mark.parametrize("state", ["initialized", "started"])
+async def test_a_canceled_work_item_is_a_signal_and_the_default_policy_fails_the_task(
+    dev_server: EmbeddedTemporal, state: str
+) -> None:
+    async with task_in(dev_server, state) as (_, handle, item, _calls):
+        await act(handle, "cancel_work_item", item.id)
+        error = await failure_of_task(handle)
+    assert error.type == "TaskFailed"
+    assert "canceled by anna: I know better" in error.message
+
+
+async def test_of_two_operators_one_wins_and_the_other_is_told(dev_server: EmbeddedTemporal) -> None:
+    async with task_in(dev_server, "started", {"prompt": "?", "max_retries": 0}) as (tasks, handle, item, _):
+        outcomes = await asyncio.gather(
+            act(handle, "complete_work_item", item.id),
+            act(handle, "complete_work_item", item.id),
+            return_exceptions=True,
+        )
+        log = await tasks.ledger.transitions(item.id)
+    assert sorted(isinstance(outcome, Exception) for outcome in outcomes) == [False, True]
+    assert [step.next_state for step in log] == ["initialized", "started", "completed"]
+
+
+async def test_the_same_update_id_acts_once(dev_server: EmbeddedTemporal) -> None:
+    async with task_in(dev_server, "initialized") as (tasks, handle, item, _):
+        twice = [await handle.execute_update("retry_now", BY_ANNA, id="once") for _ in range(2)]
+        log = await tasks.ledger.transitions(item.id)
+    assert twice[0] == twice[1] == {"work_item_ids": [item.id]}
+    assert sum(step.actor == "anna" for step in log) == 1
+
+
+async def test_actions_in_quick_succession_never_make_two_outcomes(dev_server: EmbeddedTemporal) -> None:
+    script: list[Step] = [Hang(), GONE]
+    calls = ScriptedCalls(*script * 4)
+    async with tasks_on(dev_server.address, [AiAgentTask], [calls.generate]) as tasks:
+        handle = await tasks.start("AiAgentTask", {**NO_BACKOFF, "max_retries": 20})
+        tried: list[Callable[[str], Awaitable[Any]]] = [
+            lambda known: act(handle, "fail_work_item", known),
+            lambda known: act(handle, "complete_work_item", known),
+            lambda known: act(handle, "cancel_work_item", known),
+        ]
+        while (await handle.describe()).close_time is None:
+            items = await tasks.work_items(handle)
+            if items:
+                await asyncio.gather(*(one(items[-1].id) for one in tried), return_exceptions=True)
+        for item in await tasks.work_items(handle):
+            states = [step.next_state for step in await tasks.ledger.transitions(item.id)]
+            assert sum(state.is_terminal for state in states) == 1
+            assert states[-1] is item.state is not WorkItemState.STARTED
