@@ -9,7 +9,8 @@ import pytest
 
 from tests.cli.conftest import Tasq
 
-COMMANDS = [["demo"], ["run"], ["watch"], ["list"], ["show"], ["db", "upgrade"], ["db", "version"]]
+ACTIONS = [["retry-now"], ["complete"], ["fail"], ["cancel"]]
+COMMANDS = [["demo"], ["run"], ["watch"], *ACTIONS, ["list"], ["show"], ["db", "upgrade"], ["db", "version"]]
 
 LOADED_BY_HELP = """
 import json, sys

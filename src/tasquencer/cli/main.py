@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tasquencer.cli import demo_command, ledger, tasks
+from tasquencer.cli import actions, demo_command, ledger, tasks
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
 
@@ -29,6 +29,10 @@ app.command(epilog=tasks.RUN_EXAMPLES)(tasks.run)
 app.command(epilog=tasks.WATCH_EXAMPLES)(tasks.watch)
 app.command("list", epilog=ledger.LIST_EXAMPLES)(ledger.list_)
 app.command(epilog=ledger.SHOW_EXAMPLES)(ledger.show)
+app.command("retry-now", epilog=actions.RETRY_NOW_EXAMPLES)(actions.retry_now)
+app.command(epilog=actions.COMPLETE_EXAMPLES)(actions.complete)
+app.command(epilog=actions.FAIL_EXAMPLES)(actions.fail)
+app.command(epilog=actions.CANCEL_EXAMPLES)(actions.cancel)
 app.add_typer(ledger.database_commands, name="db")
 
 

@@ -187,7 +187,7 @@ async def _report(task: FollowedTask, *, as_json: bool) -> ExitCode:
         quoted = shlex.quote(task.id)
         note = (
             f"stopped watching; task {task.id} goes on. Watch it again: tasq watch {quoted} · "
-            f"cancel it: temporal workflow cancel --workflow-id {quoted}"
+            f"cancel it: tasq cancel {quoted}"
         )
         print(note, file=sys.stderr, flush=True)
         raise

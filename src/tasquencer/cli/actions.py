@@ -1,0 +1,155 @@
+"""`tasq retry-now`, `complete`, `fail`, `cancel`: act on a task or on one of its work items."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
+from tasquencer.cli.help import examples
+
+if TYPE_CHECKING:
+    from temporalio.client import WorkflowHandle
+
+__all__ = [
+    "CANCEL_EXAMPLES",
+    "COMPLETE_EXAMPLES",
+    "FAIL_EXAMPLES",
+    "RETRY_NOW_EXAMPLES",
+    "cancel",
+    "complete",
+    "fail",
+    "retry_now",
+]
+
+RETRY_NOW_EXAMPLES = examples('tasq retry-now ai-agent-1a2b3c4d --reason "the provider is back"')
+COMPLETE_EXAMPLES = examples(
+    'tasq complete ai-agent-1a2b3c4d "Io, Europa, Ganymede" --reason "asked a colleague"',
+    "cat answer.txt | tasq complete ai-agent-1a2b3c4d - --yes",
+)
+FAIL_EXAMPLES = examples('tasq fail ai-agent-1a2b3c4d --reason "it hangs"')
+CANCEL_EXAMPLES = examples(
+    "tasq cancel ai-agent-1a2b3c4d",
+    'tasq cancel ai-agent-1a2b3c4d --work-item current --reason "not this one" --yes',
+)
+
+_CURRENT = "current"
+
+TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")]
+Reason = Annotated[str | None, typer.Option(help="Kept with the transition.")]
+Actor = Annotated[str | None, typer.Option(help="Who acts. Default: your user name.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Item = Annotated[
+    str, typer.Option(metavar="ID", help=f"The work item's id; {_CURRENT}: the one that has not ended.")
+]
+
+
+def retry_now(task: TaskId, reason: Reason = None, actor: Actor = None, yes: Yes = False) -> None:
+    """End a task's backoff: the next attempt starts at once."""
+    _confirm(f"End the backoff of {task}?", yes)
+    end_with(_act(task, "retry_now", None, {}, actor, reason))
+
+
+def complete(
+    task: TaskId,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The answer; - reads it from standard input.")],
+    work_item: Item = _CURRENT,
+    reason: Reason = None,
+    actor: Actor = None,
+    yes: Yes = False,
+) -> None:
+    """Complete a started work item by hand: its call is stopped, the task goes on with this answer."""
+    answer = sys.stdin.read() if text == "-" else text
+    _confirm(f"Complete the work item of {task} with this answer?", yes)
+    end_with(_act(task, "complete_work_item", work_item, {"result": {"text": answer}}, actor, reason))
+
+
+def fail(
+    task: TaskId, work_item: Item = _CURRENT, reason: Reason = None, actor: Actor = None, yes: Yes = False
+) -> None:
+    """Fail a started work item by hand: its call is stopped, the recipe decides about a retry."""
+    _confirm(f"Fail the work item of {task}?", yes)
+    end_with(_act(task, "fail_work_item", work_item, {}, actor, reason))
+
+
+def cancel(
+    task: TaskId,
+    work_item: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help=f"Give up this work item only ({_CURRENT}: the open one)."),
+    ] = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    yes: Yes = False,
+) -> None:
+    """Cancel a task: its call is stopped, nothing new begins. Or give up one work item of it."""
+    if work_item is None:
+        _confirm(f"Cancel {task}?", yes)
+        end_with(_cancel_task(task))
+    _confirm(f"Give up the work item of {task}? (the task's policy decides what becomes of it)", yes)
+    end_with(_act(task, "cancel_work_item", work_item, {}, actor, reason))
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CommandFailed("nobody can be asked here: add --yes", ExitCode.USAGE)
+    typer.confirm(question, abort=True, err=True)
+
+
+async def _handle(task_id: str) -> WorkflowHandle[Any, Any]:
+    from tasquencer.cli.connections import connect_temporal
+    from tasquencer.cli.following import find_task
+
+    return (await find_task(await connect_temporal(), task_id)).handle
+
+
+async def _cancel_task(task_id: str) -> ExitCode:
+    from temporalio.client import WorkflowExecutionStatus
+
+    handle = await _handle(task_id)
+    status = (await handle.describe()).status
+    if status is not WorkflowExecutionStatus.RUNNING:
+        ended = status.name.lower().replace("_", " ") if status is not None else "not running"
+        raise CommandFailed(f"task {task_id!r} has ended already: {ended}")
+    await handle.cancel()
+    print(f"task {task_id} is being canceled", file=sys.stderr)
+    return ExitCode.COMPLETED
+
+
+async def _act(
+    task_id: str,
+    action: str,
+    work_item: str | None,
+    more: dict[str, object],
+    actor: str | None,
+    reason: str | None,
+) -> ExitCode:
+    from temporalio.client import WorkflowUpdateFailedError
+
+    handle = await _handle(task_id)
+    payload: dict[str, object] = {"actor": actor or getpass.getuser(), "reason": reason, **more}
+    if work_item is not None:
+        payload["work_item_id"] = await _current(handle) if work_item == _CURRENT else work_item
+    try:
+        done = await handle.execute_update(action, payload)
+    except WorkflowUpdateFailedError as refused:
+        raise CommandFailed(getattr(refused.cause, "message", None) or str(refused)) from None
+    ids = done.get("work_item_ids", [done.get("work_item_id")])
+    what = f"is {done['state']}" if "state" in done else "starts now"
+    for work_item_id in ids:
+        print(f"work item {work_item_id} {what}", file=sys.stderr)
+    return ExitCode.COMPLETED
+
+
+async def _current(handle: WorkflowHandle[Any, Any]) -> str:
+    items = await handle.query("work_items")
+    open_items = [item["id"] for item in items if item["state"] in ("initialized", "started")]
+    if len(open_items) != 1:
+        found = "none" if not open_items else f"{len(open_items)}: {', '.join(open_items)}"
+        raise CommandFailed(f"open work items of the task: {found}; choose one with --work-item ID")
+    return str(open_items[0])
