@@ -34,6 +34,20 @@ async def _cancel_in_the_backoff(tasks: Tasks, handle: Handle) -> None:
     await handle.cancel()
 
 
+def _acting(update: str, state: WorkItemState) -> Meanwhile:
+    async def act(tasks: Tasks, handle: Handle) -> None:
+        await _state(tasks, handle, state)
+        item = (await tasks.work_items(handle))[-1]
+        payload: dict[str, object] = {"actor": "anna", "reason": "she knows better"}
+        if update != "retry_now":
+            payload["work_item_id"] = item.id
+        if update == "complete_work_item":
+            payload["result"] = {"text": "by hand"}
+        await handle.execute_update(update, payload)
+
+    return act
+
+
 async def _state(tasks: Tasks, handle: Handle, state: WorkItemState) -> None:
     async def probe() -> bool:
         items = await tasks.work_items(handle)
@@ -59,5 +73,15 @@ def shapes() -> dict[str, Shape]:
         "canceled_in_the_backoff": Shape(
             GONE, retry={"initial_interval_seconds": 600}, meanwhile=_cancel_in_the_backoff
         ),
+        "retried_now": Shape(
+            GONE,
+            retry={"initial_interval_seconds": 600},
+            meanwhile=_acting("retry_now", WorkItemState.INITIALIZED),
+        ),
+        "completed_by_hand": Shape(Hang(), meanwhile=_acting("complete_work_item", WorkItemState.STARTED)),
+        "failed_by_hand": Shape(
+            Hang(), retry=at_once, meanwhile=_acting("fail_work_item", WorkItemState.STARTED)
+        ),
+        "given_up_by_hand": Shape(Hang(), meanwhile=_acting("cancel_work_item", WorkItemState.STARTED)),
         "continued_as_new": Shape(*[GONE] * 20, max_retries=25, retry=at_once),
     }
