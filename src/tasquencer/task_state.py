@@ -140,6 +140,7 @@ class _Lineage:
     begun: bool
     work_item_ids: list[str] = field(default_factory=list)
     too_late: Delay | None = None
+    expired: bool = False
     standing: WorkItemState | None = None
     counted: bool = False
 
@@ -296,6 +297,17 @@ class TaskState:
             }
         return self._change(work_item_id, WorkItemState.STARTED, now, actor, reason, **facts)
 
+    def expire(self, work_item_id: str, *, now: datetime) -> bool:
+        """Give the work item up if it could only start at or after its lineage's deadline; whether it was."""
+        item = self.work_item(work_item_id)
+        lineage = self._lineages[item.lineage]
+        if lineage.deadline is None or now < lineage.deadline:
+            return False
+        lineage.expired = True
+        reason = f"it could not start before the deadline, {moment(lineage.deadline)}"
+        self._change(work_item_id, WorkItemState.CANCELED, now, TASK_ACTOR, reason, may_continue=False)
+        return True
+
     def complete(
         self,
         work_item_id: str,
@@ -354,6 +366,13 @@ class TaskState:
         label = attempt_label(item.attempt, recipe.max_retries)
         if item.lineage != MAIN_LINEAGE:
             label = f"{item.lineage}: {label}"
+        if lineage.expired:
+            before = self.before(item)
+            last = before.failure if before is not None else None
+            message = f"{label} was given up: {self._decisive.reason}"
+            if last is not None:
+                message += f"; the try before failed with {last}"
+            return TaskFailure(GiveUp.DEADLINE_EXCEEDED, message, last)
         if item.failure is None or item.ended_at is None:
             reason = self._decisive.reason
             return TaskFailure(

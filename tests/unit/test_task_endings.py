@@ -236,3 +236,18 @@ def test_a_retry_after_beyond_all_calendars_is_no_crash(asked: float) -> None:
     failed(state, "w0", rate_limited(asked))
 
     assert state.failure().type == "DeadlineExceeded"
+
+
+def test_a_work_item_whose_turn_comes_after_the_deadline_is_given_up() -> None:
+    state = task(deadline=NOON + timedelta(seconds=10))
+    state.begin("job", now=NOON)
+    failed(state, "w0", at=1)
+
+    assert not state.expire("w1", now=NOON + timedelta(seconds=9.9))
+    assert state.expire("w1", now=NOON + timedelta(seconds=10))
+
+    assert state.work_item("w1").state == "canceled"
+    ended = state.failure()
+    assert ended.type == "DeadlineExceeded"
+    assert ended.message.startswith("retry 1 of 3 was given up: it could not start before the deadline, ")
+    assert ended.failure == rate_limited()

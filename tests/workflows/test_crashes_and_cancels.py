@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -318,3 +319,25 @@ async def test_the_largest_request_continues_as_new() -> None:
     assert result["attempts"] == 7
     assert len({item.run_id for item in items}) > 1
     assert {len(str(item.payload)) for item in items} == {len(str(items[0].payload))}
+
+
+async def test_a_task_that_no_worker_takes_up_before_its_deadline_makes_no_call(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    client = await Client.connect(dev_server.address, data_converter=data_converter)
+    handle = await client.start_workflow(
+        "AiAgentTask", {"prompt": "?", "deadline_seconds": 0.5}, id="too-late", task_queue="too-late"
+    )
+    started = (await handle.describe()).start_time
+
+    async def late() -> bool:
+        return datetime.now(UTC) > started + timedelta(seconds=1)
+
+    await eventually(late, "the deadline to pass")
+    calls = ScriptedCalls()
+    async with tasks_on(dev_server.address, [AiAgentTask], [calls.generate], task_queue="too-late") as tasks:
+        error = await failure_of_task(handle)
+        (item,) = await tasks.work_items(handle)
+    assert error.type == "DeadlineExceeded"
+    assert item.state is WorkItemState.CANCELED
+    assert calls.calls == []

@@ -86,6 +86,13 @@ class TaskDriver:
         finally:
             del self._sleeping[item.id]
 
+    async def expire(self, item: WorkItem) -> bool:
+        """Give the work item up if its deadline has passed, and record that; whether it has."""
+        if not self.state.expire(item.id, now=workflow.now()):
+            return False
+        await self._settle(item.lineage)
+        return True
+
     async def start(self, item: WorkItem) -> None:
         """Record the work item as started."""
         if item.id in self._hurried:

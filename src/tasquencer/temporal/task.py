@@ -198,7 +198,9 @@ class Attempts:
             if item is None:
                 raise StopAsyncIteration
             await self._driver.wait_for(item)
-            if not self._driver.state.work_item(item.id).state.is_terminal:  # by an operator, meanwhile
+            if self._driver.state.work_item(item.id).state.is_terminal:  # by an operator, meanwhile
+                continue
+            if not await self._driver.expire(item):
                 return ActiveWorkItem(self._driver, item)
 
     def _next(self) -> WorkItem | None:
