@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
@@ -52,6 +53,21 @@ class MissingApiKey(TasquencerError):
             "no API key: set OPENAI_API_KEY; or set OPENAI_BASE_URL to a model server on this machine, "
             "such as http://127.0.0.1:11434/v1, which needs none"
         )
+
+
+class WrongSetting(TasquencerError):
+    """A setting has a value that cannot be used."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+
+
+@contextmanager
+def _setting(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise WrongSetting(name, str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,11 @@ async def serve(settings: Settings, tuning: Tuning) -> int:
     """Run a worker until a signal asks for its end; the process's exit status."""
     stop = _stop_on_signals()
     async with _provider(os.environ) as provider:
-        ledger = SqlLedger(settings.database_url)
-        client = await connect(plugins=[TasquencerPlugin(ledger)], runtime=_runtime(tuning.metrics_address))
+        with _setting("TASQ_DATABASE_URL"):
+            ledger = SqlLedger(settings.database_url)
+        with _setting("TASQ_METRICS_ADDRESS"):
+            runtime = _runtime(tuning.metrics_address)
+        client = await connect(plugins=[TasquencerPlugin(ledger)], runtime=runtime)
         worker = _worker(client, provider, settings, tuning)
         running = asyncio.create_task(worker.run())
         while not worker.is_running and not running.done():
@@ -132,7 +151,13 @@ async def serve(settings: Settings, tuning: Tuning) -> int:
         if stop.done():
             _log.info("stopping: calls under way have %g s to end", tuning.grace_period.total_seconds())
             await worker.shutdown()
-        await running
+        try:
+            await running
+        except RuntimeError as error:
+            if "validation failed" not in str(error):
+                raise
+            problem = str(error).partition("message: ")[2].partition('",')[0].strip('"') or str(error)
+            raise WrongSetting("TEMPORAL_NAMESPACE", problem) from error
     await asyncio.sleep(_QUIET_EXIT)
     return 0
 

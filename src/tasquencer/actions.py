@@ -27,7 +27,8 @@ __all__ = [
     "waiting",
 ]
 
-_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+_Reason = Annotated[str, Field(max_length=2_000, pattern=r"^[^\x00]*$")] | None
 
 
 class _Action(BaseModel):
@@ -39,7 +40,7 @@ class _Action(BaseModel):
 class RetryNow(_Action):
     """End the backoff at once, of each work item of the task that is in one."""
 
-    reason: str | None = None
+    reason: _Reason = None
 
 
 class CompleteWorkItem(_Action):
@@ -47,21 +48,21 @@ class CompleteWorkItem(_Action):
 
     work_item_id: str
     result: JsonValue
-    reason: str | None = None
+    reason: _Reason = None
 
 
 class FailWorkItem(_Action):
     """End a started work item as failed; its call is stopped, the recipe decides about a retry."""
 
     work_item_id: str
-    reason: str | None = None
+    reason: _Reason = None
 
 
 class CancelWorkItem(_Action):
     """Give up a work item that has not ended; its call is stopped, the policy decides."""
 
     work_item_id: str
-    reason: str | None = None
+    reason: _Reason = None
 
 
 _A = TypeVar("_A", bound=_Action)

@@ -61,6 +61,9 @@ So it is the activity that notices the timeout: it closes the connection and rep
 knows. Temporal's own timeout is for an activity that can no longer speak.
 """
 
+_MOST = 2**31 - 1
+"""Of a number that is told by hand: what every database's INTEGER holds (NaN and infinity are beyond it)."""
+
 _LONGEST_SECONDS = LONGEST_BACKOFF.total_seconds()
 
 
@@ -331,14 +334,21 @@ def parse_answer(raw: JsonValue) -> JsonValue:
     Raises:
         InvalidRequest: names each wrong field.
     """
-    if not isinstance(raw, dict) or not isinstance(raw.get("text"), str) or not raw["text"]:
+    text = raw.get("text") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(text, str) or not text:
         raise InvalidRequest(['result: must be an object such as {"text": "…"}'])
+    if "\x00" in text:
+        raise InvalidRequest(["result.text: must not contain NUL characters"])
     if unknown := raw.keys() - AiAnswer.model_fields.keys():
         raise InvalidRequest([f"result.{name}: unknown field" for name in sorted(unknown)])
     try:
         answer = AiAnswer.model_validate(raw)
     except ValidationError as error:
         raise InvalidRequest([f"result.{_problem(details)}" for details in error.errors()]) from None
+    for name in ("input_tokens", "output_tokens", "cost_usd", "latency_seconds"):
+        value = getattr(answer, name)
+        if value is not None and not 0 <= value <= _MOST:
+            raise InvalidRequest([f"result.{name}: must be a number from 0 to {_MOST}"])
     size = len(answer.model_dump_json().encode())
     if size > MAXIMUM_ANSWER_BYTES:
         raise InvalidRequest([f"result: has {size:,} bytes, the limit is {MAXIMUM_ANSWER_BYTES:,}"])

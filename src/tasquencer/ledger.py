@@ -18,7 +18,7 @@ from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerConflict
 from tasquencer.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
 
-__all__ = ["Ledger", "WorkItemFilter", "as_recorded", "is_new"]
+__all__ = ["Ledger", "WorkItemFilter", "as_recorded", "caught_up", "is_new"]
 
 
 class Ledger(ABC):
@@ -114,6 +114,27 @@ class WorkItemFilter(BaseModel):
     oldest_first: bool = False
 
 
+def caught_up(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> LedgerEntry | None:
+    """The entry as it applies to what the ledger already holds; None if it was written before.
+
+    A worker that dies between its commit and the end of its workflow task leaves a start that no history
+    knows. If the task is canceled meanwhile, the next worker cancels the work item before its start: here
+    that ends the started one. Nothing was called: the call leaves with the workflow task.
+    """
+    transition = entry.transition
+    if (
+        transition.next_state is not WorkItemState.CANCELED
+        or transition.previous_state is not WorkItemState.INITIALIZED
+        or log.get(transition.sequence) is not WorkItemState.STARTED
+    ):
+        return entry
+    last = max(log)
+    if log[last] is WorkItemState.CANCELED:
+        return None
+    update = {"sequence": last + 1, "previous_state": log[last]}
+    return entry.model_copy(update={"transition": transition.model_copy(update=update)})
+
+
 def is_new(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> bool:
     """Whether the entry is to be written; False if it was delivered twice.
 
@@ -165,6 +186,5 @@ def as_recorded(later: WorkItem, present: WorkItem) -> WorkItem:
     kept = ["id", "task_id", "run_id", "task_type", "lineage", "attempt", "payload", "created_at"]
     if later.delay_reason is not DelayReason.OPERATOR:
         kept += ["delay_seconds", "delay_reason", "not_before"]
-    if later.worker is None:
-        kept.append("worker")
+    kept += [name for name in ("worker", "started_at") if getattr(later, name) is None]
     return later.model_copy(update={name: getattr(present, name) for name in kept})

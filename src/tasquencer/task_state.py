@@ -48,7 +48,7 @@ MAIN_LINEAGE = "main"
 TASK_ACTOR = "task"
 """The actor of a transition that no person or program asked for."""
 
-_CARRIED_MESSAGE_LENGTH = 200
+_CARRIED_MESSAGE_LENGTH = 50
 """Characters of a failure's message that travel along when a task continues as new."""
 
 

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, WorkItemFilter, as_recorded, is_new
+from tasquencer.ledger import Ledger, WorkItemFilter, as_recorded, caught_up, is_new
 from tasquencer.work_item import Transition, WorkItem
 
 __all__ = ["InMemoryLedger"]
@@ -42,11 +42,12 @@ class InMemoryLedger(Ledger):
             self._work_items, self._transitions, self._records = saved
             raise
 
-    def _write(self, entry: LedgerEntry) -> None:
-        transition, item = entry.transition, entry.work_item
-        log = self._transitions.get(item.id, [])
-        if not is_new(entry, {held.sequence: held.next_state for held in log}):
+    def _write(self, told: LedgerEntry) -> None:
+        held = {known.sequence: known.next_state for known in self._transitions.get(told.work_item.id, [])}
+        entry = caught_up(told, held)
+        if entry is None or not is_new(entry, held):
             return
+        transition, item = entry.transition, entry.work_item
         present = self._work_items.get(item.id)
         if present is not None:
             item = as_recorded(item, present)

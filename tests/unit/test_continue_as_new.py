@@ -153,7 +153,7 @@ def test_results_and_long_failures_stay_behind() -> None:
     assert "not needed" not in carried.model_dump_json()
     failure = carried.work_items[1].failure
     assert failure is not None
-    assert (failure.kind, failure.message) == ("timed_out", "m" * 199 + "…")
+    assert (failure.kind, failure.message) == ("timed_out", "m" * 49 + "…")
 
 
 def test_terminal_work_items_stay_immutable() -> None:

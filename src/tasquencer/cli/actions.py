@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,8 @@ CANCEL_EXAMPLES = examples(
 )
 
 _CURRENT = "current"
+
+_ANSWER_SECONDS = 20
 
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")]
 Reason = Annotated[str | None, typer.Option(help="Kept with the transition.")]
@@ -136,7 +139,13 @@ async def _act(
     if work_item is not None:
         payload["work_item_id"] = await _current(handle) if work_item == _CURRENT else work_item
     try:
-        done = await handle.execute_update(action, payload)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            done = await handle.execute_update(action, payload)
+    except TimeoutError:
+        raise CommandFailed(
+            f"no worker has answered for {_ANSWER_SECONDS} s: start one (it may still carry out the action)",
+            ExitCode.UNREACHABLE,
+        ) from None
     except WorkflowUpdateFailedError as refused:
         raise CommandFailed(getattr(refused.cause, "message", None) or str(refused)) from None
     ids = done.get("work_item_ids", [done.get("work_item_id")])

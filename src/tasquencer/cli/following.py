@@ -124,7 +124,7 @@ async def find_task(client: Client, task_id: str) -> FollowedTask:
     max_retries = None
     if description.workflow_type == TASK_TYPE:
         payloads = started.workflow_execution_started_event_attributes.input.payloads
-        (request,) = await client.data_converter.decode(payloads) or [None]
+        request = (await client.data_converter.decode(payloads) or [None])[0]
         max_retries = _max_retries(request) if isinstance(request, dict) else None
     return FollowedTask(client, handle, description.task_queue, max_retries)
 

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tasquencer.entries import DomainRecord, LedgerEntry
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import as_recorded, is_new
+from tasquencer.ledger import as_recorded, caught_up, is_new
 from tasquencer.sql.schema import work_item_transitions, work_items
 from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
@@ -44,7 +44,9 @@ _DELAY = ("delay_seconds", "delay_reason", "not_before")
 @functools.cache
 def _update(columns: tuple[str, ...]) -> sa.Update:
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
-    values["worker"] = sa.func.coalesce(sa.bindparam("worker", type_=sa.Text), work_items.c.worker)
+    for name in ("worker", "started_at"):
+        column = work_items.c[name]
+        values[name] = sa.func.coalesce(sa.bindparam(name, type_=column.type), column)
     return sa.update(work_items).where(work_items.c.id == sa.bindparam("same_id")).values(values)
 
 
@@ -113,8 +115,12 @@ def _logs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[int, 
 def _plan(entries: Sequence[LedgerEntry], logs: dict[str, dict[int, WorkItemState]]) -> _Plan:
     plan = _Plan()
     attempts: dict[tuple[str, str, int], str] = {}
-    for entry in entries:
-        item, log = entry.work_item, logs[entry.work_item.id]
+    for told in entries:
+        log = logs[told.work_item.id]
+        entry = caught_up(told, log)
+        if entry is None:
+            continue
+        item = entry.work_item
         if not is_new(entry, log):
             continue
         if not log:

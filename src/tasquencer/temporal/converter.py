@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
 from temporalio.converter import (
@@ -16,10 +20,31 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 __all__ = ["FailureConverter", "PayloadConverter", "data_converter"]
 
+
 # The SDK makes a new payload converter for each activation of a workflow, and Pydantic's then builds its
 # serializer and type adapters anew. These are made once; they hold nothing but caches.
+class _LenientJson(PydanticJSONPlainPayloadConverter):
+    """Hands what is no proper JSON on to whoever takes any object: a task refuses it, and says why.
+
+    The SDK would fail the workflow task again and again, over an input that never gets better. JavaScript
+    writes half an emoji as a lone surrogate, which Pydantic's parser refuses to read.
+    """
+
+    def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
+        """See the base class."""
+        try:
+            return super().from_payload(payload, type_hint)
+        except ValueError:
+            if type_hint not in (None, Any, object):
+                raise
+            try:
+                return json.loads(payload.data)
+            except (ValueError, RecursionError):
+                return payload.data
+
+
 _CONVERTERS = tuple(
-    PydanticJSONPlainPayloadConverter() if isinstance(converter, JSONPlainPayloadConverter) else converter
+    _LenientJson() if isinstance(converter, JSONPlainPayloadConverter) else converter
     for converter in DefaultPayloadConverter.default_encoding_payload_converters
 )
 

@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 _CANCELED = "the task was canceled"
 
+_OUTCOME_STEPS = 10
+"""Turns of the loop that the outcome of an activity needs at most to reach the one who waits for it."""
+
 
 class TaskDriver:
     """Carries out what a `TaskState` decides."""
@@ -54,6 +57,16 @@ class TaskDriver:
         """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
         self._calls[item.id] = call
         try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            if workflow.cancellation_reason() is None or call.cancelled():
+                raise
+            # Outcome and cancellation may have come in one workflow task. The outcome is on its way
+            # through a few callbacks then, and counts: the call was made, and billed.
+            for _ in range(_OUTCOME_STEPS):
+                await asyncio.sleep(0)
+            if not call.done():
+                call.cancel()
             return await call
         finally:
             del self._calls[item.id]
@@ -196,4 +209,9 @@ class TaskDriver:
             self._writing = None
 
     def _may_continue_as_new(self) -> bool:
-        return all(item.state is WorkItemState.INITIALIZED for item in self.state.open_work_items())
+        # What is not yet in the ledger would be lost: the next run only records what it decides itself.
+        return (
+            self._writing is None
+            and not self.state.has_entries
+            and all(item.state is WorkItemState.INITIALIZED for item in self.state.open_work_items())
+        )
