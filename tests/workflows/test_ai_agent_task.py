@@ -6,6 +6,8 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue
 
 from tasquencer.failure import Failure
 from tasquencer.ledger import WorkItemFilter
@@ -269,3 +271,20 @@ async def test_an_expected_failure_brings_no_stack_trace_into_the_history() -> N
     assert "connection refused" in text
     assert "stackTrace" not in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        # Half an emoji, as JavaScript writes it.
+        (b'{"prompt": "\\ud800"}', "prompt: must not contain lone surrogates"),
+        (b'{"prompt": ', "the input must be one JSON object"),
+        (b'{"prompt": ' + b"[" * 250 + b"]" * 250 + b"}", "prompt: "),
+    ],
+)
+async def test_odd_json_fails_the_task_instead_of_leaving_it_stuck(data: bytes, says: str) -> None:
+    odd = RawValue(Payload(metadata={"encoding": b"json/plain"}, data=data))
+    async with running(ScriptedCalls()) as tasks:
+        error, _ = await tasks.failure("AiAgentTask", odd)
+    assert error.type == "InvalidRequest"
+    assert says in error.message

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from temporalio import workflow
+from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import CancelledError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tasquencer import LedgerConflict, LedgerEntry, LedgerUnavailable, WorkItemFilter, WorkItemState
-from tasquencer.ai import MAXIMUM_REQUEST_BYTES
+from tasquencer.ai import MAXIMUM_REQUEST_BYTES, AiAnswer, AiJob
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.temporal import Task, data_converter
+from tasquencer.temporal import Task, TasquencerPlugin, data_converter
 from tasquencer.testing import InMemoryLedger
-from tests.support.calls import GONE, SLOW_DOWN, Freeze, Hang, ScriptedCalls
+from tests.support.calls import ANSWER, GONE, SLOW_DOWN, Freeze, Hang, ScriptedCalls
 from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
 from tests.workflows.test_other_tasks import HugeResult, huge
 from workflows.ai_agent import AiAgentTask
@@ -341,3 +342,49 @@ async def test_a_task_that_no_worker_takes_up_before_its_deadline_makes_no_call(
     assert error.type == "DeadlineExceeded"
     assert item.state is WorkItemState.CANCELED
     assert calls.calls == []
+
+
+async def test_an_answer_that_meets_the_cancel_is_recorded_and_the_task_ends_canceled(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    # A deploy: the first worker lets its call end but takes no workflow tasks any more, so that the next one
+    # sees the answer and the cancel at once.
+    ledger, queue = InMemoryLedger(), "answer-meets-cancel"
+    under_way, answer = asyncio.Event(), asyncio.Event()
+
+    @activity.defn(name="generate")
+    async def generate(job: AiJob) -> AiAnswer:
+        under_way.set()
+        await answer.wait()
+        return ANSWER
+
+    client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
+    worker = Worker(
+        client,
+        task_queue=queue,
+        workflows=[AiAgentTask],
+        activities=[generate],
+        graceful_shutdown_timeout=timedelta(seconds=20),
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
+    )
+    running_worker = asyncio.create_task(worker.run())
+    handle = await client.start_workflow("AiAgentTask", {"prompt": "?"}, id=queue, task_queue=queue)
+    await under_way.wait()
+    stopping = asyncio.create_task(worker.shutdown())
+
+    async def ended() -> bool:
+        if stopping.done():
+            return True
+        answer.set()
+        return False
+
+    await eventually(ended, "the first worker to stop")
+    await running_worker
+    await handle.cancel()
+    async with tasks_on(
+        dev_server.address, [AiAgentTask], [generate], ledger=ledger, task_queue=queue
+    ) as tasks:
+        await canceled(handle)
+        (item,) = await tasks.work_items(handle)
+    assert item.state is WorkItemState.COMPLETED
+    assert item.result is not None

@@ -143,6 +143,13 @@ async def test_an_unknown_work_item_is_refused(dev_server: EmbeddedTemporal, act
         ("complete_work_item", {"actor": "anna", "work_item_id": "ID", "result": "text"}, 'such as {"text"'),
         ("complete_work_item", {"actor": "anna", "work_item_id": "ID", "result": {"text": ""}}, "result"),
         ("complete_work_item", {"actor": "anna", "work_item_id": "ID", "result": {"text": "a", "b": 1}}, "b"),
+        (
+            "complete_work_item",
+            {"actor": "anna", "work_item_id": "ID", "result": {"text": "a", "input_tokens": 2**63}},
+            "input_tokens",
+        ),
+        ("complete_work_item", {"actor": "anna", "work_item_id": "ID", "result": {"text": "a\x00"}}, "NUL"),
+        ("fail_work_item", {"actor": "anna", "work_item_id": "ID", "reason": "r" * 3000}, "reason"),
     ],
 )
 async def test_a_wrong_payload_is_refused_and_names_the_field(
