@@ -35,12 +35,11 @@ class _Action(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     actor: _Name
+    reason: _Reason = None
 
 
 class RetryNow(_Action):
     """End the backoff at once, of each work item of the task that is in one."""
-
-    reason: _Reason = None
 
 
 class CompleteWorkItem(_Action):
@@ -48,21 +47,18 @@ class CompleteWorkItem(_Action):
 
     work_item_id: str
     result: JsonValue
-    reason: _Reason = None
 
 
 class FailWorkItem(_Action):
     """End a started work item as failed; its call is stopped, the recipe decides about a retry."""
 
     work_item_id: str
-    reason: _Reason = None
 
 
 class CancelWorkItem(_Action):
     """Give up a work item that has not ended; its call is stopped, the policy decides."""
 
     work_item_id: str
-    reason: _Reason = None
 
 
 _A = TypeVar("_A", bound=_Action)
@@ -99,8 +95,8 @@ def waiting(state: TaskState) -> list[WorkItem]:
     return found
 
 
-def check_transition(state: TaskState, work_item_id: str, wanted: WorkItemState) -> WorkItem:
-    """The work item, if it may go to this state now.
+def check_transition(state: TaskState, work_item_id: str, wanted: WorkItemState) -> None:
+    """Whether the work item may go to this state now.
 
     Raises:
         ActionRefused: it is unknown, already ended (says since when and how), or in another state.
@@ -111,7 +107,6 @@ def check_transition(state: TaskState, work_item_id: str, wanted: WorkItemState)
         raise ActionRefused(str(unknown)) from None
     if wanted not in LEGAL_TRANSITIONS[item.state]:
         raise ActionRefused(f"work item {work_item_id!r} cannot become {wanted}: {_described(state, item)}")
-    return item
 
 
 def operator_failure(action: FailWorkItem) -> Failure:

@@ -24,7 +24,7 @@ def _nothing_is_left_running() -> Iterator[None]:
 @pytest.fixture
 def database_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty ledger of one's own, named by the environment."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
     monkeypatch.setenv("TASQ_DATABASE_URL", url)
     return url
 

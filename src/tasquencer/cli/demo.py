@@ -66,7 +66,7 @@ async def _demo(*, keep: bool, prompt: str, progress: _Progress) -> ExitCode:
     program = find_worker(Path.cwd())
     async with AsyncExitStack() as parts:
         folder = _folder(parts, keep=keep)
-        settings = Settings(database_url=f"sqlite+aiosqlite:///{folder / 'ledger.db'}")
+        settings = Settings(database_url=f"sqlite:///{folder / 'ledger.db'}")
         server = await _start(
             parts, "Temporal", embedded_temporal(), lambda running: f"Web UI at {running.ui_url}"
         )

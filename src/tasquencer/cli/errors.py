@@ -131,7 +131,7 @@ def _missing_part(module: str) -> tuple[str, ExitCode] | None:
 
 
 _PARTS = {
-    "sql": {"aiosqlite", "alembic", "asyncpg", "sqlalchemy"},
+    "sql": {"alembic", "asyncpg", "platformdirs", "sqlalchemy"},
     "devkit": {"h11", "httpx2", "xllamacpp"},
 }
 """Modules of the package's optional parts."""

@@ -71,6 +71,10 @@ class TaskDriver:
         finally:
             del self._calls[item.id]
 
+    def max_retries(self, item: WorkItem) -> int:
+        """How many retries the work item's lineage has."""
+        return self.state.recipe_of(item).max_retries
+
     async def wait_for(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or go on in a new run that will."""
         if (
@@ -118,25 +122,24 @@ class TaskDriver:
     async def complete(self, item: WorkItem, result: JsonValue) -> None:
         """Record the work item as completed, and what follows from it."""
         self.state.complete(item.id, result, now=workflow.now())
-        await self._ended(item)
+        await self.ended(item)
 
     async def fail(self, item: WorkItem, failure: Failure, worker: str | None) -> None:
         """Record the work item as failed, and what follows from it: a retry, or the end."""
         may_retry = workflow.cancellation_reason() is None
         self.state.fail(item.id, failure, now=workflow.now(), worker=worker, may_retry=may_retry)
-        await self._ended(item)
+        await self.ended(item)
 
-    async def _ended(self, item: WorkItem) -> None:
-        # The end of a call and the cancellation of the task can meet. The call keeps its outcome (it
-        # was made, and billed), nothing new begins, and the task ends canceled.
+    async def ended(self, item: WorkItem) -> None:
+        """Return once the end of the work item is recorded, whoever ended it.
+
+        The end of a call and the cancellation of the task can meet. The call keeps its outcome (it was
+        made, and billed), nothing new begins, and the task ends canceled.
+        """
         canceled = workflow.cancellation_reason() is not None
         await self._settle(item.lineage)
         if canceled:
             raise asyncio.CancelledError(_CANCELED)
-
-    async def ended_by_others(self, item: WorkItem) -> None:
-        """The work item was ended by an operator or by the end of the task: wait until that is recorded."""
-        await self._ended(item)
 
     async def cancel(self, lineage: str) -> None:
         """Record what is open in the lineage as canceled: its task was."""
@@ -168,9 +171,7 @@ class TaskDriver:
         for work_item_id, doing in [*self._sleeping.items(), *self._calls.items()]:
             if self.state.work_item(work_item_id).state.is_terminal:
                 doing.cancel()
-        workflow.set_current_details(
-            markdown_table(self.state.work_items(), lambda item: self.state.recipe_of(item).max_retries)
-        )
+        workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
         canceled: asyncio.CancelledError | None = None
         while self._writing is not None or self.state.has_entries:
             if self._writing is None:
@@ -198,7 +199,7 @@ class TaskDriver:
             await workflow.execute_local_activity(
                 RECORD,
                 entries,
-                summary=record_label(entries, lambda item: self.state.recipe_of(item).max_retries),
+                summary=record_label(entries, self.max_retries),
                 start_to_close_timeout=RECORD_TIMEOUT,
                 retry_policy=RECORD_RETRY,
                 local_retry_threshold=LOCAL_RETRY_THRESHOLD,

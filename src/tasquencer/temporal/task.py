@@ -315,7 +315,7 @@ class ActiveWorkItem:
             heartbeat_timeout=heartbeat_timeout,
             retry_policy=NEVER_RETRY,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=attempt_label(self._item.attempt, self._driver.state.recipe_of(self._item).max_retries),
+            summary=attempt_label(self._item.attempt, self._driver.max_retries(self._item)),
         )
         return await self._driver.call(self._item, call)
 
@@ -342,7 +342,7 @@ class ActiveWorkItem:
         if self._driver.state.work_item(self.id).state.is_terminal and (
             error is None or isinstance(error, FailureError)
         ):
-            await self._driver.ended_by_others(self._item)
+            await self._driver.ended(self._item)
             return True
         if error is None:
             if self._outcome is None:
