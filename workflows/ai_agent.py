@@ -19,7 +19,7 @@ class AiAgentTask:
     """Input: the JSON object that `AiAgentRequest` describes. Result: `AiAgentResult`."""
 
     def __init__(self) -> None:
-        self._task = Task(record=ai_job_record, result_of=parse_answer)
+        self._task = Task(record=ai_job_record, result_of=lambda _, result: parse_answer(result))
 
     @workflow.run
     async def run(self, raw: object = None) -> AiAgentResult:

@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     )
     from tasquencer.failure import Failure, FailureKind
     from tasquencer.ledger import Ledger, WorkItemFilter
-    from tasquencer.policy import Counts, TaskPolicy, Verdict, fail_fast, until_exhausted
+    from tasquencer.policy import (
+        Counts,
+        TaskPolicy,
+        Verdict,
+        absorb_failures,
+        fail_fast,
+        require_successes,
+        until_exhausted,
+    )
     from tasquencer.retry import Delay, RetryOn, RetryRecipe
     from tasquencer.task_state import NextAttempt, StateChange, StateChangeHook, retry_by_recipe
     from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
@@ -66,7 +74,9 @@ __all__ = [
     "WorkItem",
     "WorkItemFilter",
     "WorkItemState",
+    "absorb_failures",
     "fail_fast",
+    "require_successes",
     "retry_by_recipe",
     "until_exhausted",
 ]
@@ -104,7 +114,9 @@ _HOMES = {
     "WorkItem": "work_item",
     "WorkItemFilter": "ledger",
     "WorkItemState": "work_item",
+    "absorb_failures": "policy",
     "fail_fast": "policy",
+    "require_successes": "policy",
     "retry_by_recipe": "task_state",
     "until_exhausted": "policy",
 }

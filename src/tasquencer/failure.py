@@ -45,6 +45,8 @@ class FailureKind(StrEnum):
     """The worker was stopped and its grace period ran out before the call ended."""
     TOO_LARGE = "too_large"
     """The answer exceeds what a Temporal payload can carry."""
+    NOT_PICKED_UP = "not_picked_up"
+    """No worker took the call up in time. Nothing was sent."""
     OPERATOR = "operator"
     """A person or a program declared the attempt failed."""
     UNEXPECTED = "unexpected"
@@ -60,6 +62,7 @@ TRANSIENT_KINDS = frozenset(
         FailureKind.INVALID_OUTPUT,
         FailureKind.WORKER_LOST,
         FailureKind.WORKER_SHUTDOWN,
+        FailureKind.NOT_PICKED_UP,
         FailureKind.OPERATOR,
     }
 )

@@ -80,8 +80,8 @@ class NextAttempt:
 StateChangeHook = Callable[[StateChange], NextAttempt | None]
 """Called after each transition. Pure: no clock, no random, no I/O. None: nothing to add."""
 
-RecordOf = Callable[[WorkItem, RetryRecipe], DomainRecord]
-"""The domain record of a work item in its present state. Pure."""
+RecordOf = Callable[[WorkItem, RetryRecipe], DomainRecord | None]
+"""The domain record of a work item in its present state; None: it has none. Pure."""
 
 
 def retry_by_recipe(change: StateChange) -> NextAttempt | None:

@@ -155,6 +155,7 @@ QUALIFIES = {
     "unauthorized": False,
     "worker_lost": True,
     "worker_shutdown": True,
+    "not_picked_up": True,
     "operator": True,
     "too_large": False,
     "unexpected": False,

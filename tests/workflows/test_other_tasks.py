@@ -10,9 +10,19 @@ from pathlib import Path
 from temporalio import activity, workflow
 from temporalio.exceptions import ApplicationError
 
-from tasquencer import NextAttempt, RetryRecipe, StateChange, WorkItemState, fail_fast, retry_by_recipe
+from tasquencer import (
+    NextAttempt,
+    RetryRecipe,
+    StateChange,
+    WorkItem,
+    WorkItemState,
+    fail_fast,
+    require_successes,
+    retry_by_recipe,
+)
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task
-from tests.support.tasks import history, tasks_on_skipped_time, timers
+from tests.support.tasks import eventually, history, tasks_on, tasks_on_skipped_time, timers
 from tests.workflows import charge_card
 from tests.workflows.charge_card import ChargeCard, charge
 
@@ -185,3 +195,87 @@ class HugeResult:
             async with work_item:
                 work_item.complete(await work_item.execute_activity(huge, start_to_close_timeout=SOON))
         self._task.result()
+
+
+@activity.defn
+async def counted(name: str) -> int:
+    """How many calls are under way."""
+    _under_way.add(name)
+    await asyncio.sleep(0.05)
+    found = len(_under_way)
+    _under_way.discard(name)
+    return found
+
+
+_under_way: set[str] = set()
+
+
+@workflow.defn
+class FewAtOnce:
+    def __init__(self) -> None:
+        self._task = Task(concurrency=3, policy=require_successes(7))
+
+    @workflow.run
+    async def run(self) -> list[int]:
+        names = [f"line {number}" for number in range(10)]
+        return [found for found in await asyncio.gather(*map(self._one, names)) if found]
+
+    async def _one(self, name: str) -> int:
+        most = 0
+        async for work_item in self._task.attempts(name, lineage=name):
+            async with work_item:
+                most = await work_item.execute_activity(counted, name, start_to_close_timeout=SOON)
+                work_item.complete(most)
+        return most
+
+
+async def test_no_more_work_items_than_allowed_are_started_and_the_verdict_cancels_the_rest(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    async with tasks_on(dev_server.address, [FewAtOnce], [counted]) as tasks:
+        result, handle = await tasks.run("FewAtOnce")
+        items = await tasks.work_items(handle)
+    assert 1 <= max(result) <= 3
+    states = [item.state for item in items]
+    assert len(items) == 10
+    assert states.count(WorkItemState.COMPLETED) >= 7
+    assert states.count(WorkItemState.CANCELED) == 10 - states.count(WorkItemState.COMPLETED) > 0
+
+
+@workflow.defn
+class AskSomebody:
+    def __init__(self) -> None:
+        self._task = Task(recipe=RetryRecipe(max_retries=0))
+
+    @workflow.run
+    async def run(self) -> str:
+        async for work_item in self._task.attempts("a question"):
+            async with work_item:
+                work_item.complete(await work_item.outcome(timedelta(hours=1)))
+        return str(self._task.result())
+
+
+async def test_a_work_item_that_nobody_ends_in_time_is_timed_out() -> None:
+    async with tasks_on_skipped_time([AskSomebody], [charge]) as tasks:
+        error, handle = await tasks.failure("AskSomebody")
+        (item,) = await tasks.work_items(handle)
+    assert error.type == "RetriesExhausted"
+    assert item.failure is not None
+    assert (item.failure.kind, item.failure.message) == ("timed_out", "no outcome from outside within 1 h")
+
+
+async def test_a_work_item_may_be_done_elsewhere(dev_server: EmbeddedTemporal) -> None:
+    async with tasks_on(dev_server.address, [AskSomebody], [charge]) as tasks:
+        handle = await tasks.start("AskSomebody")
+
+        async def started() -> WorkItem | None:
+            items = await tasks.work_items(handle)
+            return items[0] if items and items[0].state is WorkItemState.STARTED else None
+
+        item = await eventually(started, "a work item that waits for somebody")
+        await handle.execute_update(
+            "complete_work_item", {"work_item_id": item.id, "actor": "anna", "result": "an answer"}
+        )
+        assert await handle.result() == "an answer"
+        *_, last = await tasks.ledger.transitions(item.id)
+    assert (last.next_state, last.actor) == (WorkItemState.COMPLETED, "anna")

@@ -8,6 +8,7 @@ task ends.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -32,12 +33,23 @@ _CANCELED = "the task was canceled"
 _OUTCOME_STEPS = 10
 """Turns of the loop that the outcome of an activity needs at most to reach the one who waits for it."""
 
+_HANDOVER_STEPS = 4
+"""Turns of the loop from the end of one work item to the start of the one that takes its place."""
+
 
 class TaskDriver:
-    """Carries out what a `TaskState` decides."""
+    """Carries out what a `TaskState` decides.
 
-    def __init__(self, state: TaskState) -> None:
+    Args:
+        state: Decides.
+        concurrency: How many work items may be started at once; None: any number.
+    """
+
+    def __init__(self, state: TaskState, concurrency: int | None = None) -> None:
         self.state = state
+        self._concurrency = concurrency
+        self._running: set[str] = set()
+        self._queued: deque[tuple[str, asyncio.Future[None]]] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, asyncio.Task[Any]] = {}
@@ -52,6 +64,12 @@ class TaskDriver:
     def is_hurried(self, work_item_id: str) -> bool:
         """Whether the work item's wait is being ended."""
         return work_item_id in self._hurried
+
+    async def outcome(self, item: WorkItem) -> WorkItem:
+        """Wait until somebody outside ends the work item, and that is recorded."""
+        await workflow.wait_condition(lambda: self.state.work_item(item.id).state.is_terminal)
+        await self.flush()
+        return self.state.work_item(item.id)
 
     async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
         """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
@@ -103,10 +121,61 @@ class TaskDriver:
         finally:
             del self._sleeping[item.id]
 
+    async def turn(self, item: WorkItem) -> None:
+        """Return when fewer work items than allowed are started, first come, first served.
+
+        Where a new run is due, nobody gets a turn any more, and the last one to leave opens it.
+        """
+        if self._concurrency is None:
+            return
+        try:
+            if self._is_full() or self._queued:
+                mine = asyncio.get_running_loop().create_future()
+                self._queued.append((item.id, mine))
+                await mine
+            else:
+                self._running.add(item.id)
+            if item.id not in self._running and not self.state.work_item(item.id).state.is_terminal:
+                await self.flush()
+                await workflow.wait_condition(
+                    lambda: self._may_continue_as_new() and workflow.all_handlers_finished()
+                )
+                TaskScope.current().continue_as_new()
+        except asyncio.CancelledError:
+            self.leave(item)
+            await self.cancel(item.lineage)
+            raise
+
+    def _is_full(self) -> bool:
+        return workflow.info().is_continue_as_new_suggested() or len(self._running) >= (
+            self._concurrency or 0
+        )
+
+    def leave(self, item: WorkItem) -> None:
+        """Let the next one have its turn: this work item has ended."""
+        self._running.discard(item.id)
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        due = not self._running and workflow.info().is_continue_as_new_suggested()
+        still = deque[tuple[str, asyncio.Future[None]]]()
+        for work_item_id, turn in self._queued:
+            if turn.done():
+                continue
+            ended = self.state.work_item(work_item_id).state.is_terminal
+            if not ended and not due and self._is_full():
+                still.append((work_item_id, turn))
+                continue
+            if not ended and not due:
+                self._running.add(work_item_id)
+            turn.set_result(None)
+        self._queued = still
+
     async def expire(self, item: WorkItem) -> bool:
         """Give the work item up if its deadline has passed, and record that; whether it has."""
         if not self.state.expire(item.id, now=workflow.now()):
             return False
+        self.leave(item)
         await self._settle(item.lineage)
         return True
 
@@ -131,12 +200,14 @@ class TaskDriver:
         await self.ended(item)
 
     async def ended(self, item: WorkItem) -> None:
-        """Return once the end of the work item is recorded, whoever ended it.
+        """Return once the end of the work item is recorded, whoever ended it; its place is free at once.
 
         The end of a call and the cancellation of the task can meet. The call keeps its outcome (it was
         made, and billed), nothing new begins, and the task ends canceled.
         """
         canceled = workflow.cancellation_reason() is not None
+        if not canceled:
+            self.leave(item)
         await self._settle(item.lineage)
         if canceled:
             raise asyncio.CancelledError(_CANCELED)
@@ -149,6 +220,7 @@ class TaskDriver:
     async def give_up(self, item: WorkItem, reason: str) -> None:
         """Record the work item as canceled though its task was not; the policy decides."""
         self.state.cancel(item.id, now=workflow.now(), reason=reason)
+        self.leave(item)
         await self._settle(item.lineage)
 
     async def close(self, reason: str) -> None:
@@ -171,6 +243,7 @@ class TaskDriver:
         for work_item_id, doing in [*self._sleeping.items(), *self._calls.items()]:
             if self.state.work_item(work_item_id).state.is_terminal:
                 doing.cancel()
+        self._take_turns()
         workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
         canceled: asyncio.CancelledError | None = None
         while self._writing is not None or self.state.has_entries:
@@ -195,6 +268,10 @@ class TaskDriver:
 
     async def _write(self) -> None:
         try:
+            if self._concurrency is not None:
+                # What the end of one work item lets others begin goes into the same batch.
+                for _ in range(_HANDOVER_STEPS):
+                    await asyncio.sleep(0)
             entries = self.state.take_entries()
             await workflow.execute_local_activity(
                 RECORD,

@@ -38,6 +38,10 @@ _TIMEOUTS: dict[TimeoutType | None, tuple[FailureKind, str]] = {
         FailureKind.WORKER_LOST,
         "the worker sends no more heartbeats: it died or hangs",
     ),
+    TimeoutType.SCHEDULE_TO_START: (
+        FailureKind.NOT_PICKED_UP,
+        "no worker picked the call up in time",
+    ),
 }
 """Kinds of timeout that are not simply `timed_out`."""
 
@@ -76,7 +80,7 @@ def failure_of(error: FailureError) -> Failure:
     cause = error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
     if isinstance(cause, TemporalTimeout):
         kind, message = _TIMEOUTS.get(cause.type, _TIMED_OUT)
-        return Failure.of(kind, message, outcome_unknown=True)
+        return Failure.of(kind, message, outcome_unknown=kind is not FailureKind.NOT_PICKED_UP)
     if not isinstance(cause, ApplicationError):
         return Failure.of(FailureKind.UNEXPECTED, f"{type(cause).__name__}: {cause}", outcome_unknown=True)
     if cause.type in _SDK_TYPES:

@@ -26,11 +26,11 @@ from tasquencer.actions import (
 from tasquencer.errors import ActionRefused, InvalidRequest
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
-from tasquencer.work_item import WorkItemState
+from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["Operators", "ResultOf"]
 
-ResultOf = Callable[[JsonValue], JsonValue]
+ResultOf = Callable[[WorkItem, JsonValue], JsonValue]
 """Checks a result that comes from outside and returns it as the task keeps it. Raises `InvalidRequest`."""
 
 
@@ -69,7 +69,7 @@ class Operators:
         action = parse_action(CompleteWorkItem, raw)
         self._driver.state.complete(
             action.work_item_id,
-            self._result_of(action.result),
+            self._result(action),
             now=workflow.now(),
             actor=action.actor,
             reason=action.reason,
@@ -98,6 +98,9 @@ class Operators:
         await self._driver.flush()
         return {"work_item_id": work_item_id, "state": self._driver.state.work_item(work_item_id).state.value}
 
+    def _result(self, action: CompleteWorkItem) -> JsonValue:
+        return self._result_of(self._driver.state.work_item(action.work_item_id), action.result)
+
     def _waiting(self) -> list[str]:
         ids = [item.id for item in waiting(self._driver.state) if not self._driver.is_hurried(item.id)]
         if not ids:
@@ -114,7 +117,7 @@ class Operators:
     def _check_complete(self, raw: object = None) -> None:
         action = parse_action(CompleteWorkItem, raw)
         check_transition(self._driver.state, action.work_item_id, WorkItemState.COMPLETED)
-        self._result_of(action.result)
+        self._result(action)
 
     def _check_fail(self, raw: object = None) -> None:
         action = parse_action(FailWorkItem, raw)

@@ -31,21 +31,24 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 from tasquencer.errors import InvalidRequest, TaskMisused
-from tasquencer.failure import Failure
+from tasquencer.failure import Failure, FailureKind
 from tasquencer.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.retry import RetryRecipe
 from tasquencer.task_state import MAIN_LINEAGE, RecordOf, StateChangeHook, TaskState, retry_by_recipe
 from tasquencer.temporal.driver import TaskDriver
-from tasquencer.temporal.failures import failure_of, task_error, worker_of
+from tasquencer.temporal.failures import as_application_error, failure_of, task_error, worker_of
 from tasquencer.temporal.operators import Operators, ResultOf
 from tasquencer.temporal.scope import TaskScope, carried_task
-from tasquencer.wording import attempt_label
+from tasquencer.wording import attempt_label, duration
 from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["NEVER_RETRY", "ActiveWorkItem", "Attempts", "Task", "accept"]
 
 NEVER_RETRY = RetryPolicy(maximum_attempts=1)
 """A failed work item is never tried again: the retry is another work item."""
+
+_END_MARGIN = timedelta(seconds=30)
+"""How long before Temporal's own timeout of a run its task ends by itself."""
 
 T = TypeVar("T")
 
@@ -65,7 +68,7 @@ def accept(parse: Callable[[object], T], raw: object) -> T:
         raise task_error(InvalidRequest.__name__, str(problem)) from None
 
 
-def _any_result(result: JsonValue) -> JsonValue:
+def _any_result(work_item: WorkItem, result: JsonValue) -> JsonValue:
     return result
 
 
@@ -82,8 +85,10 @@ class Task:
         on_work_item_state_changed: Called after each transition, before the policy; what it
             returns is the next attempt. By default it retries by the recipe.
         record: Makes the domain record that is written beside each transition.
-        result_of: Checks a result that comes from outside (`complete_work_item`) and returns it as the task
-            keeps it; raises `InvalidRequest`.
+        result_of: Checks a result that comes from outside (`complete_work_item`) for this work item and
+            returns it as the task keeps it; raises `InvalidRequest`.
+        concurrency: How many work items may be started at once, over all lineages; None: any number. The
+            others wait as `initialized`. Run the lineages side by side with `asyncio.gather`.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Task:
         on_work_item_state_changed: StateChangeHook = retry_by_recipe,
         record: RecordOf | None = None,
         result_of: ResultOf = _any_result,
+        concurrency: int | None = None,
     ) -> None:
         info = workflow.info()
         self._state = TaskState(
@@ -111,7 +117,7 @@ class Task:
         carried = carried_task(info)
         if carried is not None:
             self._state.resume(carried)
-        self._driver = TaskDriver(self._state)
+        self._driver = TaskDriver(self._state, concurrency)
         workflow.set_query_handler("work_items", self._listed)
         Operators(self._driver, result_of).register()
 
@@ -119,6 +125,21 @@ class Task:
     def started_at(self) -> datetime:
         """When the task began, also after it continued as new; aware UTC."""
         return self._state.started_at or workflow.info().workflow_start_time
+
+    def deadline_after(self, seconds: float | None) -> datetime | None:
+        """When the task has to end: so long after it began, and in time before Temporal's own timeouts.
+
+        A run that Temporal times out has no chance to settle its work items, so the task ends before it.
+        """
+        info = workflow.info()
+        ends = [] if seconds is None else [self.started_at + timedelta(seconds=seconds)]
+        for begin, limit in (
+            (self.started_at, info.execution_timeout),
+            (info.workflow_start_time, info.run_timeout),
+        ):
+            if limit is not None and limit > timedelta(0):
+                ends.append(begin + limit - min(_END_MARGIN, limit / 4))
+        return min(ends, default=None)
 
     @property
     def work_items(self) -> list[WorkItem]:
@@ -200,6 +221,9 @@ class Attempts:
             await self._driver.wait_for(item)
             if self._driver.state.work_item(item.id).state.is_terminal:  # by an operator, meanwhile
                 continue
+            await self._driver.turn(item)
+            if self._driver.state.work_item(item.id).state.is_terminal:
+                continue
             if not await self._driver.expire(item):
                 return ActiveWorkItem(self._driver, item)
 
@@ -255,6 +279,8 @@ class ActiveWorkItem:
         *args: Any,
         start_to_close_timeout: timedelta,
         heartbeat_timeout: timedelta | None = None,
+        schedule_to_start_timeout: timedelta | None = None,
+        schedule_to_close_timeout: timedelta | None = None,
         task_queue: str | None = None,
         result_type: None = None,
     ) -> T: ...
@@ -266,6 +292,8 @@ class ActiveWorkItem:
         *args: Any,
         start_to_close_timeout: timedelta,
         heartbeat_timeout: timedelta | None = None,
+        schedule_to_start_timeout: timedelta | None = None,
+        schedule_to_close_timeout: timedelta | None = None,
         task_queue: str | None = None,
         result_type: type[T],
     ) -> T: ...
@@ -277,6 +305,8 @@ class ActiveWorkItem:
         *args: Any,
         start_to_close_timeout: timedelta,
         heartbeat_timeout: timedelta | None = None,
+        schedule_to_start_timeout: timedelta | None = None,
+        schedule_to_close_timeout: timedelta | None = None,
         task_queue: str | None = None,
         result_type: None = None,
     ) -> Any: ...
@@ -287,6 +317,8 @@ class ActiveWorkItem:
         *args: Any,
         start_to_close_timeout: timedelta,
         heartbeat_timeout: timedelta | None = None,
+        schedule_to_start_timeout: timedelta | None = None,
+        schedule_to_close_timeout: timedelta | None = None,
         task_queue: str | None = None,
         result_type: type | None = None,
     ) -> Any:
@@ -300,12 +332,14 @@ class ActiveWorkItem:
             args: Its arguments.
             start_to_close_timeout: How long the attempt may take.
             heartbeat_timeout: How long a silent worker counts as alive; None: no heartbeats.
+            schedule_to_start_timeout: How long it may wait for a worker; it then fails as `not_picked_up`.
+            schedule_to_close_timeout: How long waiting and attempt together may take.
             task_queue: None takes the workflow's.
             result_type: What to read the result as; needed where the activity is given by name.
         """
         if self._driver.state.work_item(self.id).state.is_terminal:
-            raise ApplicationError("the work item was ended before its call was made", type="WorkItemEnded")
-        call = workflow.start_activity(
+            raise _ended("before its call was made")
+        call = workflow.start_activity(  # type: ignore[misc]
             activity,  # type: ignore[arg-type] # the SDK's overloads tell no name from a callable
             args=args,
             result_type=result_type,
@@ -313,11 +347,34 @@ class ActiveWorkItem:
             task_queue=task_queue,
             start_to_close_timeout=start_to_close_timeout,
             heartbeat_timeout=heartbeat_timeout,
+            schedule_to_start_timeout=schedule_to_start_timeout,
+            schedule_to_close_timeout=schedule_to_close_timeout,
             retry_policy=NEVER_RETRY,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=attempt_label(self._item.attempt, self._driver.max_retries(self._item)),
         )
         return await self._driver.call(self._item, call)
+
+    async def outcome(self, within: timedelta | None = None) -> JsonValue:
+        """Wait for a person or another program to do the work: `complete_work_item` gives its result.
+
+        The block is left, and the loop goes on, if they fail or cancel the work item instead.
+
+        Args:
+            within: How long to wait; the work item then fails as `timed_out`.
+        """
+        try:
+            item = await asyncio.wait_for(
+                self._driver.outcome(self._item), None if within is None else within.total_seconds()
+            )
+        except TimeoutError:
+            after = duration(within.total_seconds()) if within is not None else ""
+            raise as_application_error(
+                Failure.of(FailureKind.TIMED_OUT, f"no outcome from outside within {after}")
+            ) from None
+        if item.state is not WorkItemState.COMPLETED:
+            raise _ended("without a result")
+        return item.result
 
     def complete(self, result: BaseModel | JsonValue) -> None:
         """The attempt succeeded; recorded when the block is left."""
@@ -340,7 +397,10 @@ class ActiveWorkItem:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if self._driver.state.work_item(self.id).state.is_terminal and (
-            error is None or isinstance(error, FailureError)
+            error is None
+            or isinstance(error, FailureError)
+            # A call that was stopped before it was scheduled ends so, though the task was not canceled.
+            or (isinstance(error, asyncio.CancelledError) and workflow.cancellation_reason() is None)
         ):
             await self._driver.ended(self._item)
             return True
@@ -364,6 +424,10 @@ class ActiveWorkItem:
             await self._driver.fail(self._item, failure_of(error), worker_of(error))
             return True
         return False
+
+
+def _ended(how: str) -> ApplicationError:
+    return ApplicationError(f"the work item was ended {how}", type="WorkItemEnded")
 
 
 def _json(value: BaseModel | JsonValue) -> JsonValue:
