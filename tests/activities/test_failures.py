@@ -143,7 +143,13 @@ async def test_what_the_provider_does_becomes_a_failure_of_its_kind_after_exactl
 
 
 def test_every_kind_that_a_call_can_report_has_its_row() -> None:
-    others = {K.WORKER_LOST, K.WORKER_SHUTDOWN, K.OPERATOR, K.UNEXPECTED}  # not the provider's doing
+    others = {
+        K.WORKER_LOST,
+        K.WORKER_SHUTDOWN,
+        K.NOT_PICKED_UP,
+        K.OPERATOR,
+        K.UNEXPECTED,
+    }  # not the provider's doing
     assert {row[2] for row in ROWS} == set(FailureKind) - others
 
 
