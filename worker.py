@@ -32,8 +32,9 @@ from tasquencer.settings import Settings
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin, connect
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_fan_out import AiFanOutTask
 
-WORKFLOWS = [AiAgentTask]
+WORKFLOWS = [AiAgentTask, AiFanOutTask]
 
 _STICKY_TIMEOUT = timedelta(seconds=2)
 """How long Temporal waits for a lost worker to take up its tasks before another one may."""

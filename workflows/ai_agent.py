@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from temporalio import workflow
 
-from tasquencer.ai import CALL_MARGIN, AiAgentResult, AiAnswer, ai_job_record, parse_answer, parse_request
+from tasquencer.ai import AiAgentResult, ai_job_record, parse_answer, parse_request
 from tasquencer.temporal import Task, accept
+from workflows.calls import answer
 
 __all__ = ["AiAgentTask"]
 
@@ -25,24 +24,9 @@ class AiAgentTask:
     async def run(self, raw: object = None) -> AiAgentResult:
         """Attempt until there is an answer, or the recipe or the deadline forbids another try."""
         request = accept(parse_request, raw)
-        seconds = request.deadline_seconds
-        deadline = None if seconds is None else self._task.started_at + timedelta(seconds=seconds)
+        deadline = self._task.deadline_after(request.deadline_seconds)
         job = request.job()
         async for work_item in self._task.attempts(job, recipe=request.recipe(), deadline=deadline):
             async with work_item:
-                time_limit = timedelta(seconds=request.attempt_timeout_seconds)
-                if deadline is not None:
-                    time_limit = min(time_limit, max(deadline - workflow.now(), _SHORTEST_CALL))
-                answer = await work_item.execute_activity(
-                    "generate",
-                    job,
-                    start_to_close_timeout=time_limit + CALL_MARGIN,
-                    heartbeat_timeout=timedelta(seconds=request.heartbeat_timeout_seconds),
-                    result_type=AiAnswer,
-                )
-                work_item.complete(answer)
+                work_item.complete(await answer(work_item, job, request, deadline))
         return AiAgentResult.of(self._task.completed(), attempts=len(self._task.work_items))
-
-
-_SHORTEST_CALL = timedelta(seconds=1)
-"""What is left of the deadline is at least this much for a call that may still begin."""

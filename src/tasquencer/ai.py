@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 from datetime import timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -38,11 +38,17 @@ __all__ = [
     "AiAgentResult",
     "AiAnswer",
     "AiJob",
+    "CallOptions",
     "ChatMessage",
+    "FilledText",
+    "RequestModel",
     "RetryOptions",
+    "Whole",
     "ai_job_record",
+    "limit_size",
     "parse_answer",
     "parse_request",
+    "validated",
 ]
 
 AI_JOBS = "ai_jobs"
@@ -63,6 +69,8 @@ knows. Temporal's own timeout is for an activity that can no longer speak.
 
 _MOST = 2**31 - 1
 """Of a number that is told by hand: what every database's INTEGER holds (NaN and infinity are beyond it)."""
+
+_Request = TypeVar("_Request", bound=BaseModel)
 
 _LONGEST_SECONDS = LONGEST_BACKOFF.total_seconds()
 
@@ -108,18 +116,20 @@ def _no_truth(value: object) -> object:
 
 
 _Text = Annotated[str, AfterValidator(_storable)]
-_FilledText = Annotated[_Text, AfterValidator(_filled)]
-_Whole = Annotated[int, BeforeValidator(_no_truth)]
+FilledText = Annotated[_Text, AfterValidator(_filled)]
+Whole = Annotated[int, BeforeValidator(_no_truth)]
 _Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
 _Seconds = Annotated[_Number, Field(gt=0, le=_LONGEST_SECONDS)]
 _Interval = Annotated[_Number, Field(ge=0, le=_LONGEST_SECONDS)]
 
 
-class _Input(BaseModel):
+class RequestModel(BaseModel):
+    """Part of a task's input: what it does not know is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ChatMessage(_Input):
+class ChatMessage(RequestModel):
     """One message of a conversation, as the chat completions API takes it.
 
     Attributes:
@@ -130,7 +140,7 @@ class ChatMessage(_Input):
     content: Annotated[JsonValue, AfterValidator(_content)]
 
 
-class AiJob(_Input):
+class AiJob(RequestModel):
     """What one AI call has to do: the payload of an AI work item.
 
     Attributes:
@@ -156,7 +166,7 @@ class AiJob(_Input):
         return json.dumps([message.model_dump() for message in self.messages], ensure_ascii=False)
 
 
-class RetryOptions(_Input):
+class RetryOptions(RequestModel):
     """The `retry` object of a request; see `tasquencer.retry.RetryRecipe` for the formula."""
 
     initial_interval_seconds: _Interval = 1.0
@@ -175,7 +185,47 @@ class RetryOptions(_Input):
         return self
 
 
-class AiAgentRequest(_Input):
+class CallOptions(RequestModel):
+    """What a request says about its AI calls, whatever it asks."""
+
+    system: FilledText | None = None
+    model: FilledText | None = None
+    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
+    max_output_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_retries: Annotated[Whole, Field(ge=0, le=MOST_RETRIES)] = 3
+    retry: RetryOptions = RetryOptions()
+    attempt_timeout_seconds: _Seconds = 300.0
+    heartbeat_timeout_seconds: Annotated[_Number, Field(ge=1, le=_LONGEST_SECONDS)] = 30.0
+    queue_timeout_seconds: _Seconds | None = None
+    deadline_seconds: _Seconds | None = None
+    metadata: dict[_Text, _Text] = Field(default_factory=dict)
+
+    def job_of(self, messages: list[ChatMessage]) -> AiJob:
+        """What a work item that carries on this conversation has to do."""
+        if self.system is not None:
+            messages = [ChatMessage(role="system", content=self.system), *messages]
+        return AiJob(
+            messages=messages,
+            model=self.model,
+            temperature=self.temperature,
+            max_output_tokens=self.max_output_tokens,
+            metadata=self.metadata,
+        )
+
+    def recipe(self) -> RetryRecipe:
+        """How each lineage of the task retries."""
+        most = self.retry.maximum_interval_seconds
+        return RetryRecipe(
+            max_retries=self.max_retries,
+            initial_interval=timedelta(seconds=self.retry.initial_interval_seconds),
+            backoff_coefficient=self.retry.backoff_coefficient,
+            maximum_interval=None if most is None else timedelta(seconds=most),
+            jitter=self.retry.jitter,
+            retry_on=self.retry.retry_on,
+        )
+
+
+class AiAgentRequest(CallOptions):
     """The input of an AI agent task.
 
     Attributes:
@@ -188,23 +238,14 @@ class AiAgentRequest(_Input):
         retry: Delays, and which failures qualify.
         attempt_timeout_seconds: How long one AI call may take.
         heartbeat_timeout_seconds: How long a silent worker counts as alive.
+        queue_timeout_seconds: How long a call may wait for a worker to pick it up; None: any time.
         deadline_seconds: Counted from the task's start: no attempt starts after it, and one under
             way is cut off at it.
         metadata: Labels of your own; kept with each work item.
     """
 
-    prompt: _FilledText | None = None
+    prompt: FilledText | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    system: _FilledText | None = None
-    model: _FilledText | None = None
-    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
-    max_output_tokens: Annotated[_Whole, Field(ge=1)] | None = None
-    max_retries: Annotated[_Whole, Field(ge=0, le=MOST_RETRIES)] = 3
-    retry: RetryOptions = RetryOptions()
-    attempt_timeout_seconds: _Seconds = 300.0
-    heartbeat_timeout_seconds: Annotated[_Number, Field(ge=1, le=_LONGEST_SECONDS)] = 30.0
-    deadline_seconds: _Seconds | None = None
-    metadata: dict[_Text, _Text] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_something_to_answer(self) -> Self:
@@ -216,28 +257,7 @@ class AiAgentRequest(_Input):
 
     def job(self) -> AiJob:
         """What each work item of the task has to do."""
-        messages = list(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
-        if self.system is not None:
-            messages.insert(0, ChatMessage(role="system", content=self.system))
-        return AiJob(
-            messages=messages,
-            model=self.model,
-            temperature=self.temperature,
-            max_output_tokens=self.max_output_tokens,
-            metadata=self.metadata,
-        )
-
-    def recipe(self) -> RetryRecipe:
-        """How the task retries."""
-        most = self.retry.maximum_interval_seconds
-        return RetryRecipe(
-            max_retries=self.max_retries,
-            initial_interval=timedelta(seconds=self.retry.initial_interval_seconds),
-            backoff_coefficient=self.retry.backoff_coefficient,
-            maximum_interval=None if most is None else timedelta(seconds=most),
-            jitter=self.retry.jitter,
-            retry_on=self.retry.retry_on,
-        )
+        return self.job_of(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
 
 
 class AiAnswer(BaseModel):
@@ -362,24 +382,28 @@ def parse_request(raw: object) -> AiAgentRequest:
     Raises:
         InvalidRequest: names each wrong field, and the size and its limit where it is too large.
     """
-    if isinstance(raw, AiAgentRequest):
-        request = raw
-    elif not isinstance(raw, dict):
-        raise InvalidRequest(
-            [f'the input must be one JSON object such as {{"prompt": "…"}}, not {_named(raw)}']
-        )
-    else:
-        try:
-            request = AiAgentRequest.model_validate(raw)
-        except ValidationError as error:
-            raise InvalidRequest([_problem(details) for details in error.errors()]) from None
-    size = len(request.model_dump_json(exclude_defaults=True).encode())
-    if size > MAXIMUM_REQUEST_BYTES:
-        field = "messages" if request.prompt is None else "prompt"
-        raise InvalidRequest(
-            [f"{field}: the request has {size:,} bytes, the limit is {MAXIMUM_REQUEST_BYTES:,}"]
-        )
+    request = validated(AiAgentRequest, raw, example='{"prompt": "…"}')
+    limit_size(request, "messages" if request.prompt is None else "prompt", MAXIMUM_REQUEST_BYTES)
     return request
+
+
+def validated(model: type[_Request], raw: object, example: str) -> _Request:
+    """The raw input of a task as its request. Raises `InvalidRequest`."""
+    if isinstance(raw, model):
+        return raw
+    if not isinstance(raw, dict):
+        raise InvalidRequest([f"the input must be one JSON object such as {example}, not {_named(raw)}"])
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequest([_problem(details, model) for details in error.errors()]) from None
+
+
+def limit_size(request: BaseModel, field: str, limit: int) -> None:
+    """Raise `InvalidRequest`, naming the field, for a request that has more bytes as JSON than allowed."""
+    size = len(request.model_dump_json(exclude_defaults=True).encode())
+    if size > limit:
+        raise InvalidRequest([f"{field}: the request has {size:,} bytes, the limit is {limit:,}"])
 
 
 def _named(raw: object) -> str:
@@ -393,13 +417,11 @@ def _named(raw: object) -> str:
     return names.get(type(raw).__name__, type(raw).__name__)
 
 
-def _problem(details: ErrorDetails) -> str:
+def _problem(details: ErrorDetails, model: type[BaseModel] = AiAgentRequest) -> str:
     place = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {"retry": RetryOptions, "messages": ChatMessage}
-        known = parts.get(
-            str(details["loc"][0]) if len(details["loc"]) > 1 else "", AiAgentRequest
-        ).model_fields
+        known = parts.get(str(details["loc"][0]) if len(details["loc"]) > 1 else "", model).model_fields
         alike = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
         return f"{place}: unknown field" + (f" (did you mean {alike[0]!r}?)" if alike else "")
     message = details["msg"].removeprefix("Value error, ")

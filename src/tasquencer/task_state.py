@@ -12,6 +12,7 @@ ends the task. The teardown calls neither hook nor policy.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,6 +51,9 @@ TASK_ACTOR = "task"
 
 _CARRIED_MESSAGE_LENGTH = 50
 """Characters of a failure's message that travel along when a task continues as new."""
+
+_CARRIED_RESULTS_BYTES = 300_000
+"""Bytes of results that travel along then; of one that does not fit, the ledger has the only copy."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ class CarriedTask(BaseModel):
     """What a task takes along when it continues as new: enough to go on without asking anyone.
 
     Attributes:
-        lineages: By name.
-        work_items: Oldest first, without results and without payloads.
+        lineages: By name; those that have ended without their payload.
+        work_items: Oldest first, without payloads, and without the results for which there is no room.
         payloads: Of the open work items whose payload is not their lineage's first, by id.
         sequences: How many transitions the open work items have had, less one, by id.
     """
@@ -416,11 +420,13 @@ class TaskState:
         return CarriedTask(
             lineages={
                 name: CarriedLineage(
-                    payload=lineage.first_payload, recipe=lineage.recipe, deadline=lineage.deadline
+                    payload=None if lineage.standing else lineage.first_payload,
+                    recipe=lineage.recipe,
+                    deadline=lineage.deadline,
                 )
                 for name, lineage in self._lineages.items()
             },
-            work_items=[_lean(item) for item in self._work_items.values()],
+            work_items=self._lean_work_items(),
             payloads={
                 item.id: item.payload
                 for item in open_items
@@ -430,6 +436,15 @@ class TaskState:
             deadline=self.deadline,
             started_at=self.started_at,
         )
+
+    def _lean_work_items(self) -> list[WorkItem]:
+        room = _CARRIED_RESULTS_BYTES
+        lean = []
+        for item in self._work_items.values():
+            size = len(json.dumps(item.result).encode())
+            lean.append(_lean(item, item.result if size <= room else None))
+            room -= size if size <= room else 0
+        return lean
 
     def resume(self, carried: CarriedTask) -> None:
         """Take up what an earlier run carried along. Nothing is recorded again."""
@@ -580,8 +595,8 @@ class TaskState:
         return self.verdict
 
 
-def _lean(item: WorkItem) -> WorkItem:
-    update: dict[str, object] = {"payload": None, "result": None}
+def _lean(item: WorkItem, result: JsonValue) -> WorkItem:
+    update: dict[str, object] = {"payload": None, "result": result}
     if item.failure is not None:
         short = one_line(item.failure.message, _CARRIED_MESSAGE_LENGTH)
         update["failure"] = item.failure.model_copy(update={"message": short, "details": {}})

@@ -10,7 +10,17 @@ import pytest
 from tests.cli.conftest import Tasq
 
 ACTIONS = [["retry-now"], ["complete"], ["fail"], ["cancel"]]
-COMMANDS = [["demo"], ["run"], ["watch"], *ACTIONS, ["list"], ["show"], ["db", "upgrade"], ["db", "version"]]
+COMMANDS = [
+    ["demo"],
+    ["run"],
+    ["fan-out"],
+    ["watch"],
+    *ACTIONS,
+    ["list"],
+    ["show"],
+    ["db", "upgrade"],
+    ["db", "version"],
+]
 
 LOADED_BY_HELP = """
 import json, sys

@@ -17,7 +17,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What `tasq run` would send, which goes nowhere here."""
     requests: list[tuple[Any, ...]] = []
 
-    async def keep(request: dict[str, Any], task_id: str, **options: bool) -> int:
+    async def keep(request: dict[str, Any], task_type: str, task_id: str, **options: bool) -> int:
         requests.append((request, task_id, options))
         return 0
 
@@ -38,7 +38,16 @@ def test_every_field_of_the_request_is_an_option(tasq: Tasq, sent: list[Any], tm
         *("run", "hello", "--system", "be brief", "--model", "m", "--temperature", "0.5"),
         *("--max-output-tokens", "9", "--max-retries", "0", "--initial-interval", "500ms"),
         *("--backoff-coefficient", "3", "--maximum-interval", "1m", "--jitter", "0.1", "--retry-on", "any"),
-        *("--attempt-timeout", "2m", "--heartbeat-timeout", "10", "--deadline", "1h"),
+        *(
+            "--attempt-timeout",
+            "2m",
+            "--heartbeat-timeout",
+            "10",
+            "--queue-timeout",
+            "1m",
+            "--deadline",
+            "1h",
+        ),
         *("--metadata", "a=1", "--metadata", "b=x=y", "--id", "mine"),
     )
     assert result.exit_code == 0, result.output
@@ -60,6 +69,7 @@ def test_every_field_of_the_request_is_an_option(tasq: Tasq, sent: list[Any], tm
         },
         "attempt_timeout_seconds": 120.0,
         "heartbeat_timeout_seconds": 10.0,
+        "queue_timeout_seconds": 60.0,
         "deadline_seconds": 3600.0,
         "metadata": {"a": "1", "b": "x=y"},
     }
@@ -156,3 +166,41 @@ def test_standard_input_that_is_not_text_is_refused(tasq: Tasq, sent: list[Any])
     result = tasq("run", "-", stdin=b"abc\xff")
     assert (result.exit_code, sent) == (2, [])
     assert "PROMPT: standard input is not UTF-8 text (invalid start byte at byte 3)" in result.stderr
+
+
+def test_a_fan_out_takes_its_prompts_from_the_lines_of_a_file(
+    tasq: Tasq, sent: list[Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\n\n  two  \r\nthree")
+    assert tasq("fan-out", str(file), "--max-failures", "1", "--concurrency", "5").exit_code == 0
+    assert tasq("fan-out", "-", "--successes", "1", stdin="one\n").exit_code == 0
+    assert sent[0][0] == {"prompts": ["one", "two", "three"], "concurrency": 5, "policy": {"limit": 1}}
+    assert sent[1][0] == {"prompts": ["one"], "policy": {"name": "require_successes", "successes": 1}}
+    assert sent[0][1].startswith("ai-fan-out-")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "expected"),
+    [
+        (b"\n \n", [], "has no prompts: write one a line"),
+        (b"\xff\n", [], "FILE: is not UTF-8 text (invalid start byte at byte 0)"),
+        (b"a\n", ["--successes", "2"], "--successes: 2 are required of only 1 prompts"),
+        (b"a\n", ["--concurrency", "0"], "--concurrency: should be greater than or equal to 1"),
+        (
+            b"a\n",
+            ["--max-failure-fraction", "2"],
+            "--max-failure-fraction: should be less than or equal to 1",
+        ),
+        (b"a\n" * 501, [], "FILE: "),
+    ],
+)
+def test_a_wrong_fan_out_is_refused_by_the_names_of_the_options(
+    tasq: Tasq, sent: list[Any], tmp_path: Path, content: bytes, options: list[str], expected: str
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content)
+    refused = tasq("fan-out", str(file), *options)
+    assert refused.exit_code == 2
+    assert expected in refused.stderr
+    assert sent == []

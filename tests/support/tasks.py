@@ -119,7 +119,12 @@ async def tasks_on(
 async def tasks_on_skipped_time(
     workflows: Sequence[type], activities: Sequence[Callable[..., Any]], *, ledger: Ledger | None = None
 ) -> AsyncIterator[Tasks]:
-    """A worker on a time-skipping server, where an hour of backoff takes no time."""
+    """A worker on a time-skipping server, where an hour of backoff takes no time.
+
+    Without activities it leaves the calls in the queue. Not for tests in which calls are stopped in the
+    workflow task that records something: this server then never ends that workflow task, with a bare
+    workflow too.
+    """
     ledger = ledger or InMemoryLedger()
     async with (
         await WorkflowEnvironment.start_time_skipping(
@@ -147,5 +152,6 @@ async def _worker(
         max_heartbeat_throttle_interval=timedelta(milliseconds=50),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
         graceful_shutdown_timeout=grace_period,
+        no_remote_activities=not activities,
     ):
         yield queue

@@ -48,6 +48,7 @@ def test_the_defaults_are_those_of_the_outside_contract() -> None:
         },
         "attempt_timeout_seconds": 300,
         "heartbeat_timeout_seconds": 30,
+        "queue_timeout_seconds": None,
         "deadline_seconds": None,
         "metadata": {},
     }
@@ -266,12 +267,12 @@ def test_true_is_no_number(name: str) -> None:
 def test_every_wrong_field_is_named_at_once() -> None:
     message = problem({"prompt": 5, "max_retries": -1, "retry": {"jitter": -1}, "xyzzy": 1})
 
-    assert [part.split(":")[0] for part in message.split("; ")] == [
+    assert {part.split(":")[0] for part in message.split("; ")} == {
         "prompt",
         "max_retries",
         "retry.jitter",
         "xyzzy",
-    ]
+    }
 
 
 def test_the_problems_can_be_read_one_by_one() -> None:

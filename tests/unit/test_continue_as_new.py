@@ -138,18 +138,21 @@ def test_an_unchanged_payload_travels_once() -> None:
     assert continued(state).begin({"prompt": "a long story"}, now=NOON).payload == {"prompt": "a long story"}
 
 
-def test_results_and_long_failures_stay_behind() -> None:
+def test_small_results_travel_along_large_ones_and_long_failures_stay_behind() -> None:
     state = task()
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         state.begin(name, now=NOON, lineage=name)
     state.start("w0", now=NOON)
-    state.complete("w0", "a huge answer", now=NOON)
+    state.complete("w0", "a huge answer" * 30_000, now=NOON)
+    state.start("w2", now=NOON)
+    state.complete("w2", "an answer", now=NOON)
     state.start("w1", now=NOON)
     state.fail("w1", Failure.of(FailureKind.TIMED_OUT, "m" * 2000, note="not needed"), now=NOON)
 
     carried = state.carry()
 
     assert "a huge answer" not in carried.model_dump_json()
+    assert carried.work_items[2].result == "an answer"
     assert "not needed" not in carried.model_dump_json()
     failure = carried.work_items[1].failure
     assert failure is not None

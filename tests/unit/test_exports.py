@@ -19,6 +19,7 @@ FLOORS = [
     "entries",
     "errors",
     "failure",
+    "fan_out",
     "ledger",
     "policy",
     "retry",

@@ -38,9 +38,10 @@ from tasquencer.cli.errors import CommandFailed
 from tasquencer.wording import one_line
 from tasquencer.work_item import WorkItem
 
-__all__ = ["TASK_TYPE", "FollowedTask", "Outcome", "find_task", "follow", "start_task"]
+__all__ = ["FAN_OUT_TYPE", "TASK_TYPE", "FollowedTask", "Outcome", "find_task", "follow", "start_task"]
 
 TASK_TYPE = "AiAgentTask"
+FAN_OUT_TYPE = "AiFanOutTask"
 
 _POLL_SECONDS = 0.5
 _QUERY_TIMEOUT = timedelta(seconds=2)
@@ -49,6 +50,9 @@ _SILENCE_SECONDS = 3.0
 _LONG_SILENCE_SECONDS = 10.0
 _POLLER_FRESHNESS = timedelta(seconds=75)
 """A worker polls at least once a minute; the server lists it for five minutes after its last poll."""
+
+_BACKSTOP_MARGIN = timedelta(minutes=10)
+"""How long after its deadline Temporal ends a task whose workers are gone."""
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -89,15 +93,21 @@ class FollowedTask:
 
 
 async def start_task(
-    client: Client, request: Mapping[str, JsonValue], *, task_id: str, task_queue: str
+    client: Client,
+    request: Mapping[str, JsonValue],
+    *,
+    task_id: str,
+    task_queue: str,
+    task_type: str = TASK_TYPE,
 ) -> FollowedTask:
-    """Start an AI agent task. Raises `CommandFailed` if there is or was one with that id."""
+    """Start a task. Raises `CommandFailed` if there is or was one with that id."""
     try:
         handle = await client.start_workflow(
-            TASK_TYPE,
+            task_type,
             dict(request),
             id=task_id,
             task_queue=task_queue,
+            execution_timeout=_backstop(request),
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             static_summary=_summary(request),
         )
@@ -122,7 +132,7 @@ async def find_task(client: Client, task_id: str) -> FollowedTask:
             ) from None
         raise
     max_retries = None
-    if description.workflow_type == TASK_TYPE:
+    if description.workflow_type in (TASK_TYPE, FAN_OUT_TYPE):
         payloads = started.workflow_execution_started_event_attributes.input.payloads
         request = (await client.data_converter.decode(payloads) or [None])[0]
         max_retries = _max_retries(request) if isinstance(request, dict) else None
@@ -233,6 +243,12 @@ def _failed(cause: BaseException) -> Outcome:
             return Outcome(error_type=type(cause).__name__, message=str(cause))
 
 
+def _backstop(request: Mapping[str, JsonValue]) -> timedelta | None:
+    """Temporal's own timeout, for a task that cannot keep its deadline by itself."""
+    seconds = request.get("deadline_seconds")
+    return None if not isinstance(seconds, int | float) else timedelta(seconds=seconds) + _BACKSTOP_MARGIN
+
+
 def _max_retries(request: Mapping[str, JsonValue]) -> int | None:
     from tasquencer.ai import AiAgentRequest
 
@@ -243,4 +259,6 @@ def _max_retries(request: Mapping[str, JsonValue]) -> int | None:
 def _summary(request: Mapping[str, JsonValue]) -> str:
     from tasquencer.ai import parse_request
 
+    if isinstance(prompts := request.get("prompts"), list):
+        return f"{len(prompts)} prompts"
     return one_line(parse_request(dict(request)).job().prompt, 80)

@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command(epilog=demo_command.EXAMPLES)(demo_command.demo)
 app.command(epilog=tasks.RUN_EXAMPLES)(tasks.run)
+app.command("fan-out", epilog=tasks.FAN_OUT_EXAMPLES)(tasks.fan_out)
 app.command(epilog=tasks.WATCH_EXAMPLES)(tasks.watch)
 app.command("list", epilog=ledger.LIST_EXAMPLES)(ledger.list_)
 app.command(epilog=ledger.SHOW_EXAMPLES)(ledger.show)

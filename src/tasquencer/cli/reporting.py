@@ -48,14 +48,33 @@ def _json(task_id: str, outcome: Outcome) -> JsonValue:
 
 
 def _text(result: JsonValue) -> str:
+    results = result.get("results") if isinstance(result, dict) else None
+    if isinstance(results, list):  # of a fan-out
+        return "\n".join(f"[{number}] {_answer(found)}" for number, found in enumerate(results, 1))
     text = result.get("text") if isinstance(result, dict) else None
     return text if isinstance(text, str) else json.dumps(result, ensure_ascii=False, indent=2)
+
+
+def _answer(found: JsonValue) -> str:
+    """What became of one prompt of a fan-out."""
+    if not isinstance(found, dict):
+        return json.dumps(found)
+    if isinstance(found.get("text"), str):
+        return str(found["text"])
+    if found.get("omitted"):
+        return f"(too large to show here: work item {found.get('work_item_id')})"
+    failure = found.get("failure")
+    why = f": {failure.get('kind')}: {failure.get('message')}" if isinstance(failure, dict) else ""
+    return f"({found.get('state')}{why})"
 
 
 def _footer(task_id: str, result: JsonValue) -> str:
     """`3 attempts · 42 tokens in, 118 out · cost $0.0004 · task ai-agent-1a2b3c4d`."""
     parts = []
-    if isinstance(result, dict):
+    if isinstance(result, dict) and "results" in result:
+        states = ("completed", "failed", "canceled")
+        parts = [f"{result[state]} {state}" for state in states if result.get(state)]
+    elif isinstance(result, dict):
         attempts = result.get("attempts")
         if isinstance(attempts, int):
             parts.append(f"{attempts} attempt{'s' if attempts != 1 else ''}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,15 @@ from tasquencer.errors import InvalidRequest
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-__all__ = ["OPTIONS", "check_request", "read_messages", "read_metadata", "read_prompt"]
+__all__ = [
+    "FAN_OUT_OPTIONS",
+    "OPTIONS",
+    "check_request",
+    "read_messages",
+    "read_metadata",
+    "read_prompt",
+    "read_prompts",
+]
 
 OPTIONS = {
     "prompt": "PROMPT",
@@ -32,10 +40,23 @@ OPTIONS = {
     "retry.retry_on": "--retry-on",
     "attempt_timeout_seconds": "--attempt-timeout",
     "heartbeat_timeout_seconds": "--heartbeat-timeout",
+    "queue_timeout_seconds": "--queue-timeout",
     "deadline_seconds": "--deadline",
     "metadata": "--metadata",
 }
 """The fields of a request, and what they are called on the command line."""
+
+FAN_OUT_OPTIONS = {
+    "prompts": "FILE",
+    "concurrency": "--concurrency",
+    "policy.name": "--policy",
+    "policy.limit": "--max-failures",
+    "policy.fraction": "--max-failure-fraction",
+    "policy.successes": "--successes",
+}
+"""The fields that only a fan-out has."""
+
+_NAMES = {**OPTIONS, **FAN_OUT_OPTIONS}
 
 
 def read_prompt(prompt: str | None) -> str | None:
@@ -49,6 +70,20 @@ def read_prompt(prompt: str | None) -> str | None:
     if text == "":
         raise _wrong("PROMPT: must not be empty")
     return text
+
+
+def read_prompts(file: Path) -> list[JsonValue]:
+    """The prompts in a text file, one a line, blank lines left out; `-` stands for standard input."""
+    try:
+        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
+    except OSError as error:
+        raise _wrong(f"FILE: cannot read {str(file)!r}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise _wrong(f"FILE: is not UTF-8 text ({error.reason} at byte {error.start:,})") from None
+    prompts: list[JsonValue] = [line.strip() for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise _wrong(f"FILE: {str(file)!r} has no prompts: write one a line")
+    return prompts
 
 
 def read_messages(file: Path) -> JsonValue:
@@ -75,8 +110,14 @@ def read_metadata(pairs: Sequence[str]) -> dict[str, JsonValue]:
     return metadata
 
 
-def check_request(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+def check_request(
+    fields: Mapping[str, JsonValue], parse: Callable[[object], object] | None = None
+) -> dict[str, JsonValue]:
     """The request as it is sent, from its fields by their names in `OPTIONS`; None is left out.
+
+    Args:
+        fields: `retry.jitter` is the field `jitter` of the object `retry`.
+        parse: Checks the request; by default as that of an AI agent task.
 
     Raises:
         CommandFailed: what is wrong with it, by the names of the options.
@@ -84,14 +125,16 @@ def check_request(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     from tasquencer.ai import parse_request
 
     request: dict[str, JsonValue] = {}
-    retry: dict[str, JsonValue] = {}
     for name, value in fields.items():
-        if value is not None:
-            (retry if name.startswith("retry.") else request)[name.removeprefix("retry.")] = value
-    if retry:
-        request["retry"] = retry
+        outer, _, inner = name.partition(".")
+        if value is not None and inner:
+            part = request.setdefault(outer, {})
+            assert isinstance(part, dict)
+            part[inner] = value
+        elif value is not None:
+            request[name] = value
     try:
-        parse_request(request)
+        (parse or parse_request)(request)
     except InvalidRequest as invalid:
         raise _wrong("; ".join(_by_option(problem) for problem in invalid.problems)) from None
     return request
@@ -101,9 +144,9 @@ def _by_option(problem: str) -> str:
     place, separator, message = problem.partition(": ")
     if not separator:
         return problem
-    for name in sorted(OPTIONS, key=len, reverse=True):
+    for name in sorted(_NAMES, key=len, reverse=True):
         if name.startswith("retry.") or "_" in name:  # words that only a field's name can be
-            message = re.sub(rf"\b{re.escape(name.removeprefix('retry.'))}\b", OPTIONS[name], message)
+            message = re.sub(rf"\b{re.escape(name.removeprefix('retry.'))}\b", _NAMES[name], message)
     message = message.removeprefix("Input ").replace("(or messages)", "(or --messages)")
     options = [_option(part.strip()) for part in place.split(",")]
     named = " and ".join(option for option in options if option)
@@ -111,9 +154,9 @@ def _by_option(problem: str) -> str:
 
 
 def _option(place: str) -> str:
-    if place == "retry":
+    if place in ("retry", "policy"):
         return ""
-    for name, option in OPTIONS.items():
+    for name, option in _NAMES.items():
         if place == name:
             return option
         if place.startswith(f"{name}."):

@@ -1,4 +1,4 @@
-"""`tasq run` and `tasq watch`: start a task, follow it to its end."""
+"""`tasq run`, `tasq fan-out` and `tasq watch`: start a task, follow it to its end."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from uuid import uuid4
 
 import typer
 
+from tasquencer.cli import options
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
-from tasquencer.cli.request import check_request, read_messages, read_metadata, read_prompt
-from tasquencer.cli.times import parse_duration
+from tasquencer.cli.request import check_request, read_messages, read_metadata, read_prompt, read_prompts
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from tasquencer.cli.following import FollowedTask
 
-__all__ = ["RUN_EXAMPLES", "WATCH_EXAMPLES", "run", "watch"]
+__all__ = ["FAN_OUT_EXAMPLES", "RUN_EXAMPLES", "WATCH_EXAMPLES", "fan_out", "run", "watch"]
 
 RUN_EXAMPLES = examples(
     'tasq run "Name three moons of Jupiter."',
@@ -30,19 +30,15 @@ RUN_EXAMPLES = examples(
     'tasq run "…" --initial-interval 500ms --maximum-interval 1m --deadline 10m --metadata customer=42',
 )
 
+FAN_OUT_EXAMPLES = examples(
+    "tasq fan-out prompts.txt --concurrency 50",
+    "tasq fan-out prompts.txt --max-failure-fraction 0.1 --json > answers.json",
+    "head -100 prompts.txt | tasq fan-out - --successes 10",
+)
+
+_POLICY = "Policy"
+
 WATCH_EXAMPLES = examples("tasq watch ai-agent-1a2b3c4d")
-
-_RETRIES = "Retries"
-_TIME = "Time limits"
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def run(
@@ -53,66 +49,24 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.json", help="A whole conversation in place of the prompt: a JSON list."),
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
-    model: Annotated[str | None, typer.Option(help="Default: the worker's.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 to 2. Default: the provider's.")] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(help="Most tokens of the answer.")] = None,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A label, kept with each work item. Repeatable."),
-    ] = None,
-    max_retries: Annotated[
-        int | None,
-        typer.Option(help="Retries after the first try, 0 to 1000. Default: 3.", rich_help_panel=_RETRIES),
-    ] = None,
-    initial_interval: Annotated[
-        float | None,
-        typer.Option(
-            parser=_seconds, metavar="TIME", help="First backoff. Default: 1s.", rich_help_panel=_RETRIES
-        ),
-    ] = None,
-    backoff_coefficient: Annotated[
-        float | None,
-        typer.Option(help="Each backoff to the one before. Default: 2.", rich_help_panel=_RETRIES),
-    ] = None,
-    maximum_interval: Annotated[
-        float | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Longest backoff.", rich_help_panel=_RETRIES),
-    ] = None,
-    jitter: Annotated[
-        float | None,
-        typer.Option(help="Share of a delay added at random. Default: 0.", rich_help_panel=_RETRIES),
-    ] = None,
-    retry_on: Annotated[
-        Literal["transient", "any"] | None,
-        typer.Option(help="Failures that qualify. Default: transient.", rich_help_panel=_RETRIES),
-    ] = None,
-    attempt_timeout: Annotated[
-        float | None,
-        typer.Option(
-            parser=_seconds, metavar="TIME", help="Of one AI call. Default: 5m.", rich_help_panel=_TIME
-        ),
-    ] = None,
-    heartbeat_timeout: Annotated[
-        float | None,
-        typer.Option(
-            parser=_seconds,
-            metavar="TIME",
-            help="How long a silent worker counts as alive. Default: 30s.",
-            rich_help_panel=_TIME,
-        ),
-    ] = None,
-    deadline: Annotated[
-        float | None,
-        typer.Option(
-            parser=_seconds, metavar="TIME", help="Of the whole task, from its start.", rich_help_panel=_TIME
-        ),
-    ] = None,
-    task_id: Annotated[str | None, typer.Option("--id", help="The task's id. Default: a new one.")] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Print the task's id and leave it running.")
-    ] = False,
-    as_json: Json = False,
+    system: options.System = None,
+    model: options.Model = None,
+    temperature: options.Temperature = None,
+    max_output_tokens: options.MaxOutputTokens = None,
+    metadata: options.Metadata = None,
+    max_retries: options.MaxRetries = None,
+    initial_interval: options.InitialInterval = None,
+    backoff_coefficient: options.BackoffCoefficient = None,
+    maximum_interval: options.MaximumInterval = None,
+    jitter: options.Jitter = None,
+    retry_on: options.RetryOnOption = None,
+    attempt_timeout: options.AttemptTimeout = None,
+    heartbeat_timeout: options.HeartbeatTimeout = None,
+    queue_timeout: options.QueueTimeout = None,
+    deadline: options.Deadline = None,
+    task_id: options.TaskId = None,
+    detach: options.Detach = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run an AI agent task, and show every attempt until the answer is there.
 
@@ -138,22 +92,118 @@ def run(
             "retry.retry_on": retry_on,
             "attempt_timeout_seconds": attempt_timeout,
             "heartbeat_timeout_seconds": heartbeat_timeout,
+            "queue_timeout_seconds": queue_timeout,
             "deadline_seconds": deadline,
             "metadata": read_metadata(metadata or ()) or None,
         }
     )
+    from tasquencer.cli.following import TASK_TYPE
+
+    end_with(_run(request, TASK_TYPE, _id(task_id, "ai-agent"), detach=detach, as_json=as_json))
+
+
+def fan_out(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="The prompts, one a line; - reads them from standard input."),
+    ],
+    concurrency: Annotated[int | None, typer.Option(help="AI calls at once. Default: 10.")] = None,
+    policy: Annotated[
+        Literal["absorb_failures", "require_successes", "until_exhausted", "fail_fast"] | None,
+        typer.Option(
+            help="When the task completes or fails. Default: absorb_failures.", rich_help_panel=_POLICY
+        ),
+    ] = None,
+    max_failures: Annotated[
+        int | None,
+        typer.Option(help="Prompts that may fail. Default: any number.", rich_help_panel=_POLICY),
+    ] = None,
+    max_failure_fraction: Annotated[
+        float | None,
+        typer.Option(help="Part of the prompts that may fail, 0 to 1.", rich_help_panel=_POLICY),
+    ] = None,
+    successes: Annotated[
+        int | None,
+        typer.Option(help="Answers that require_successes needs.", rich_help_panel=_POLICY),
+    ] = None,
+    system: options.System = None,
+    model: options.Model = None,
+    temperature: options.Temperature = None,
+    max_output_tokens: options.MaxOutputTokens = None,
+    metadata: options.Metadata = None,
+    max_retries: options.MaxRetries = None,
+    initial_interval: options.InitialInterval = None,
+    backoff_coefficient: options.BackoffCoefficient = None,
+    maximum_interval: options.MaximumInterval = None,
+    jitter: options.Jitter = None,
+    retry_on: options.RetryOnOption = None,
+    attempt_timeout: options.AttemptTimeout = None,
+    heartbeat_timeout: options.HeartbeatTimeout = None,
+    queue_timeout: options.QueueTimeout = None,
+    deadline: options.Deadline = None,
+    task_id: options.TaskId = None,
+    detach: options.Detach = False,
+    as_json: options.Json = False,
+) -> None:
+    """Answer up to 500 prompts in one task, each with attempts of its own.
+
+    The answers go to standard output in the order of the prompts, everything
+    else to standard error. Ctrl-C stops watching, not the task.
+
+    Exit status as for `tasq run`.
+    """
+    from tasquencer.cli.following import FAN_OUT_TYPE
+    from tasquencer.fan_out import parse_fan_out
+
+    limits = {
+        "policy.limit": max_failures,
+        "policy.fraction": max_failure_fraction,
+        "policy.successes": successes,
+    }
+    if policy is None and successes is not None:
+        policy = "require_successes"
+    request = check_request(
+        {
+            "prompts": read_prompts(file),
+            "concurrency": concurrency,
+            "policy.name": policy,
+            **limits,
+            "system": system,
+            "model": model,
+            "temperature": temperature,
+            "max_output_tokens": max_output_tokens,
+            "max_retries": max_retries,
+            "retry.initial_interval_seconds": initial_interval,
+            "retry.backoff_coefficient": backoff_coefficient,
+            "retry.maximum_interval_seconds": maximum_interval,
+            "retry.jitter": jitter,
+            "retry.retry_on": retry_on,
+            "attempt_timeout_seconds": attempt_timeout,
+            "heartbeat_timeout_seconds": heartbeat_timeout,
+            "queue_timeout_seconds": queue_timeout,
+            "deadline_seconds": deadline,
+            "metadata": read_metadata(metadata or ()) or None,
+        },
+        parse_fan_out,
+    )
+    end_with(_run(request, FAN_OUT_TYPE, _id(task_id, "ai-fan-out"), detach=detach, as_json=as_json))
+
+
+def _id(task_id: str | None, prefix: str) -> str:
     if task_id is not None and not task_id.strip():
         raise CommandFailed("--id: a task's id must not be empty", ExitCode.USAGE)
-    task_id = task_id or f"ai-agent-{uuid4().hex[:8]}"
-    end_with(_run(request, task_id, detach=detach, as_json=as_json))
+    return task_id or f"{prefix}-{uuid4().hex[:8]}"
 
 
-async def _run(request: dict[str, JsonValue], task_id: str, *, detach: bool, as_json: bool) -> ExitCode:
+async def _run(
+    request: dict[str, JsonValue], task_type: str, task_id: str, *, detach: bool, as_json: bool
+) -> ExitCode:
     from tasquencer.cli.connections import connect_temporal, read_settings
     from tasquencer.cli.following import start_task
 
     client = await connect_temporal()
-    task = await start_task(client, request, task_id=task_id, task_queue=read_settings().task_queue)
+    queue = read_settings().task_queue
+    task = await start_task(client, request, task_id=task_id, task_queue=queue, task_type=task_type)
     if detach:
         print(json.dumps({"task_id": task.id}) if as_json else task.id, flush=True)
         return ExitCode.COMPLETED
@@ -162,7 +212,7 @@ async def _run(request: dict[str, JsonValue], task_id: str, *, detach: bool, as_
 
 def watch(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")],
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Watch a task that was started before, and print its answer.
 

@@ -176,13 +176,17 @@ class Task:
 
     def completed(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
         """The completed work item of a lineage; fails the task like `result`."""
-        if self._state.verdict is Verdict.FAIL:
-            ended = self._state.failure()
-            raise task_error(ended.type, ended.message, ended.failure)
+        self.check()
         item = self._state.latest(lineage)
         if item.state is not WorkItemState.COMPLETED:
             raise TaskMisused(f"lineage {lineage!r} has no result: its last work item is {item.state}")
         return item
+
+    def check(self) -> None:
+        """Fail the task, like `result`, if its policy says so."""
+        if self._state.verdict is Verdict.FAIL:
+            ended = self._state.failure()
+            raise task_error(ended.type, ended.message, ended.failure)
 
     def _listed(self) -> list[dict[str, Any]]:
         return [_listing(item) for item in self._state.work_items()]

@@ -1,0 +1,125 @@
+"""Many prompts in one task, on the real dev server, with a scripted call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from temporalio import activity
+
+from tasquencer.ai import AiAnswer, AiJob
+from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+from tasquencer.failure import Failure, FailureKind
+from tasquencer.temporal import as_application_error
+from tasquencer.work_item import WorkItemState
+from tests.support.tasks import tasks_on
+from workflows.ai_fan_out import AiFanOutTask
+
+AT_ONCE = {"initial_interval_seconds": 0}
+
+
+class Echo:
+    """Answers with the prompt; a prompt that begins with `fail` fails, `fail once` only the first time."""
+
+    def __init__(self) -> None:
+        self.asked = Counter[str]()
+        self.under_way = 0
+        self.most_under_way = 0
+
+    @activity.defn(name="generate")
+    async def generate(self, job: AiJob) -> AiAnswer:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            self.asked[job.prompt] += 1
+            await asyncio.sleep(0.02)
+        finally:
+            self.under_way -= 1
+        if job.prompt.startswith("wait"):
+            while True:
+                activity.heartbeat()
+                await asyncio.sleep(0.02)
+        if job.prompt.startswith("fail once") and self.asked[job.prompt] == 1:
+            raise as_application_error(Failure.of(FailureKind.RATE_LIMITED, "slow down"))
+        if job.prompt.startswith("fail") and not job.prompt.startswith("fail once"):
+            raise as_application_error(Failure.of(FailureKind.REFUSED, "no"))
+        return AiAnswer(text=f"echo of {job.prompt}")
+
+
+async def test_every_prompt_is_answered_in_order_and_few_at_once(dev_server: EmbeddedTemporal) -> None:
+    echo = Echo()
+    prompts = [f"{'fail once ' if number % 5 == 0 else ''}line {number}" for number in range(30)]
+    request = {"prompts": prompts, "concurrency": 4, "retry": AT_ONCE}
+    async with tasks_on(dev_server.address, [AiFanOutTask], [echo.generate]) as tasks:
+        result, handle = await tasks.run("AiFanOutTask", request)
+        items = await tasks.work_items(handle)
+    assert [found["text"] for found in result["results"]] == [f"echo of {prompt}" for prompt in prompts]
+    assert [found["attempts"] for found in result["results"]] == [2 if n % 5 == 0 else 1 for n in range(30)]
+    assert (result["completed"], result["failed"], result["canceled"]) == (30, 0, 0)
+    assert 1 < echo.most_under_way <= 4
+    assert len(items) == sum(echo.asked.values()) == 36
+    assert {item.id for item in items} >= {found["work_item_id"] for found in result["results"]}
+
+
+async def test_failures_are_absorbed_unless_the_policy_says_otherwise(dev_server: EmbeddedTemporal) -> None:
+    prompts = ["one", "fail two", "three"]
+    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate]) as tasks:
+        result, _ = await tasks.run("AiFanOutTask", {"prompts": prompts})
+        error, _ = await tasks.failure("AiFanOutTask", {"prompts": prompts, "policy": "until_exhausted"})
+    assert [found["state"] for found in result["results"]] == ["completed", "failed", "completed"]
+    assert result["results"][1]["failure"] == {"kind": "refused", "message": "no"}
+    assert error.type == "NotRetryable"
+    assert error.message.startswith("prompt-2: first try failed with refused")
+
+
+async def test_the_verdict_cancels_the_siblings_in_flight_and_in_the_queue(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    echo = Echo()
+    prompts = ["fail", "wait", *(f"line {number}" for number in range(5)), "wait too"]
+    policy = {"name": "absorb_failures", "limit": 0}
+    request = {"prompts": prompts, "concurrency": 2, "policy": policy}
+    async with tasks_on(dev_server.address, [AiFanOutTask], [echo.generate]) as tasks:
+        error, handle = await tasks.failure("AiFanOutTask", request)
+        items = await tasks.work_items(handle)
+        logs = [await tasks.ledger.transitions(item.id) for item in items]
+    assert error.type == "NotRetryable"
+    states = Counter(item.state for item in items)
+    assert states == {WorkItemState.FAILED: 1, WorkItemState.CANCELED: 7}
+    assert {log[-1].reason for log in logs if log[-1].next_state == "canceled"} == {"the task failed"}
+    assert set(echo.asked) <= {"fail", "wait"}
+
+
+async def test_it_ends_when_so_many_answers_are_there_as_it_needs(dev_server: EmbeddedTemporal) -> None:
+    policy = {"name": "require_successes", "successes": 2}
+    request = {"prompts": ["wait", "one", "two", "wait too"], "concurrency": 4, "policy": policy}
+    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate]) as tasks:
+        result, _ = await tasks.run("AiFanOutTask", request)
+    assert [found["text"] for found in result["results"]] == [None, "echo of one", "echo of two", None]
+    assert (result["completed"], result["canceled"]) == (2, 2)
+
+
+async def test_a_fan_out_that_continues_as_new_asks_nothing_twice_and_keeps_its_answers() -> None:
+    echo = Echo()
+    prompts = [f"{'fail once ' if number % 7 == 0 else ''}line {number}" for number in range(40)]
+    settings = {"limit.historyCount.suggestContinueAsNew": 60}
+    request = {"prompts": prompts, "concurrency": 3, "retry": AT_ONCE}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=settings) as server,
+        tasks_on(server.address, [AiFanOutTask], [echo.generate]) as tasks,
+    ):
+        handle = await tasks.start("AiFanOutTask", request)
+        result = await asyncio.wait_for(handle.result(), 60)
+        items = await tasks.work_items(handle)
+    assert [found["text"] for found in result["results"]] == [f"echo of {prompt}" for prompt in prompts]
+    assert len({item.run_id for item in items} | {handle.result_run_id}) > 1
+    assert echo.most_under_way <= 3
+    assert len(items) == sum(echo.asked.values()) == 46
+
+
+async def test_a_wrong_request_fails_at_once(dev_server: EmbeddedTemporal) -> None:
+    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate]) as tasks:
+        error, handle = await tasks.failure("AiFanOutTask", {"prompts": ["a"], "policy": "hope"})
+        assert await tasks.work_items(handle) == []
+    assert error.type == "InvalidRequest"
+    assert error.message.startswith("policy.name: ")

@@ -1,0 +1,42 @@
+"""The fan-out: many prompts in one task, each with attempts of its own, under one policy."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import workflow
+
+from tasquencer.ai import AiJob, ai_job_record, parse_answer
+from tasquencer.fan_out import AiFanOutResult, lineage_of, parse_fan_out
+from tasquencer.temporal import Task, accept
+from workflows.calls import answer
+
+__all__ = ["AiFanOutTask"]
+
+
+@workflow.defn(name="AiFanOutTask", sandboxed=False)  # see AiAgentTask
+class AiFanOutTask:
+    """Input: the JSON object that `AiFanOutRequest` describes. Result: `AiFanOutResult`."""
+
+    @workflow.run
+    async def run(self, raw: object = None) -> AiFanOutResult:
+        """Answer all prompts, or as many as the policy asks for."""
+        request = accept(parse_fan_out, raw)
+        task = Task(
+            recipe=request.recipe(),
+            policy=request.policy.decide(),
+            record=ai_job_record,
+            result_of=lambda _, result: parse_answer(result),
+            concurrency=request.concurrency,
+        )
+        deadline = task.deadline_after(request.deadline_seconds)
+
+        async def attempt(lineage: str, job: AiJob) -> None:
+            async for work_item in task.attempts(job, lineage=lineage, deadline=deadline):
+                async with work_item:
+                    work_item.complete(await answer(work_item, job, request, deadline))
+
+        jobs = enumerate(request.jobs())
+        await asyncio.gather(*(attempt(lineage_of(index), job) for index, job in jobs))
+        task.check()
+        return AiFanOutResult.of(task.work_items, len(request.prompts))

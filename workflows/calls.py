@@ -1,0 +1,33 @@
+"""The AI call of one attempt, as every task with AI work items makes it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+
+from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob, CallOptions
+from tasquencer.temporal import ActiveWorkItem
+
+__all__ = ["answer"]
+
+_SHORTEST_CALL = timedelta(seconds=1)
+"""What is left of the deadline is at least this much for a call that may still begin."""
+
+
+async def answer(
+    work_item: ActiveWorkItem, job: AiJob, options: CallOptions, deadline: datetime | None
+) -> AiAnswer:
+    """The model's answer; the call is cut off at the deadline, also while it waits for a worker."""
+    limit = timedelta(seconds=options.attempt_timeout_seconds)
+    left = None if deadline is None else max(deadline - workflow.now(), _SHORTEST_CALL)
+    queue_timeout = options.queue_timeout_seconds
+    return await work_item.execute_activity(
+        "generate",
+        job,
+        start_to_close_timeout=(limit if left is None else min(limit, left)) + CALL_MARGIN,
+        schedule_to_start_timeout=None if queue_timeout is None else timedelta(seconds=queue_timeout),
+        schedule_to_close_timeout=None if left is None else left + CALL_MARGIN,
+        heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
+        result_type=AiAnswer,
+    )
