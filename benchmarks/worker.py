@@ -23,7 +23,7 @@ from activities.generate import HEARTBEAT_INTERVAL, AiActivities
 from benchmarks.bare import BareAsk
 from benchmarks.measure import BARE_QUEUE, TASK_QUEUE, UNRECORDED_QUEUE
 from tasquencer.entries import LedgerEntry
-from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.work_item import Transition, WorkItem
@@ -43,6 +43,9 @@ class NoLedger(Ledger):
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         pass
+
+    async def settle(self, settlement: Settlement) -> list[str]:
+        return []
 
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         return []

@@ -12,13 +12,13 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerConflict
 from tasquencer.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
 
-__all__ = ["Ledger", "WorkItemFilter", "as_recorded", "caught_up", "is_new"]
+__all__ = ["Ledger", "Settlement", "WorkItemFilter", "as_recorded", "caught_up", "is_new"]
 
 
 class Ledger(ABC):
@@ -46,6 +46,8 @@ class Ledger(ABC):
       its place.
     - Any outage raises `LedgerUnavailable`; the caller may try the same batch again.
 
+    **Settling** (`settle`) ends what a run of a task has left open, as if the task had canceled it.
+
     **Reading** sees every batch whose `record` has returned. Lists are newest first
     (`created_at`, then attempt, descending) unless the filter says otherwise.
     """
@@ -72,6 +74,15 @@ class Ledger(ABC):
         """Write the batch in one transaction. Raises `LedgerConflict` or `LedgerUnavailable`."""
 
     @abstractmethod
+    async def settle(self, settlement: Settlement) -> list[str]:
+        """Cancel the work items that the settlement names and that are still open; their ids.
+
+        One transaction: each gets its transition, with the settlement's time, actor and reason, and where
+        its domain record has a column `status`, that becomes `canceled`. What has ended stays as it is, so
+        settling twice settles nothing more. Raises `LedgerUnavailable`.
+        """
+
+    @abstractmethod
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         """The work items that the filter selects, each whole."""
 
@@ -90,10 +101,30 @@ class Ledger(ABC):
         """
 
 
+class Settlement(BaseModel):
+    """What is to be ended, and what its transitions say.
+
+    Attributes:
+        task_id: The task's.
+        run_id: Only work items that this run of it has created.
+        at: When they end; aware.
+        reason: Why, in one line.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: str
+    run_id: str
+    at: AwareDatetime
+    actor: str
+    reason: str
+
+
 class WorkItemFilter(BaseModel):
     """Which work items to list; what is None does not matter.
 
     Attributes:
+        payload_kind: The payload is an object whose `kind` is this text.
         created_since: Created at this time or later; aware.
         ended_since: Ended at this time or later; aware.
         limit: At most this many.
@@ -107,6 +138,7 @@ class WorkItemFilter(BaseModel):
     work_item_id: str | None = None
     states: frozenset[WorkItemState] | None = None
     failure_kind: str | None = None
+    payload_kind: str | None = None
     created_since: datetime | None = None
     ended_since: datetime | None = None
     limit: int = 100

@@ -124,6 +124,8 @@ class CarriedTask(BaseModel):
         work_items: Oldest first, without payloads, and without the results for which there is no room.
         payloads: Of the open work items whose payload is not their lineage's first, by id.
         sequences: How many transitions the open work items have had, less one, by id.
+        hurried: Work items whose wait an operator has ended and that only wait for their turn: by id, the
+            actor and the reason.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -132,6 +134,7 @@ class CarriedTask(BaseModel):
     work_items: list[WorkItem]
     payloads: dict[str, JsonValue]
     sequences: dict[str, int]
+    hurried: dict[str, tuple[str, str | None]] = {}
     deadline: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
 
@@ -239,6 +242,11 @@ class TaskState:
             failed_lineages=self._standings[WorkItemState.FAILED],
             canceled_lineages=self._standings[WorkItemState.CANCELED],
         )
+
+    @property
+    def left_out_retries(self) -> bool:
+        """Whether a retry was left out because of a deadline: decided a second time, it might not be."""
+        return any(lineage.too_late is not None for lineage in self._lineages.values())
 
     @property
     def has_entries(self) -> bool:

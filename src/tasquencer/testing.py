@@ -8,8 +8,8 @@ from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, WorkItemFilter, as_recorded, caught_up, is_new
-from tasquencer.work_item import Transition, WorkItem
+from tasquencer.ledger import Ledger, Settlement, WorkItemFilter, as_recorded, caught_up, is_new
+from tasquencer.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = ["InMemoryLedger"]
 
@@ -62,6 +62,34 @@ class InMemoryLedger(Ledger):
         if entry.record is not None:
             self._records.setdefault(entry.record.table, {})[item.id] = dict(entry.record.values)
 
+    async def settle(self, settlement: Settlement) -> list[str]:
+        """See `Ledger.settle`."""
+        left = [
+            item
+            for item in self._work_items.values()
+            if (item.task_id, item.run_id) == (settlement.task_id, settlement.run_id)
+            and not item.state.is_terminal
+        ]
+        for item in left:
+            log = self._transitions[item.id]
+            log.append(
+                Transition(
+                    work_item_id=item.id,
+                    sequence=len(log),
+                    previous_state=item.state,
+                    next_state=WorkItemState.CANCELED,
+                    at=settlement.at,
+                    actor=settlement.actor,
+                    reason=settlement.reason,
+                )
+            )
+            update = {"state": WorkItemState.CANCELED, "ended_at": settlement.at}
+            self._work_items[item.id] = item.model_copy(update=update)
+            for rows in self._records.values():
+                if "status" in rows.get(item.id, {}):
+                    rows[item.id] = rows[item.id] | {"status": WorkItemState.CANCELED.value}
+        return [item.id for item in left]
+
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         """See `Ledger.work_items`."""
         found = [item for item in self._work_items.values() if _matches(item, wanted)]
@@ -88,6 +116,10 @@ def _matches(item: WorkItem, wanted: WorkItemFilter) -> bool:
         and (
             wanted.failure_kind is None
             or (item.failure is not None and item.failure.kind == wanted.failure_kind)
+        )
+        and (
+            wanted.payload_kind is None
+            or (isinstance(item.payload, dict) and item.payload.get("kind") == wanted.payload_kind)
         )
         and (wanted.created_since is None or item.created_at >= wanted.created_since)
         and (

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
 from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
 from tests.ledger.stories import FAILURE, START, Life, after, ai_job
 
@@ -409,6 +409,49 @@ async def test_each_filter_selects_and_filters_combine(ledger: Ledger) -> None:
     assert await all_ids(ledger, created_since=after(4)) == ["other", "canceled"]
     assert await all_ids(ledger, ended_since=after(2)) == ["other", "canceled", "failed", "completed"]
     assert await all_ids(ledger, states=open_states, task_id="task-0") == ["initialized"]
+
+
+# Settling
+
+
+SETTLEMENT = Settlement(task_id="task", run_id="run", at=after(9), actor="anna", reason="it is over")
+
+
+async def test_settling_cancels_what_the_run_has_left_open_and_nothing_else(ledger: Ledger) -> None:
+    waiting, started = Life("waiting", lineage="1"), Life("started", lineage="2")
+    ended, elsewhere = Life("ended", lineage="3"), Life("elsewhere", run_id="another run")
+    await ledger.record([waiting.initialized(ai_job("pending"))])
+    await ledger.record([started.initialized(), started.started(ai_job("started", model="tiny"))])
+    await ledger.record([*ended.until(WorkItemState.FAILED), elsewhere.initialized()])
+    untouched = [await only(ledger, "ended"), await only(ledger, "elsewhere")]
+
+    assert sorted(await ledger.settle(SETTLEMENT)) == ["started", "waiting"]
+
+    for life, previous in ((waiting, WorkItemState.INITIALIZED), (started, WorkItemState.STARTED)):
+        update = {"state": WorkItemState.CANCELED, "ended_at": after(9), "payload": life.payload}
+        assert await only(ledger, life.id) == life.item.model_copy(update=update)
+        step = (await ledger.transitions(life.id))[-1]
+        assert (step.previous_state, step.next_state) == (previous, WorkItemState.CANCELED)
+        assert (step.sequence, step.at) == (life.sequence + 1, after(9))
+        assert (step.actor, step.reason) == ("anna", "it is over")
+    jobs = await ledger.domain_records("ai_jobs", ["waiting", "started"])
+    assert jobs["waiting"]["status"] == jobs["started"]["status"] == "canceled"
+    assert jobs["started"]["model"] == "tiny"
+    assert [await only(ledger, "ended"), await only(ledger, "elsewhere")] == untouched
+
+
+async def test_settling_twice_settles_nothing_more(ledger: Ledger) -> None:
+    await ledger.record([Life("a").initialized()])
+    assert await ledger.settle(SETTLEMENT) == ["a"]
+    assert await ledger.settle(SETTLEMENT) == []
+    assert len(await ledger.transitions("a")) == 2
+
+
+async def test_settling_at_the_same_time_settles_once(ledger: Ledger) -> None:
+    await ledger.record([Life(f"w{n}", lineage=f"l{n}").initialized() for n in range(20)])
+    settled = await asyncio.gather(*(ledger.settle(SETTLEMENT) for _ in range(5)))
+    assert sorted(key for keys in settled for key in keys) == sorted(f"w{n}" for n in range(20))
+    assert [len(await ledger.transitions(f"w{n}")) for n in range(20)] == [2] * 20
 
 
 async def test_an_unknown_work_item_has_no_transitions(ledger: Ledger) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -10,13 +10,13 @@ from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
 from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
 from tasquencer.sql.group_commit import GroupCommit
 from tasquencer.sql.migrate import check_schema, upgrade_database
 from tasquencer.sql.reading import domain_records_in, transitions_in, work_items_in
 from tasquencer.sql.schema import ai_jobs
-from tasquencer.sql.writing import taken_attempt, write
+from tasquencer.sql.writing import settle, taken_attempt, write
 from tasquencer.work_item import Transition, WorkItem
 
 __all__ = ["SqlLedger"]
@@ -25,6 +25,14 @@ T = TypeVar("T")
 
 _TRIES = 5
 """How often a transaction is tried that lost a race or found its connection gone stale."""
+
+
+class _Refused(Exception):
+    """The database refuses what was to be written, each time."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        super().__init__(str(error))
 
 
 class SqlLedger(Ledger):
@@ -73,6 +81,13 @@ class SqlLedger(Ledger):
         if batch:
             await self._commits.add(batch)
 
+    async def settle(self, settlement: Settlement) -> list[str]:
+        """See `Ledger.settle`."""
+        try:
+            return await self._change(lambda connection: settle(connection, settlement, self._domain_tables))
+        except _Refused as refused:
+            raise self._database.unavailable(refused.error) from refused.error
+
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         """See `Ledger.work_items`."""
         return await self._read(lambda connection: work_items_in(connection, wanted))
@@ -89,21 +104,44 @@ class SqlLedger(Ledger):
         return await self._read(lambda connection: domain_records_in(connection, found, work_item_ids))
 
     async def _write(self, batch: Sequence[LedgerEntry]) -> None:
+        async def check_attempts() -> None:
+            taken = await self._read(lambda connection: taken_attempt(connection, batch))
+            if taken is not None:
+                raise taken
+
+        try:
+            await self._change(
+                lambda connection: write(connection, batch, self._domain_tables), check_attempts
+            )
+        except _Refused as refused:
+            raise self._refusal(batch, refused.error) from refused.error
+
+    async def _change(
+        self, work: Callable[[sa.Connection], T], explain: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
+        """Do the work in a transaction, again where it lost a race.
+
+        Args:
+            work: Reads and writes.
+            explain: Raises what a violated constraint means, if that is known. Else someone may have written
+                the same meanwhile: then the next try finds and skips it.
+
+        Raises:
+            _Refused: a constraint is violated each time.
+        """
         database = self._database
         for tries_left in reversed(range(_TRIES)):
             try:
-                return await database.write(lambda connection: write(connection, batch, self._domain_tables))
+                return await database.write(work)
             except database.outages as error:
                 trouble = database.trouble(error)
                 if trouble is Trouble.OUTAGE or (trouble is Trouble.PASSING and not tries_left):
                     raise database.unavailable(error) from error
                 if trouble is Trouble.REFUSED:
-                    # Someone else may have written the same meanwhile: then the next try finds and skips it.
-                    taken = await self._read(lambda connection: taken_attempt(connection, batch))
-                    if taken is not None:
-                        raise taken from error
+                    if explain is not None:
+                        await explain()
                     if not tries_left:
-                        raise self._refusal(batch, error) from error
+                        raise _Refused(error) from error
         raise AssertionError("unreachable")
 
     def _refusal(self, batch: Sequence[LedgerEntry], error: Exception) -> LedgerConflict:

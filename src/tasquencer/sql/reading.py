@@ -33,6 +33,8 @@ def work_items_query(wanted: WorkItemFilter) -> sa.Select[tuple[object, ...]]:
             query = query.where(is_open)
     if wanted.failure_kind is not None:
         query = query.where(is_failed, columns.failure_kind == wanted.failure_kind)
+    if wanted.payload_kind is not None:
+        query = query.where(columns.payload["kind"].as_string() == wanted.payload_kind)
     if wanted.created_since is not None:
         query = query.where(columns.created_at >= wanted.created_since)
     if wanted.ended_since is not None:

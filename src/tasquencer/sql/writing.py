@@ -18,11 +18,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tasquencer.entries import DomainRecord, LedgerEntry
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import as_recorded, caught_up, is_new
-from tasquencer.sql.schema import work_item_transitions, work_items
+from tasquencer.ledger import Settlement, as_recorded, caught_up, is_new
+from tasquencer.sql.schema import is_open, work_item_transitions, work_items
 from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
-__all__ = ["PARAMETERS", "taken_attempt", "write"]
+__all__ = ["PARAMETERS", "settle", "taken_attempt", "write"]
 
 PARAMETERS = 1_000
 """Most values in one `IN (…)`. SQLite takes 32,766, PostgreSQL 32,767."""
@@ -80,6 +80,44 @@ def write(
         if ids:
             connection.execute(_update(columns), [_change(plan.changed[key], columns) for key in sorted(ids)])
     _write_records(connection, plan.records, domain_tables)
+
+
+def settle(
+    connection: sa.Connection, settlement: Settlement, domain_tables: Mapping[str, sa.Table]
+) -> list[str]:
+    """Cancel what the settlement names and is open, within the connection's transaction; the ids.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: someone else ended one of them meanwhile.
+    """
+    of_run = (work_items.c.task_id == settlement.task_id, work_items.c.run_id == settlement.run_id)
+    left = sa.select(work_items.c.id, work_items.c.state).where(*of_run, is_open).order_by(work_items.c.id)
+    states = {key: WorkItemState(state) for key, state in connection.execute(left)}
+    ids = list(states)
+    logs = _logs(connection, ids)
+    steps = [
+        Transition(
+            work_item_id=key,
+            sequence=len(logs[key]),
+            previous_state=state,
+            next_state=WorkItemState.CANCELED,
+            at=settlement.at,
+            actor=settlement.actor,
+            reason=settlement.reason,
+        )
+        for key, state in states.items()
+    ]
+    if steps:
+        connection.execute(_APPEND, [dict(step) for step in steps])
+    for first in range(0, len(ids), PARAMETERS):
+        some = ids[first : first + PARAMETERS]
+        ended = {"state": WorkItemState.CANCELED, "ended_at": settlement.at}
+        connection.execute(sa.update(work_items).where(work_items.c.id.in_(some)).values(ended))
+        for table in domain_tables.values():
+            if "status" in table.c:
+                status = sa.update(table).where(table.c.work_item_id.in_(some))
+                connection.execute(status.values(status=WorkItemState.CANCELED))
+    return ids
 
 
 def taken_attempt(connection: sa.Connection, entries: Sequence[LedgerEntry]) -> LedgerConflict | None:

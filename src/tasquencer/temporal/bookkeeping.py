@@ -1,8 +1,9 @@
-"""The activities that write the ledger: local, at least once, idempotent."""
+"""The activity that writes the ledger: local, at least once, idempotent."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -12,7 +13,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerConflict, LedgerUnavailable
-from tasquencer.ledger import Ledger
+from tasquencer.ledger import Ledger, Settlement
 from tasquencer.work_item import WorkItemState
 
 __all__ = ["LOCAL_RETRY_THRESHOLD", "RECORD", "RECORD_RETRY", "RECORD_TIMEOUT", "REFUSED", "Bookkeeping"]
@@ -36,6 +37,9 @@ RECORD_RETRY = RetryPolicy(
 LOCAL_RETRY_THRESHOLD = timedelta(seconds=2)
 """A longer wait becomes a timer on the server, so that an outage does not hold the workflow task."""
 
+_SLOW_SECONDS = 0.5
+"""A write that takes longer makes the task look for news from the server, such as its cancellation."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -51,10 +55,16 @@ class Bookkeeping:
         self._down = False
 
     @activity.defn(name=RECORD)
-    async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        """Write the batch. A refusal is final; an outage is waited for, and so is the end of a bug."""
+    async def record(self, entries: Sequence[LedgerEntry], settlement: Settlement | None = None) -> bool:
+        """Write the batch, then settle; whether that was slow, earlier tries included.
+
+        A refusal is final; an outage is waited for, and so is the end of a bug.
+        """
+        begin = time.monotonic()
         try:
             await self._ledger.record([_with_worker(entry) for entry in entries])
+            if settlement is not None:
+                await self._ledger.settle(settlement)
         except LedgerConflict as conflict:
             raise ApplicationError(str(conflict), type=REFUSED, non_retryable=True) from conflict
         except LedgerUnavailable as error:
@@ -68,6 +78,7 @@ class Bookkeeping:
         if self._down:
             self._down = False
             _log.warning("the ledger can be written again")
+        return activity.info().attempt > 1 or time.monotonic() - begin > _SLOW_SECONDS
 
 
 def _with_worker(entry: LedgerEntry) -> LedgerEntry:

@@ -3,6 +3,15 @@
 `TaskState` decides, the driver carries out. Its rule: every transition is in the ledger before the
 workflow goes on, that is before a durable sleep begins, before an activity is scheduled, before the
 task ends.
+
+A worker may die between a write and the end of its workflow task: then the ledger holds decisions that no
+history knows. The next worker decides again, from the same history and what came since:
+
+- what it decides alike, the ledger skips;
+- what came since must not come between: an action from outside waits until it is in the history and what
+  happened before it is decided (`news`), and an outcome counts before a cancellation that came with it;
+- what it decides no more (a retry that a cancellation or a deadline now forbids) is settled when the task
+  ends without completing (`Ledger.settle`).
 """
 
 from __future__ import annotations
@@ -18,7 +27,9 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from tasquencer.errors import BookkeepingRefused, TaskMisused
 from tasquencer.failure import Failure
-from tasquencer.task_state import CarriedTask, TaskState
+from tasquencer.ledger import Settlement
+from tasquencer.policy import Verdict
+from tasquencer.task_state import TASK_ACTOR, CarriedTask, TaskState
 from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD, RECORD_RETRY, RECORD_TIMEOUT
 from tasquencer.temporal.scope import TaskScope
 from tasquencer.wording import delay_label, markdown_table, record_label
@@ -32,6 +43,9 @@ _CANCELED = "the task was canceled"
 
 _OUTCOME_STEPS = 10
 """Turns of the loop that the outcome of an activity needs at most to reach the one who waits for it."""
+
+_NEWS = timedelta(milliseconds=1)
+"""A timer so short that it only ends the workflow task, and brings the next one."""
 
 _HANDOVER_STEPS = 4
 """Turns of the loop from the end of one work item to the start of the one that takes its place."""
@@ -51,6 +65,8 @@ class TaskDriver:
         self._running: set[str] = set()
         self._queued: deque[tuple[str, asyncio.Future[None]]] = deque()
         self._writing: asyncio.Task[None] | None = None
+        self._must_settle = False
+        self._has_settled = False
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, asyncio.Task[Any]] = {}
         self._hurried: dict[str, tuple[str, str | None]] = {}
@@ -60,6 +76,10 @@ class TaskDriver:
         self._hurried[work_item_id] = (actor, reason)
         if work_item_id in self._sleeping:
             self._sleeping[work_item_id].cancel()
+
+    def is_ready(self, work_item_id: str) -> bool:
+        """Whether the work item waits for nothing but its turn."""
+        return any(work_item_id == queued for queued, _ in self._queued)
 
     def is_hurried(self, work_item_id: str) -> bool:
         """Whether the work item's wait is being ended."""
@@ -81,8 +101,7 @@ class TaskDriver:
                 raise
             # Outcome and cancellation may have come in one workflow task. The outcome is on its way
             # through a few callbacks then, and counts: the call was made, and billed.
-            for _ in range(_OUTCOME_STEPS):
-                await asyncio.sleep(0)
+            await self.turns()
             if not call.done():
                 call.cancel()
             return await call
@@ -116,7 +135,7 @@ class TaskDriver:
             await workflow.wait([sleeping])
         except asyncio.CancelledError:
             sleeping.cancel()
-            await self.cancel(item.lineage)
+            self.cancel(item.lineage)
             raise
         finally:
             del self._sleeping[item.id]
@@ -143,7 +162,7 @@ class TaskDriver:
                 TaskScope.current().continue_as_new()
         except asyncio.CancelledError:
             self.leave(item)
-            await self.cancel(item.lineage)
+            self.cancel(item.lineage)
             raise
 
     def _is_full(self) -> bool:
@@ -212,10 +231,9 @@ class TaskDriver:
         if canceled:
             raise asyncio.CancelledError(_CANCELED)
 
-    async def cancel(self, lineage: str) -> None:
-        """Record what is open in the lineage as canceled: its task was."""
+    def cancel(self, lineage: str) -> None:
+        """Cancel what is open in the lineage: its task was. `close` records it, for all lineages at once."""
         self.state.close(now=workflow.now(), reason=_CANCELED, lineage=lineage)
-        await self.flush()
 
     async def give_up(self, item: WorkItem, reason: str) -> None:
         """Record the work item as canceled though its task was not; the policy decides."""
@@ -224,15 +242,32 @@ class TaskDriver:
         await self._settle(item.lineage)
 
     async def close(self, reason: str) -> None:
-        """Record everything that is open as canceled: the task is ending."""
+        """Record everything that is open as canceled, and settle what is forgotten: the task is ending."""
         self.state.close(now=workflow.now(), reason=reason)
+        forgetful = workflow.cancellation_reason() is not None or self.state.left_out_retries
+        self._must_settle = forgetful and (self.state.has_entries or not self._has_settled)
         await self.flush()
+
+    async def news(self) -> None:
+        """Return in the next workflow task, once what the server knows of until now has had its effect."""
+        await workflow.sleep(_NEWS, summary="look for news")
+        await self.turns()
+
+    async def turns(self) -> None:
+        """Return once the outcomes that came with this workflow task have had their effect."""
+        for _ in range(_OUTCOME_STEPS):
+            await asyncio.sleep(0)
 
     def carry(self) -> CarriedTask:
         """The state for the next run."""
         if not self._may_continue_as_new():
             raise TaskMisused("a task cannot continue as new while one of its work items is started")
-        return self.state.carry()
+        return self.state.carry().model_copy(update={"hurried": dict(self._hurried)})
+
+    def resume(self, carried: CarriedTask) -> None:
+        """Take up what the run before carried along."""
+        self.state.resume(carried)
+        self._hurried.update(carried.hurried)
 
     async def flush(self) -> None:
         """Return once every transition so far is in the ledger.
@@ -246,7 +281,7 @@ class TaskDriver:
         self._take_turns()
         workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
         canceled: asyncio.CancelledError | None = None
-        while self._writing is not None or self.state.has_entries:
+        while self._writing is not None or self.state.has_entries or self._must_settle:
             if self._writing is None:
                 self._writing = asyncio.create_task(self._write())
             writing = self._writing
@@ -263,7 +298,7 @@ class TaskDriver:
         try:
             await self.flush()
         except asyncio.CancelledError:
-            await self.cancel(lineage)
+            self.cancel(lineage)
             raise
 
     async def _write(self) -> None:
@@ -273,18 +308,36 @@ class TaskDriver:
                 for _ in range(_HANDOVER_STEPS):
                     await asyncio.sleep(0)
             entries = self.state.take_entries()
-            await workflow.execute_local_activity(
+            settlement = self._settlement()
+            slow = await workflow.execute_local_activity(
                 RECORD,
-                entries,
+                args=[entries, settlement],
+                result_type=bool,
                 summary=record_label(entries, self.max_retries),
                 start_to_close_timeout=RECORD_TIMEOUT,
                 retry_policy=RECORD_RETRY,
                 local_retry_threshold=LOCAL_RETRY_THRESHOLD,
             )
+            if slow and settlement is None:
+                await self.news()
         except (ActivityError, ApplicationError) as error:
             raise BookkeepingRefused(str(error.cause or error)) from error
         finally:
             self._writing = None
+
+    def _settlement(self) -> Settlement | None:
+        """What the write that is about to begin settles besides: nothing, unless the task ends with it."""
+        self._has_settled = self._must_settle or self.state.verdict is Verdict.FAIL
+        self._must_settle = False
+        if not self._has_settled:
+            return None
+        return Settlement(
+            task_id=self.state.task_id,
+            run_id=workflow.info().run_id,
+            at=workflow.now(),
+            actor=TASK_ACTOR,
+            reason=_CANCELED if workflow.cancellation_reason() is not None else "the task ended without it",
+        )
 
     def _may_continue_as_new(self) -> bool:
         # What is not yet in the ledger would be lost: the next run only records what it decides itself.

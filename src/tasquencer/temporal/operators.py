@@ -2,12 +2,12 @@
 
 Each takes one JSON object (see `tasquencer.actions`), is refused before anything changes if it cannot be
 carried out, and returns once its transitions are in the ledger, with what became of the work items. Temporal
-acts on the same update id once.
+acts on the same update id once. It is checked twice: as it arrives, and when its turn has come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import JsonValue
@@ -54,15 +54,34 @@ class Operators:
             ("fail_work_item", self._fail, self._check_fail),
             ("cancel_work_item", self._cancel, self._check_cancel),
         ):
-            workflow.set_update_handler(name, act, validator=_refusing(check))
+            workflow.set_update_handler(name, self._acting(act, check), validator=_refusing(check))
+
+    def _acting(
+        self, act: Callable[[Any], Awaitable[dict[str, Any]]], check: Callable[[object], None]
+    ) -> Callable[[Any], Awaitable[dict[str, Any]]]:
+        check = _refusing(check)
+
+        async def handler(raw: object = None) -> dict[str, Any]:
+            # What Temporal has taken on must be in the history before the ledger hears of it, and what was
+            # on its way before comes first.
+            await self._driver.news()
+            check(raw)
+            return await act(raw)
+
+        return handler
 
     async def _retry_now(self, raw: object = None) -> dict[str, Any]:
         action = parse_action(RetryNow, raw)
         ids = self._waiting()
         for work_item_id in ids:
             self._driver.hurry(work_item_id, action.actor, action.reason)
-        await workflow.wait_condition(lambda: not any(self._is_initialized(known) for known in ids))
+        await workflow.wait_condition(
+            lambda: not any(self._is_initialized(known) and not self._driver.is_ready(known) for known in ids)
+        )
         await self._driver.flush()
+        ids = [known for known in ids if self._is_initialized(known) or self._was_started(known)]
+        if not ids:
+            raise task_error(ActionRefused.__name__, "nothing waits any more: the task has just ended")
         return {"work_item_ids": ids}
 
     async def _complete(self, raw: object = None) -> dict[str, Any]:
@@ -102,13 +121,21 @@ class Operators:
         return self._result_of(self._driver.state.work_item(action.work_item_id), action.result)
 
     def _waiting(self) -> list[str]:
-        ids = [item.id for item in waiting(self._driver.state) if not self._driver.is_hurried(item.id)]
+        driver = self._driver
+        ids = [
+            item.id
+            for item in waiting(driver.state)
+            if not driver.is_hurried(item.id) and not driver.is_ready(item.id)
+        ]
         if not ids:
             raise ActionRefused("nothing waits any more: somebody else has just ended the wait")
         return ids
 
     def _is_initialized(self, work_item_id: str) -> bool:
         return self._driver.state.work_item(work_item_id).state is WorkItemState.INITIALIZED
+
+    def _was_started(self, work_item_id: str) -> bool:
+        return self._driver.state.work_item(work_item_id).started_at is not None
 
     def _check_retry_now(self, raw: object = None) -> None:
         parse_action(RetryNow, raw)

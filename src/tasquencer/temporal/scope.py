@@ -106,12 +106,10 @@ class _Inbound(WorkflowInboundInterceptor):
         vars(workflow.instance())[_ATTRIBUTE] = scope
         try:
             result = await super().execute_workflow(input)
-        except FailureError:
-            await scope.close("the task failed")
-            raise
-        except asyncio.CancelledError:
-            if workflow.cancellation_reason() is not None:
-                await scope.close("the task was canceled")
+        except (FailureError, asyncio.CancelledError) as error:
+            canceled = workflow.cancellation_reason() is not None
+            if canceled or isinstance(error, FailureError):
+                await scope.close("the task was canceled" if canceled else "the task failed")
             raise
         await scope.close("the task ended")
         return result

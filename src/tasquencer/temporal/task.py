@@ -114,10 +114,10 @@ class Task:
             random=lambda: workflow.random().random(),
             started_at=info.workflow_start_time,
         )
+        self._driver = TaskDriver(self._state, concurrency)
         carried = carried_task(info)
         if carried is not None:
-            self._state.resume(carried)
-        self._driver = TaskDriver(self._state, concurrency)
+            self._driver.resume(carried)
         workflow.set_query_handler("work_items", self._listed)
         Operators(self._driver, result_of).register()
 
@@ -156,6 +156,8 @@ class Task:
     ) -> Attempts:
         """The attempts at one piece of work, one after the other, until one succeeds or none is left.
 
+        The lineage begins with this call, its first work item waits as `initialized` until the loop takes it.
+
         Args:
             payload: What each attempt has to do; a Pydantic model or JSON.
             lineage: Names this chain of attempts; unique within the task.
@@ -163,7 +165,11 @@ class Task:
             deadline: No attempt starts at or after this time; a wait beyond it is given up.
         """
         TaskScope.current().enter(self._driver)
-        return Attempts(self._driver, lineage, _json(payload), recipe, deadline)
+        if self._state.verdict is not Verdict.FAIL:
+            self._state.begin(
+                _json(payload), now=workflow.now(), lineage=lineage, recipe=recipe, deadline=deadline
+            )
+        return Attempts(self._driver, lineage)
 
     def result(self, lineage: str = MAIN_LINEAGE) -> JsonValue:
         """The result of a lineage; fails the task if its policy says so.
@@ -199,20 +205,9 @@ class Attempts:
     collected, which is no place for a workflow's effects.
     """
 
-    def __init__(
-        self,
-        driver: TaskDriver,
-        lineage: str,
-        payload: JsonValue,
-        recipe: RetryRecipe | None,
-        deadline: datetime | None,
-    ) -> None:
+    def __init__(self, driver: TaskDriver, lineage: str) -> None:
         self._driver = driver
         self._lineage = lineage
-        self._payload = payload
-        self._recipe = recipe
-        self._deadline = deadline
-        self._begun = False
 
     def __aiter__(self) -> Self:
         return self
@@ -235,17 +230,7 @@ class Attempts:
         state = self._driver.state
         if state.verdict is Verdict.FAIL:
             return None
-        if self._begun:
-            item = state.latest(self._lineage)
-        else:
-            self._begun = True
-            item = state.begin(
-                self._payload,
-                now=workflow.now(),
-                lineage=self._lineage,
-                recipe=self._recipe,
-                deadline=self._deadline,
-            )
+        item = state.latest(self._lineage)
         if item.state is WorkItemState.STARTED:
             raise TaskMisused(
                 f"work item {item.id!r} is still started: use `async with work_item:` in the loop"
@@ -419,7 +404,7 @@ class ActiveWorkItem:
         if isinstance(error, asyncio.CancelledError) or (
             is_cancelled_exception(error) and workflow.cancellation_reason() is not None
         ):
-            await self._driver.cancel(self._item.lineage)
+            self._driver.cancel(self._item.lineage)
             return False
         if is_cancelled_exception(error):
             await self._driver.give_up(self._item, "its activity was canceled")

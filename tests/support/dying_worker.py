@@ -1,0 +1,61 @@
+"""A worker that dies right after a chosen write, before Temporal hears of it.
+
+`python -m tests.support.dying_worker ADDRESS BASE_URL LEDGER TASK_QUEUE STATE ATTEMPT`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from tasquencer.entries import LedgerEntry
+from tasquencer.sql import SqlLedger
+from tasquencer.work_item import WorkItemState
+from tests.activities.calling import activities_for
+from tests.support.held_ledgers import Wanted, leading_to
+from tests.support.tasks import tasks_on
+from workflows.ai_agent import AiAgentTask
+
+__all__ = ["DEAD", "dying_worker"]
+
+DEAD = 77
+"""Exit status of a worker that died as it was told to."""
+
+
+class DeadlyLedger(SqlLedger):
+    """Ends its process, without any farewell, once it has written the wanted batch."""
+
+    def __init__(self, database: str, wanted: Wanted) -> None:
+        super().__init__(database)
+        self._wanted = wanted
+
+    async def record(self, entries: Sequence[LedgerEntry]) -> None:
+        """See the base class."""
+        await super().record(entries)
+        if await self._wanted(entries):
+            os._exit(DEAD)
+
+
+async def dying_worker(
+    address: str, base_url: str, database: str, queue: str, state: WorkItemState, attempt: int
+) -> asyncio.subprocess.Process:
+    """Start it: it dies once the work item of this attempt has come to this state in the ledger."""
+    options = [address, base_url, database, queue, state.value, str(attempt)]
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.support.dying_worker", *options)
+
+
+async def _work_until_death(
+    address: str, base_url: str, database: str, queue: str, state: str, attempt: str
+) -> None:
+    ledger = DeadlyLedger(database, leading_to(WorkItemState(state), int(attempt)))
+    async with (
+        activities_for(base_url) as activities,
+        tasks_on(address, [AiAgentTask], [activities.generate], ledger=ledger, task_queue=queue),
+    ):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_work_until_death(*sys.argv[1:]))

@@ -1,0 +1,204 @@
+"""What a worker decided and wrote before it died, and what the next one makes of it.
+
+The worker dies after the commit and before its workflow task ends: the ledger holds decisions that no
+history knows. Meanwhile somebody cancels the task, or acts on its work item, or its deadline comes near.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from temporalio.client import Client
+
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.sql import SqlLedger
+from tasquencer.work_item import WorkItemState
+from tests.activities.calling import activities_for
+from tests.support import answers
+from tests.support.answers import Answer
+from tests.support.dying_worker import DEAD, dying_worker
+from tests.support.provider import ScriptedProvider
+from tests.support.tasks import eventually, failure_of_task, tasks_on
+from tests.workflows.cancel.scene import (
+    ASK,
+    LONG_BACKOFF,
+    NO_BACKOFF,
+    Handle,
+    Scene,
+    cancel,
+    ends_canceled,
+)
+from workflows.ai_agent import AiAgentTask
+
+INITIALIZED = WorkItemState.INITIALIZED
+STARTED = WorkItemState.STARTED
+COMPLETED = WorkItemState.COMPLETED
+FAILED = WorkItemState.FAILED
+CANCELED = WorkItemState.CANCELED
+
+
+@dataclass
+class Stage:
+    """A task whose worker is about to die, and what the next worker needs."""
+
+    server: EmbeddedTemporal
+    provider: ScriptedProvider
+    database: str
+    queue: str
+    handle: Handle
+    dying: asyncio.subprocess.Process
+
+    async def death(self) -> None:
+        """Wait until the worker has died as it was told to."""
+        assert await asyncio.wait_for(self.dying.wait(), 30) == DEAD
+
+    @asynccontextmanager
+    async def next_worker(self) -> AsyncIterator[Scene]:
+        """Another worker on the same queue and ledger."""
+        async with (
+            activities_for(self.provider.base_url) as activities,
+            tasks_on(
+                self.server.address,
+                [AiAgentTask],
+                [activities.generate],
+                ledger=SqlLedger(self.database),
+                task_queue=self.queue,
+            ) as tasks,
+        ):
+            yield Scene(tasks, self.provider)
+
+
+@asynccontextmanager
+async def stage(
+    server: EmbeddedTemporal,
+    folder: Path,
+    script: Sequence[Answer],
+    request: Mapping[str, Any],
+    state: WorkItemState,
+    attempt: int = 0,
+) -> AsyncIterator[Stage]:
+    queue, database = f"queue-{uuid4()}", f"sqlite:///{folder / 'ledger.db'}"
+    async with ScriptedProvider(script) as provider:
+        dying = await dying_worker(server.address, provider.base_url, database, queue, state, attempt)
+        client = await Client.connect(server.address)
+        handle: Handle = await client.start_workflow(
+            "AiAgentTask", request, id=queue, task_queue=queue, task_timeout=timedelta(seconds=2)
+        )
+        try:
+            yield Stage(server, provider, database, queue, handle, dying)
+        finally:
+            if dying.returncode is None:
+                dying.kill()
+                await dying.wait()
+
+
+@pytest.mark.parametrize(
+    ("request_", "state", "attempt"),
+    [
+        pytest.param(ASK, INITIALIZED, 0, id="at the first record"),
+        pytest.param(LONG_BACKOFF, FAILED, 0, id="a failure and a long backoff"),
+        pytest.param(NO_BACKOFF, FAILED, 0, id="a failure and no backoff"),
+        pytest.param(NO_BACKOFF, STARTED, 1, id="the start of a retry"),
+    ],
+)
+async def test_a_cancel_that_comes_meanwhile_leaves_nothing_open(
+    dev_server: EmbeddedTemporal,
+    tmp_path: Path,
+    request_: Mapping[str, object],
+    state: WorkItemState,
+    attempt: int,
+) -> None:
+    failures = 0 if state is INITIALIZED else 1
+    script = [answers.status(503)] * failures
+    async with stage(dev_server, tmp_path, script, request_, state, attempt) as scene:
+        await scene.death()
+        await cancel(scene.handle)
+        async with scene.next_worker() as now:
+            await ends_canceled(scene.handle)
+            items = await now.work_items(scene.handle)
+            steps = [(await now.tasks.ledger.transitions(item.id))[-1] for item in items]
+            await now.nothing_begins(failures)
+    assert [item.state for item in items[:failures]] == [FAILED] * failures
+    assert {item.state for item in items[failures:]} <= {CANCELED}
+    assert {step.reason for step in steps[failures:]} <= {"the task was canceled"}
+
+
+ACTIONS = {
+    "complete_work_item": (COMPLETED, {"result": {"text": "by hand"}}),
+    "fail_work_item": (FAILED, {}),
+    "cancel_work_item": (CANCELED, {}),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+async def test_an_action_whose_worker_dies_after_the_write_is_done_again_by_the_next(
+    dev_server: EmbeddedTemporal, tmp_path: Path, action: str
+) -> None:
+    state, more = ACTIONS[action]
+    request = ASK | {"max_retries": 0, "heartbeat_timeout_seconds": 60}
+    async with stage(dev_server, tmp_path, [answers.stall()], request, state) as scene:
+        await scene.provider.wait_for_requests(1)
+        (item,) = await _listed(scene.handle)
+        payload = {"actor": "anna", "work_item_id": item["id"], **more}
+        acting = asyncio.create_task(scene.handle.execute_update(action, payload))
+        await scene.death()
+        async with scene.next_worker() as now:
+            assert (await asyncio.wait_for(acting, 30))["state"] == state
+            (known,) = await now.work_items(scene.handle)
+            steps = await now.tasks.ledger.transitions(known.id)
+            await now.nothing_begins(1, within=0.5)
+            await scene.handle.terminate()
+    assert known.state is state
+    assert [(step.next_state, step.actor) for step in steps[1:]] == [(STARTED, "task"), (state, "anna")]
+
+
+async def test_an_outcome_that_was_written_counts_before_an_action_that_came_after(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    async with stage(dev_server, tmp_path, [answers.status(503)], LONG_BACKOFF, FAILED) as scene:
+        await scene.provider.wait_for_requests(1)
+        item_id = scene.provider.requests[0].idempotency_key
+        await scene.death()
+        payload = {"actor": "anna", "work_item_id": item_id, "result": {"text": "by hand"}}
+        acting = asyncio.create_task(scene.handle.execute_update("complete_work_item", payload))
+        await asyncio.sleep(0.2)  # it is on the server before the next worker is there
+        async with scene.next_worker() as now:
+            with pytest.raises(Exception, match="Workflow update failed") as refused:
+                await acting
+            first, second = await now.work_items(scene.handle)
+            await cancel(scene.handle)
+            await ends_canceled(scene.handle)
+    assert "first try is failed since" in str(refused.value.__cause__)
+    assert (first.state, second.state) == (FAILED, INITIALIZED)
+
+
+async def test_a_retry_that_was_written_and_is_now_too_late_is_settled(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    request = ASK | {"deadline_seconds": 6, "retry": {"initial_interval_seconds": 3}}
+    async with stage(dev_server, tmp_path, [answers.status(503)], request, FAILED) as scene:
+        await scene.death()
+        await asyncio.sleep(4)  # so long nobody is there, and then the backoff would end after the deadline
+        async with scene.next_worker() as now:
+            error = await failure_of_task(scene.handle)
+            first, second = await now.work_items(scene.handle)
+            step = (await now.tasks.ledger.transitions(second.id))[-1]
+    assert error.type == "DeadlineExceeded"
+    assert (first.state, second.state) == (FAILED, CANCELED)
+    assert step.reason == "the task ended without it"
+
+
+async def _listed(handle: Handle) -> list[dict[str, Any]]:
+    async def probe() -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = await handle.query("work_items")
+        return listed
+
+    return await eventually(probe, "the list of work items")
