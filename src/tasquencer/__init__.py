@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tasquencer.ending import FollowUp, TaskEnd, TaskEndHook, TaskEndState
     from tasquencer.entries import DomainRecord, LedgerEntry
     from tasquencer.errors import (
         ActionRefused,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         UnknownWorkItem,
     )
     from tasquencer.failure import Failure, FailureKind
-    from tasquencer.ledger import Ledger, WorkItemFilter
+    from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
     from tasquencer.policy import (
         Counts,
         TaskPolicy,
@@ -50,6 +51,7 @@ __all__ = [
     "DomainRecord",
     "Failure",
     "FailureKind",
+    "FollowUp",
     "IllegalTransition",
     "InvalidRequest",
     "Ledger",
@@ -61,8 +63,12 @@ __all__ = [
     "RetryOn",
     "RetryRecipe",
     "SchemaMismatch",
+    "Settlement",
     "StateChange",
     "StateChangeHook",
+    "TaskEnd",
+    "TaskEndHook",
+    "TaskEndState",
     "TaskMisused",
     "TaskPolicy",
     "TasquencerError",
@@ -90,6 +96,7 @@ _HOMES = {
     "DomainRecord": "entries",
     "Failure": "failure",
     "FailureKind": "failure",
+    "FollowUp": "ending",
     "IllegalTransition": "errors",
     "InvalidRequest": "errors",
     "Ledger": "ledger",
@@ -101,8 +108,12 @@ _HOMES = {
     "RetryOn": "retry",
     "RetryRecipe": "retry",
     "SchemaMismatch": "errors",
+    "Settlement": "ledger",
     "StateChange": "task_state",
     "StateChangeHook": "task_state",
+    "TaskEnd": "ending",
+    "TaskEndHook": "ending",
+    "TaskEndState": "ending",
     "TaskMisused": "errors",
     "TaskPolicy": "policy",
     "TasquencerError": "errors",

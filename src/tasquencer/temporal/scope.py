@@ -1,18 +1,19 @@
 """What the plugin adds around each workflow run: its scope, and the certainty that nothing dangles.
 
 The interceptor settles the work items that are still open when the workflow returns, fails or is
-canceled, however the workflow's own code got there. When a task continues as new, its state travels
-in a header, so that the workflow's signature stays its own.
+canceled, however the workflow's own code got there, and starts what is to follow the task's end. When a
+task continues as new, its state travels in a header, so that the workflow's signature stays its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from temporalio import workflow
-from temporalio.exceptions import FailureError
+from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError, is_cancelled_exception
 from temporalio.worker import (
     ContinueAsNewInput,
     ExecuteWorkflowInput,
@@ -22,6 +23,7 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
+from tasquencer.ending import TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.errors import TaskMisused
 from tasquencer.task_state import CarriedTask
 
@@ -43,6 +45,7 @@ class TaskScope:
     def __init__(self, args: Sequence[Any]) -> None:
         self._args = args
         self.driver: TaskDriver | None = None
+        self._on_ended: TaskEndHook | None = None
 
     @classmethod
     def current(cls) -> TaskScope:
@@ -58,13 +61,14 @@ class TaskScope:
         found: TaskScope | None = vars(workflow.instance()).get(_ATTRIBUTE)
         return found
 
-    def enter(self, driver: TaskDriver) -> None:
+    def enter(self, driver: TaskDriver, on_ended: TaskEndHook | None) -> None:
         """Make this the run's task."""
         if self.driver not in (None, driver):
             raise TaskMisused(
                 "a workflow run is one task: make one Task, and a lineage for each chain of attempts"
             )
         self.driver = driver
+        self._on_ended = on_ended
 
     def continue_as_new(self) -> NoReturn:
         """Go on in a new run, with the arguments of this one; the task travels along."""
@@ -75,6 +79,34 @@ class TaskScope:
         if self.driver is not None:
             await self.driver.close(reason)
         await workflow.wait_condition(workflow.all_handlers_finished)
+
+    async def follow_up(self, error: BaseException | None) -> None:
+        """Start what is to follow the task's end, and leave it to itself."""
+        if self.driver is None or self._on_ended is None:
+            return
+        info = workflow.info()
+        state = _state_of(error)
+        failed = error if state is TaskEndState.FAILED and isinstance(error, FailureError) else None
+        end = TaskEnd(
+            task_id=info.workflow_id,
+            task_type=info.workflow_type,
+            state=state,
+            error_type=getattr(failed, "type", None),
+            message=failed.message if failed is not None else None,
+            counts=self.driver.state.counts(),
+        )
+        wish = self._on_ended(end)
+        if wish is None:
+            return
+        with contextlib.suppress(WorkflowAlreadyStartedError):
+            await workflow.start_child_workflow(
+                wish.workflow,
+                wish.input,
+                id=wish.id or f"{info.workflow_id}/follow-up",
+                task_queue=wish.task_queue,
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+            )
 
 
 def carried_task(info: workflow.Info) -> CarriedTask | None:
@@ -104,15 +136,44 @@ class _Inbound(WorkflowInboundInterceptor):
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         scope = TaskScope(input.args)
         vars(workflow.instance())[_ATTRIBUTE] = scope
+        result, error = None, None
         try:
             result = await super().execute_workflow(input)
-        except (FailureError, asyncio.CancelledError) as error:
-            canceled = workflow.cancellation_reason() is not None
-            if canceled or isinstance(error, FailureError):
-                await scope.close("the task was canceled" if canceled else "the task failed")
-            raise
-        await scope.close("the task ended")
+        except (FailureError, asyncio.CancelledError) as raised:
+            if not isinstance(raised, FailureError) and workflow.cancellation_reason() is None:
+                raise
+            error = raised
+        await _to_the_end(scope.close(_REASONS[_state_of(error)]))
+        # A cancel that came in time is obeyed, also where it met the last record.
+        if workflow.cancellation_reason() is not None and _state_of(error) is not TaskEndState.CANCELED:
+            error = asyncio.CancelledError("the task was canceled")
+        await _to_the_end(scope.follow_up(error))
+        if error is not None:
+            raise error
         return result
+
+
+_REASONS = {
+    TaskEndState.COMPLETED: "the task ended",
+    TaskEndState.FAILED: "the task failed",
+    TaskEndState.CANCELED: "the task was canceled",
+}
+
+
+def _state_of(error: BaseException | None) -> TaskEndState:
+    if error is None:
+        return TaskEndState.COMPLETED
+    canceled = is_cancelled_exception(error) and workflow.cancellation_reason() is not None
+    return TaskEndState.CANCELED if canceled else TaskEndState.FAILED
+
+
+async def _to_the_end(doing: Coroutine[Any, Any, None]) -> None:
+    """Do it, whatever is canceled meanwhile."""
+    task = asyncio.create_task(doing)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    await task
 
 
 class _Outbound(WorkflowOutboundInterceptor):

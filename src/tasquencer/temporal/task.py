@@ -30,6 +30,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
+from tasquencer.ending import TaskEndHook
 from tasquencer.errors import InvalidRequest, TaskMisused
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.policy import TaskPolicy, Verdict, until_exhausted
@@ -87,6 +88,8 @@ class Task:
         record: Makes the domain record that is written beside each transition.
         result_of: Checks a result that comes from outside (`complete_work_item`) for this work item and
             returns it as the task keeps it; raises `InvalidRequest`.
+        on_ended: Called when the task has ended and all its work items, too. The workflow that it returns is
+            started, and runs on after the task. Not called for a task that has begun no work item.
         concurrency: How many work items may be started at once, over all lineages; None: any number. The
             others wait as `initialized`. Run the lineages side by side with `asyncio.gather`.
     """
@@ -99,8 +102,10 @@ class Task:
         on_work_item_state_changed: StateChangeHook = retry_by_recipe,
         record: RecordOf | None = None,
         result_of: ResultOf = _any_result,
+        on_ended: TaskEndHook | None = None,
         concurrency: int | None = None,
     ) -> None:
+        self._on_ended = on_ended
         info = workflow.info()
         self._state = TaskState(
             task_id=info.workflow_id,
@@ -164,7 +169,7 @@ class Task:
             recipe: How it retries; None takes the task's.
             deadline: No attempt starts at or after this time; a wait beyond it is given up.
         """
-        TaskScope.current().enter(self._driver)
+        TaskScope.current().enter(self._driver, self._on_ended)
         if self._state.verdict is not Verdict.FAIL:
             self._state.begin(
                 _json(payload), now=workflow.now(), lineage=lineage, recipe=recipe, deadline=deadline
