@@ -33,8 +33,9 @@ from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin, connect
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
+from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask]
+WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft]
 
 _STICKY_TIMEOUT = timedelta(seconds=2)
 """How long Temporal waits for a lost worker to take up its tasks before another one may."""

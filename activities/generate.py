@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
@@ -39,6 +40,9 @@ __all__ = ["HEARTBEAT_INTERVAL", "AiActivities", "ClientRetries"]
 HEARTBEAT_INTERVAL = timedelta(seconds=0.4)
 """A cancellation reaches an activity only in the answer to a heartbeat, so they come often. The worker's
 `max_heartbeat_throttle_interval` decides how many of them are really sent."""
+
+_QUICKLY_JUDGED = 64 * 1024
+"""Bytes of a body that are judged in less time than another thread takes to begin with it."""
 
 CONNECT_LIMIT = timedelta(seconds=10)
 """A provider that cannot be connected to by then is not waited for as long as one that is working."""
@@ -109,8 +113,7 @@ class AiActivities:
                 async with asyncio.timeout(seconds):
                     reply = await self._exchange(job, model, info.activity_id, seconds)
                 latency = time.monotonic() - begin
-                # In a thread: judging two megabytes of JSON by a schema would hold up every other call.
-                outcome = await asyncio.to_thread(
+                judging = partial(
                     judge,
                     reply,
                     asked_model=model,
@@ -119,6 +122,9 @@ class AiActivities:
                     clean=Redactor.of(self._client),
                     now=datetime.now(UTC),
                 )
+                # Two megabytes of JSON, or a schema, would hold up every other call.
+                is_quick = job.output_schema is None and len(reply.body) <= _QUICKLY_JUDGED
+                outcome = judging() if is_quick else await asyncio.to_thread(judging)
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
             clean = Redactor.of(self._client)  # only now: the client may have fetched its key meanwhile
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)

@@ -43,6 +43,7 @@ __all__ = [
     "FilledText",
     "RequestModel",
     "RetryOptions",
+    "Seconds",
     "Whole",
     "ai_job_record",
     "limit_size",
@@ -119,7 +120,7 @@ _Text = Annotated[str, AfterValidator(_storable)]
 FilledText = Annotated[_Text, AfterValidator(_filled)]
 Whole = Annotated[int, BeforeValidator(_no_truth)]
 _Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
-_Seconds = Annotated[_Number, Field(gt=0, le=_LONGEST_SECONDS)]
+Seconds = Annotated[_Number, Field(gt=0, le=_LONGEST_SECONDS)]
 _Interval = Annotated[_Number, Field(ge=0, le=_LONGEST_SECONDS)]
 
 
@@ -194,10 +195,10 @@ class CallOptions(RequestModel):
     max_output_tokens: Annotated[Whole, Field(ge=1)] | None = None
     max_retries: Annotated[Whole, Field(ge=0, le=MOST_RETRIES)] = 3
     retry: RetryOptions = RetryOptions()
-    attempt_timeout_seconds: _Seconds = 300.0
+    attempt_timeout_seconds: Seconds = 300.0
     heartbeat_timeout_seconds: Annotated[_Number, Field(ge=1, le=_LONGEST_SECONDS)] = 30.0
-    queue_timeout_seconds: _Seconds | None = None
-    deadline_seconds: _Seconds | None = None
+    queue_timeout_seconds: Seconds | None = None
+    deadline_seconds: Seconds | None = None
     metadata: dict[_Text, _Text] = Field(default_factory=dict)
 
     def job_of(self, messages: list[ChatMessage]) -> AiJob:

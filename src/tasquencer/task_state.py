@@ -253,6 +253,10 @@ class TaskState:
         """Whether something is to be recorded."""
         return bool(self._entries)
 
+    def just_ended(self) -> list[str]:
+        """Ids of the work items whose end is to be recorded."""
+        return [entry.work_item.id for entry in self._entries if entry.work_item.state.is_terminal]
+
     def take_entries(self) -> list[LedgerEntry]:
         """What is to be recorded since the last call, in order."""
         entries, self._entries = self._entries, []

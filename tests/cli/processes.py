@@ -86,8 +86,12 @@ async def finish(*arguments: str, environment: Mapping[str, str], timeout_second
     return await (await start(*arguments, environment=environment)).finish(timeout_seconds=timeout_seconds)
 
 
-async def on_a_terminal(*arguments: str, environment: Mapping[str, str]) -> tuple[int, str]:
-    """The exit code and everything that the terminal got, escape sequences included."""
+async def on_a_terminal(*arguments: str, environment: Mapping[str, str], types: str = "") -> tuple[int, str]:
+    """The exit code and everything that the terminal got, escape sequences included.
+
+    Args:
+        types: What the person at the terminal types, ahead of every question.
+    """
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         TASQ,
@@ -98,6 +102,7 @@ async def on_a_terminal(*arguments: str, environment: Mapping[str, str]) -> tupl
         stderr=theirs,
     )
     os.close(theirs)
+    os.write(ours, types.encode())
     seen = bytearray()
 
     def read() -> None:

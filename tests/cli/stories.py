@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
+from pydantic import JsonValue
+
 from tasquencer.ai import AiAnswer, AiJob, ChatMessage, ai_job_record
 from tasquencer.entries import LedgerEntry
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.retry import RetryRecipe
+from tasquencer.review import Review, record_of
 from tasquencer.task_state import TaskState
 from tasquencer.work_item import WorkItem
 
-__all__ = ["NOON", "Story", "answered", "rate_limited"]
+__all__ = ["NOON", "ReviewStory", "Story", "answered", "rate_limited"]
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -68,6 +71,52 @@ class Story:
 
     def entries(self) -> Sequence[LedgerEntry]:
         return self.state.take_entries()
+
+
+class ReviewStory(Story):
+    """A reviewed draft whose first draft waits for its review, from the time `begin` on."""
+
+    def __init__(
+        self,
+        task_id: str = "story",
+        draft: str = "A draft.",
+        *,
+        begin: float = 0.0,
+        timeout_seconds: float | None = 3600,
+        reminder_seconds: float | None = None,
+        comments: str | None = None,
+        reviews: int = 1,
+    ) -> None:
+        numbers = count()
+        self.state = TaskState(
+            task_id=task_id,
+            run_id=f"{task_id}-run",
+            task_type="ReviewedDraft",
+            recipe=RetryRecipe(max_retries=0),
+            new_id=lambda: f"{task_id}-{next(numbers)}",
+            random=lambda: 0.0,
+            record_of=record_of,
+        )
+        job = AiJob(messages=[ChatMessage(role="user", content="Write.")], model="small")
+        drafted = self.state.begin(job.model_dump(mode="json"), now=_at(begin - 2), lineage="draft-1")
+        self.state.start(drafted.id, now=_at(begin - 2))
+        answer = answered().model_copy(update={"text": draft}).model_dump(mode="json")
+        self.state.complete(drafted.id, answer, now=_at(begin))
+        review = Review(
+            kind="review",
+            draft=draft,
+            number=1,
+            comments=comments,
+            timeout_seconds=timeout_seconds,
+            reminder_seconds=reminder_seconds,
+        ).model_dump(mode="json")
+        for number in range(1, reviews + 1):
+            item = self.state.begin(review, now=_at(begin), lineage=f"review-{number}")
+            self.state.start(item.id, now=_at(begin))
+
+    def decide(self, at: float, decision: dict[str, JsonValue], *, actor: str = "anna") -> ReviewStory:
+        self.state.complete(self.state.latest("review-1").id, decision, now=_at(at), actor=actor)
+        return self
 
 
 def _at(seconds: float) -> datetime:

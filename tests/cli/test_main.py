@@ -14,10 +14,12 @@ COMMANDS = [
     ["demo"],
     ["run"],
     ["fan-out"],
+    ["draft"],
     ["watch"],
     *ACTIONS,
     ["list"],
     ["show"],
+    ["review"],
     ["db", "upgrade"],
     ["db", "version"],
 ]

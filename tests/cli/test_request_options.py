@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tasquencer.ai import MAXIMUM_REQUEST_BYTES, AiAgentRequest, RetryOptions
-from tasquencer.cli import tasks
-from tasquencer.cli.request import OPTIONS
+from tasquencer.cli import reviews, tasks
+from tasquencer.cli.request import DRAFT_OPTIONS, OPTIONS
+from tasquencer.review import ReviewedDraftRequest
 from tests.cli.conftest import Tasq
 
 
@@ -17,11 +18,12 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What `tasq run` would send, which goes nowhere here."""
     requests: list[tuple[Any, ...]] = []
 
-    async def keep(request: dict[str, Any], task_type: str, task_id: str, **options: bool) -> int:
+    async def keep(request: dict[str, Any], task_type: str, task_id: str, **options: object) -> int:
         requests.append((request, task_id, options))
         return 0
 
-    monkeypatch.setattr(tasks, "_run", keep)
+    for module in (tasks, reviews):
+        monkeypatch.setattr(module, "start_and_report", keep)
     return requests
 
 
@@ -203,4 +205,47 @@ def test_a_wrong_fan_out_is_refused_by_the_names_of_the_options(
     refused = tasq("fan-out", str(file), *options)
     assert refused.exit_code == 2
     assert expected in refused.stderr
+    assert sent == []
+
+
+def test_every_field_of_a_reviewed_draft_is_an_option(tasq: Tasq, sent: list[Any]) -> None:
+    result = tasq(
+        *("draft", "hello", "--max-revisions", "0", "--review-timeout", "2d", "--reminder", "1d"),
+        *("--reminder-activity", "remind", "--reminder-task-queue", "pagers", "--model", "m"),
+    )
+    assert result.exit_code == 0, result.output
+    ((request, task_id, options),) = sent
+    assert request == {
+        "prompt": "hello",
+        "model": "m",
+        "max_revisions": 0,
+        "review_timeout_seconds": 172_800.0,
+        "reminder_seconds": 86_400.0,
+        "reminder_activity": "remind",
+        "reminder_task_queue": "pagers",
+    }
+    assert task_id.startswith("reviewed-draft-")
+    assert options["hint"] == f"once there is a draft, review it: tasq review {task_id}"
+    own = set(ReviewedDraftRequest.model_fields) - set(AiAgentRequest.model_fields)
+    assert set(DRAFT_OPTIONS) == own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "PROMPT: required (or --messages)"),
+        (["x", "--max-revisions", "21"], "--max-revisions: should be less than or equal to 20"),
+        (["x", "--reminder", "7d"], "--reminder: must be less than --review-timeout"),
+        (["x", "--reminder-activity", "remind"], "--reminder: required with --reminder-activity"),
+        (
+            ["x", "--max-revisions", "9", "--max-retries", "200"],
+            "--max-revisions and --max-retries: could make 2,010 AI calls, the limit is 1,001",
+        ),
+    ],
+)
+def test_a_wrong_draft_is_refused_by_the_names_of_the_options(
+    tasq: Tasq, sent: list[Any], arguments: list[str], message: str
+) -> None:
+    refused = tasq("draft", *arguments)
+    assert (refused.exit_code, refused.stderr) == (2, f"error: {message}\n")
     assert sent == []

@@ -384,6 +384,25 @@ async def test_lists_are_newest_first_then_by_attempt(ledger: Ledger) -> None:
     assert await all_ids(ledger, offset=4) == []
 
 
+async def test_work_items_are_selected_by_the_kind_in_their_payload(ledger: Ledger) -> None:
+    payloads: list[JsonValue] = [
+        {"kind": "review", "draft": "x"},
+        {"kind": "visit"},
+        {"question": {"kind": "review"}},
+        {"kind": ["review"]},
+        ["review"],
+        "review",
+        None,
+        {"kind": "review"},
+    ]
+    for number, payload in enumerate(payloads):
+        life = Life(id=f"w{number}", lineage=f"l{number}", payload=payload, created_at=after(number))
+        await ledger.record([life.initialized(), *([life.started()] if number < 7 else [])])
+    assert await all_ids(ledger, payload_kind="review") == ["w7", "w0"]
+    assert await all_ids(ledger, payload_kind="review", states={WorkItemState.STARTED}) == ["w0"]
+    assert await all_ids(ledger, payload_kind="nothing") == []
+
+
 async def test_each_filter_selects_and_filters_combine(ledger: Ledger) -> None:
     for number, state in enumerate(WorkItemState):
         life = Life(id=state.value, task_id=f"task-{number % 2}", attempt=number, created_at=after(number))

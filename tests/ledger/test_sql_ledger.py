@@ -251,6 +251,12 @@ EXPLAINED = {
         WorkItemFilter(states=frozenset({WorkItemState.INITIALIZED, WorkItemState.STARTED})),
         "work_items_open",
     ),
+    "what waits for a person": (
+        WorkItemFilter(
+            states=frozenset({WorkItemState.STARTED}), payload_kind="review", limit=50, oldest_first=True
+        ),
+        "work_items_open",
+    ),
     "the newest": (WorkItemFilter(), "work_items_newest"),
     "one work item": (WorkItemFilter(work_item_id="w7"), "sqlite_autoindex_work_items_1|work_items_pkey"),
 }

@@ -18,7 +18,10 @@ from tasquencer.devkit.temporal_server import embedded_temporal
 from tests.replay.shapes import Shape, shapes
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_fan_out import AiFanOutTask
+from workflows.reviewed_draft import ReviewedDraft
 
+WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft]
 HISTORIES = Path(__file__).parent / "histories"
 
 
@@ -34,8 +37,8 @@ async def main() -> None:
 
 async def record(server: str, name: str, shape: Shape) -> None:
     """Run the shape's task and save the history of each of its runs."""
-    async with tasks_on(server, [AiAgentTask], [shape.calls.generate]) as tasks:
-        handle = await tasks.start("AiAgentTask", shape.request)
+    async with tasks_on(server, WORKFLOWS, [shape.calls.generate]) as tasks:
+        handle = await tasks.start(shape.workflow, shape.request)
         if shape.meanwhile is not None:
             await shape.meanwhile(tasks, handle)
         with contextlib.suppress(WorkflowFailureError):

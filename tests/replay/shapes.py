@@ -7,7 +7,7 @@ from typing import Any
 
 from temporalio.client import WorkflowHandle
 
-from tasquencer.work_item import WorkItemState
+from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
 from tests.support.tasks import Tasks, eventually
 
@@ -18,7 +18,14 @@ Meanwhile = Callable[[Tasks, Handle], Awaitable[None]]
 class Shape:
     """A history to record: what is asked, what the calls do, what happens meanwhile."""
 
-    def __init__(self, *script: Step, meanwhile: Meanwhile | None = None, **request: object) -> None:
+    def __init__(
+        self,
+        *script: Step,
+        workflow: str = "AiAgentTask",
+        meanwhile: Meanwhile | None = None,
+        **request: object,
+    ) -> None:
+        self.workflow = workflow
         self.request = {"prompt": "What is it?", **request}
         self.calls = ScriptedCalls(*script)
         self.meanwhile = meanwhile
@@ -48,6 +55,33 @@ def _acting(update: str, state: WorkItemState) -> Meanwhile:
     return act
 
 
+def _deciding(*decisions: dict[str, str]) -> Meanwhile:
+    """Decides the reviews, one after the other."""
+
+    async def act(tasks: Tasks, handle: Handle) -> None:
+        for number, decision in enumerate(decisions, 1):
+            item = await _waiting_review(tasks, handle, number)
+            payload = {"work_item_id": item.id, "actor": "anna", "result": decision}
+            await handle.execute_update("complete_work_item", payload)
+
+    return act
+
+
+async def _cancel_in_the_review(tasks: Tasks, handle: Handle) -> None:
+    await _waiting_review(tasks, handle, 1)
+    await handle.cancel()
+
+
+async def _waiting_review(tasks: Tasks, handle: Handle, number: int) -> WorkItem:
+    async def probe() -> WorkItem | None:
+        for item in await tasks.work_items(handle):
+            if item.lineage == f"review-{number}" and item.state is WorkItemState.STARTED:
+                return item
+        return None
+
+    return await eventually(probe, f"review {number} to wait")
+
+
 async def _state(tasks: Tasks, handle: Handle, state: WorkItemState) -> None:
     async def probe() -> bool:
         items = await tasks.work_items(handle)
@@ -59,6 +93,8 @@ async def _state(tasks: Tasks, handle: Handle, state: WorkItemState) -> None:
 def shapes() -> dict[str, Shape]:
     """By name, the name of its file. Never change a recorded shape: add another."""
     at_once = {"initial_interval_seconds": 0}
+    rejection = {"decision": "reject", "comments": "Shorter."}
+    approval = {"decision": "approve"}
     return {
         "first_try": Shape(),
         "two_retries": Shape(SLOW_DOWN, GONE, retry={"initial_interval_seconds": 0.5, "jitter": 0.5}),
@@ -84,4 +120,20 @@ def shapes() -> dict[str, Shape]:
         ),
         "given_up_by_hand": Shape(Hang(), meanwhile=_acting("cancel_work_item", WorkItemState.STARTED)),
         "continued_as_new": Shape(*[GONE] * 20, max_retries=25, retry=at_once),
+        "review_approved_after_a_rejection": Shape(
+            GONE,
+            workflow="ReviewedDraft",
+            retry=at_once,
+            reminder_seconds=3600,
+            meanwhile=_deciding(rejection, approval),
+        ),
+        "review_rejected_for_good": Shape(
+            workflow="ReviewedDraft", max_revisions=0, meanwhile=_deciding(rejection)
+        ),
+        "review_reminded_and_timed_out": Shape(
+            workflow="ReviewedDraft", review_timeout_seconds=3, reminder_seconds=1
+        ),
+        "canceled_in_the_review": Shape(
+            workflow="ReviewedDraft", reminder_seconds=3600, meanwhile=_cancel_in_the_review
+        ),
     }

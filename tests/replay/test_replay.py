@@ -11,9 +11,8 @@ from temporalio.worker import Replayer
 
 from tasquencer.temporal import Task, TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
-from tests.replay.save import HISTORIES
+from tests.replay.save import HISTORIES, WORKFLOWS
 from tests.replay.shapes import shapes
-from workflows.ai_agent import AiAgentTask
 
 FILES = sorted(HISTORIES.glob("*.json"))
 
@@ -25,7 +24,7 @@ def test_there_is_a_history_of_each_shape() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
-    replayer = Replayer(workflows=[AiAgentTask], plugins=[TasquencerPlugin(InMemoryLedger())])
+    replayer = Replayer(workflows=WORKFLOWS, plugins=[TasquencerPlugin(InMemoryLedger())])
     await replayer.replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text()))
 
 

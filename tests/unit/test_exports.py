@@ -16,6 +16,7 @@ import tasquencer
 FLOORS = [
     "actions",
     "ai",
+    "ending",
     "entries",
     "errors",
     "failure",
@@ -24,6 +25,7 @@ FLOORS = [
     "policy",
     "retry",
     "retry_after",
+    "review",
     "task_state",
     "testing",
     "wording",

@@ -20,8 +20,14 @@ __all__ = [
     "COMPLETE_EXAMPLES",
     "FAIL_EXAMPLES",
     "RETRY_NOW_EXAMPLES",
+    "Actor",
+    "Reason",
+    "TaskId",
+    "Yes",
+    "act",
     "cancel",
     "complete",
+    "confirm",
     "fail",
     "retry_now",
 ]
@@ -52,8 +58,8 @@ Item = Annotated[
 
 def retry_now(task: TaskId, reason: Reason = None, actor: Actor = None, yes: Yes = False) -> None:
     """End a task's backoff: the next attempt starts at once."""
-    _confirm(f"End the backoff of {task}?", yes)
-    end_with(_act(task, "retry_now", None, {}, actor, reason))
+    confirm(f"End the backoff of {task}?", yes)
+    end_with(act(task, "retry_now", None, {}, actor, reason))
 
 
 def complete(
@@ -66,16 +72,16 @@ def complete(
 ) -> None:
     """Complete a started work item by hand: its call is stopped, the task goes on with this answer."""
     answer = sys.stdin.read() if text == "-" else text
-    _confirm(f"Complete the work item of {task} with this answer?", yes)
-    end_with(_act(task, "complete_work_item", work_item, {"result": {"text": answer}}, actor, reason))
+    confirm(f"Complete the work item of {task} with this answer?", yes)
+    end_with(act(task, "complete_work_item", work_item, {"result": {"text": answer}}, actor, reason))
 
 
 def fail(
     task: TaskId, work_item: Item = _CURRENT, reason: Reason = None, actor: Actor = None, yes: Yes = False
 ) -> None:
     """Fail a started work item by hand: its call is stopped, the recipe decides about a retry."""
-    _confirm(f"Fail the work item of {task}?", yes)
-    end_with(_act(task, "fail_work_item", work_item, {}, actor, reason))
+    confirm(f"Fail the work item of {task}?", yes)
+    end_with(act(task, "fail_work_item", work_item, {}, actor, reason))
 
 
 def cancel(
@@ -90,13 +96,14 @@ def cancel(
 ) -> None:
     """Cancel a task: its call is stopped, nothing new begins. Or give up one work item of it."""
     if work_item is None:
-        _confirm(f"Cancel {task}?", yes)
+        confirm(f"Cancel {task}?", yes)
         end_with(_cancel_task(task))
-    _confirm(f"Give up the work item of {task}? (the task's policy decides what becomes of it)", yes)
-    end_with(_act(task, "cancel_work_item", work_item, {}, actor, reason))
+    confirm(f"Give up the work item of {task}? (the task's policy decides what becomes of it)", yes)
+    end_with(act(task, "cancel_work_item", work_item, {}, actor, reason))
 
 
-def _confirm(question: str, yes: bool) -> None:
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something is done. Raises `CommandFailed` where nobody can be asked."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -124,7 +131,7 @@ async def _cancel_task(task_id: str) -> ExitCode:
     return ExitCode.COMPLETED
 
 
-async def _act(
+async def act(
     task_id: str,
     action: str,
     work_item: str | None,
@@ -132,6 +139,16 @@ async def _act(
     actor: str | None,
     reason: str | None,
 ) -> ExitCode:
+    """Send an action to a task, and say what became of its work items.
+
+    Args:
+        work_item: The work item's id, or `current`; None if the action is on the whole task.
+        more: Fields of the action besides.
+        actor: None: the user's name.
+
+    Raises:
+        CommandFailed: the action was refused, or no worker has answered.
+    """
     from temporalio.client import WorkflowUpdateFailedError
 
     handle = await _handle(task_id)

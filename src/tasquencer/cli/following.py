@@ -38,10 +38,20 @@ from tasquencer.cli.errors import CommandFailed
 from tasquencer.wording import one_line
 from tasquencer.work_item import WorkItem
 
-__all__ = ["FAN_OUT_TYPE", "TASK_TYPE", "FollowedTask", "Outcome", "find_task", "follow", "start_task"]
+__all__ = [
+    "DRAFT_TYPE",
+    "FAN_OUT_TYPE",
+    "TASK_TYPE",
+    "FollowedTask",
+    "Outcome",
+    "find_task",
+    "follow",
+    "start_task",
+]
 
 TASK_TYPE = "AiAgentTask"
 FAN_OUT_TYPE = "AiFanOutTask"
+DRAFT_TYPE = "ReviewedDraft"
 
 _POLL_SECONDS = 0.5
 _QUERY_TIMEOUT = timedelta(seconds=2)
@@ -132,7 +142,7 @@ async def find_task(client: Client, task_id: str) -> FollowedTask:
             ) from None
         raise
     max_retries = None
-    if description.workflow_type in (TASK_TYPE, FAN_OUT_TYPE):
+    if description.workflow_type in (TASK_TYPE, FAN_OUT_TYPE, DRAFT_TYPE):
         payloads = started.workflow_execution_started_event_attributes.input.payloads
         request = (await client.data_converter.decode(payloads) or [None])[0]
         max_retries = _max_retries(request) if isinstance(request, dict) else None
@@ -257,8 +267,9 @@ def _max_retries(request: Mapping[str, JsonValue]) -> int | None:
 
 
 def _summary(request: Mapping[str, JsonValue]) -> str:
-    from tasquencer.ai import parse_request
+    from tasquencer.ai import AiAgentRequest
 
     if isinstance(prompts := request.get("prompts"), list):
         return f"{len(prompts)} prompts"
-    return one_line(parse_request(dict(request)).job().prompt, 80)
+    asked = {name: request[name] for name in ("prompt", "messages") if name in request}
+    return one_line(AiAgentRequest.model_validate(asked).job().prompt, 80)

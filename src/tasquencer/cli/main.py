@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tasquencer.cli import actions, demo_command, ledger, tasks
+from tasquencer.cli import actions, demo_command, ledger, reviews, tasks
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
 
@@ -27,9 +27,11 @@ app = typer.Typer(
 app.command(epilog=demo_command.EXAMPLES)(demo_command.demo)
 app.command(epilog=tasks.RUN_EXAMPLES)(tasks.run)
 app.command("fan-out", epilog=tasks.FAN_OUT_EXAMPLES)(tasks.fan_out)
+app.command(epilog=reviews.DRAFT_EXAMPLES)(reviews.draft)
 app.command(epilog=tasks.WATCH_EXAMPLES)(tasks.watch)
 app.command("list", epilog=ledger.LIST_EXAMPLES)(ledger.list_)
 app.command(epilog=ledger.SHOW_EXAMPLES)(ledger.show)
+app.command(epilog=reviews.REVIEW_EXAMPLES)(reviews.review)
 app.command("retry-now", epilog=actions.RETRY_NOW_EXAMPLES)(actions.retry_now)
 app.command(epilog=actions.COMPLETE_EXAMPLES)(actions.complete)
 app.command(epilog=actions.FAIL_EXAMPLES)(actions.fail)

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tasquencer.cli.request import read_metadata
 from tasquencer.cli.times import parse_duration
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 _RETRIES = "Retries"
 _TIME = "Time limits"
 
+_FIELDS = {
+    "system": "system",
+    "model": "model",
+    "temperature": "temperature",
+    "max_output_tokens": "max_output_tokens",
+    "max_retries": "max_retries",
+    "initial_interval": "retry.initial_interval_seconds",
+    "backoff_coefficient": "retry.backoff_coefficient",
+    "maximum_interval": "retry.maximum_interval_seconds",
+    "jitter": "retry.jitter",
+    "retry_on": "retry.retry_on",
+    "attempt_timeout": "attempt_timeout_seconds",
+    "heartbeat_timeout": "heartbeat_timeout_seconds",
+    "queue_timeout": "queue_timeout_seconds",
+    "deadline": "deadline_seconds",
+}
+"""The fields of a request, by the parameter of a command that sets them."""
 
-def _seconds(text: str) -> float:
+
+def call_fields(parameters: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """What these options say about the AI calls of a request.
+
+    Args:
+        parameters: All parameters of the command, by name.
+    """
+    fields = {field: parameters[name] for name, field in _FIELDS.items()}
+    return {**fields, "metadata": read_metadata(parameters["metadata"] or ()) or None}
+
+
+def seconds(text: str) -> float:
+    """A duration on the command line. Raises `BadParameter`."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -34,7 +68,7 @@ MaxRetries = Annotated[
 InitialInterval = Annotated[
     float | None,
     typer.Option(
-        parser=_seconds, metavar="TIME", help="First backoff. Default: 1s.", rich_help_panel=_RETRIES
+        parser=seconds, metavar="TIME", help="First backoff. Default: 1s.", rich_help_panel=_RETRIES
     ),
 ]
 BackoffCoefficient = Annotated[
@@ -43,7 +77,7 @@ BackoffCoefficient = Annotated[
 ]
 MaximumInterval = Annotated[
     float | None,
-    typer.Option(parser=_seconds, metavar="TIME", help="Longest backoff.", rich_help_panel=_RETRIES),
+    typer.Option(parser=seconds, metavar="TIME", help="Longest backoff.", rich_help_panel=_RETRIES),
 ]
 Jitter = Annotated[
     float | None,
@@ -55,12 +89,12 @@ RetryOnOption = Annotated[
 ]
 AttemptTimeout = Annotated[
     float | None,
-    typer.Option(parser=_seconds, metavar="TIME", help="Of one AI call. Default: 5m.", rich_help_panel=_TIME),
+    typer.Option(parser=seconds, metavar="TIME", help="Of one AI call. Default: 5m.", rich_help_panel=_TIME),
 ]
 HeartbeatTimeout = Annotated[
     float | None,
     typer.Option(
-        parser=_seconds,
+        parser=seconds,
         metavar="TIME",
         help="How long a silent worker counts as alive. Default: 30s.",
         rich_help_panel=_TIME,
@@ -69,7 +103,7 @@ HeartbeatTimeout = Annotated[
 QueueTimeout = Annotated[
     float | None,
     typer.Option(
-        parser=_seconds,
+        parser=seconds,
         metavar="TIME",
         help="How long a call may wait for a worker. Default: any time.",
         rich_help_panel=_TIME,
@@ -78,7 +112,7 @@ QueueTimeout = Annotated[
 Deadline = Annotated[
     float | None,
     typer.Option(
-        parser=_seconds, metavar="TIME", help="Of the whole task, from its start.", rich_help_panel=_TIME
+        parser=seconds, metavar="TIME", help="Of the whole task, from its start.", rich_help_panel=_TIME
     ),
 ]
 TaskId = Annotated[str | None, typer.Option("--id", help="The task's id. Default: a new one.")]

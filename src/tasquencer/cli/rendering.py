@@ -103,8 +103,8 @@ def attempts_table(items: Sequence[WorkItem], records: Records, *, wide: bool = 
         record = records.get(item.id, {})
         started = item.started_at.strftime(_TIME if wide else "%H:%M:%S") if item.started_at else ""
         outcome = _failure(item)
-        if usage := _usage(record):
-            outcome.append(f"{' · ' if outcome else ''}{usage}")
+        if told := _decision(item) or _usage(record):
+            outcome.append(f"{' · ' if outcome else ''}{told}")
         table.add_row(
             *[Text(printable(item.lineage))][:several],
             Text(attempt_of(item, record.get("max_retries"))),
@@ -214,6 +214,14 @@ def _failure(item: WorkItem, width: int = _MESSAGE_LENGTH) -> Text:
         return Text("")
     message = printable(one_line(item.failure.message, width))
     return Text.assemble((printable(item.failure.kind), "bold"), ": ", message)
+
+
+def _decision(item: WorkItem) -> str:
+    """`approve`, `reject: Shorter.`; empty if the work item is not a review that was decided."""
+    if not isinstance(item.result, dict) or not isinstance(decision := item.result.get("decision"), str):
+        return ""
+    comments = item.result.get("comments")
+    return printable(one_line(f"{decision}: {comments}" if comments else decision, _MESSAGE_LENGTH))
 
 
 def _usage(record: Mapping[str, JsonValue]) -> str:

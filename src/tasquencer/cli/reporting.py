@@ -83,4 +83,6 @@ def _footer(task_id: str, result: JsonValue) -> str:
             parts.append(f"{used[0]:,} tokens in, {used[1]:,} out")
         if "cost_usd" in result:
             parts.append(f"cost {cost_label(result['cost_usd'])}")
+        if "approved_by" in result:
+            parts.append(f"approved by {result['approved_by']}")
     return " · ".join([*parts, f"task {task_id}"])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 __all__ = [
+    "DRAFT_OPTIONS",
     "FAN_OUT_OPTIONS",
     "OPTIONS",
     "check_request",
@@ -56,19 +57,32 @@ FAN_OUT_OPTIONS = {
 }
 """The fields that only a fan-out has."""
 
-_NAMES = {**OPTIONS, **FAN_OUT_OPTIONS}
+DRAFT_OPTIONS = {
+    "max_revisions": "--max-revisions",
+    "review_timeout_seconds": "--review-timeout",
+    "reminder_seconds": "--reminder",
+    "reminder_activity": "--reminder-activity",
+    "reminder_task_queue": "--reminder-task-queue",
+}
+"""The fields that only a reviewed draft has."""
+
+_NAMES = {**OPTIONS, **FAN_OUT_OPTIONS, **DRAFT_OPTIONS}
 
 
-def read_prompt(prompt: str | None) -> str | None:
-    """The prompt; `-` stands for standard input, without its last line break."""
+def read_prompt(prompt: str | None, name: str = "PROMPT") -> str | None:
+    """The prompt; `-` stands for standard input, without its last line break.
+
+    Args:
+        name: What the command line calls it.
+    """
     try:
         text = sys.stdin.buffer.read().decode().rstrip("\r\n") if prompt == "-" else prompt
     except UnicodeDecodeError as error:
         raise _wrong(
-            f"PROMPT: standard input is not UTF-8 text ({error.reason} at byte {error.start:,})"
+            f"{name}: standard input is not UTF-8 text ({error.reason} at byte {error.start:,})"
         ) from None
     if text == "":
-        raise _wrong("PROMPT: must not be empty")
+        raise _wrong(f"{name}: must not be empty")
     return text
 
 

@@ -15,14 +15,23 @@ import typer
 from tasquencer.cli import options
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
-from tasquencer.cli.request import check_request, read_messages, read_metadata, read_prompt, read_prompts
+from tasquencer.cli.request import check_request, read_messages, read_prompt, read_prompts
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from tasquencer.cli.following import FollowedTask
 
-__all__ = ["FAN_OUT_EXAMPLES", "RUN_EXAMPLES", "WATCH_EXAMPLES", "fan_out", "run", "watch"]
+__all__ = [
+    "FAN_OUT_EXAMPLES",
+    "RUN_EXAMPLES",
+    "WATCH_EXAMPLES",
+    "chosen_id",
+    "fan_out",
+    "run",
+    "start_and_report",
+    "watch",
+]
 
 RUN_EXAMPLES = examples(
     'tasq run "Name three moons of Jupiter."',
@@ -76,30 +85,19 @@ def run(
     Exit status: 0 completed, 1 the task failed, 2 usage, 3 Temporal cannot
     be reached.
     """
+    calls = options.call_fields(locals())
     request = check_request(
         {
             "prompt": read_prompt(prompt),
             "messages": None if messages is None else read_messages(messages),
-            "system": system,
-            "model": model,
-            "temperature": temperature,
-            "max_output_tokens": max_output_tokens,
-            "max_retries": max_retries,
-            "retry.initial_interval_seconds": initial_interval,
-            "retry.backoff_coefficient": backoff_coefficient,
-            "retry.maximum_interval_seconds": maximum_interval,
-            "retry.jitter": jitter,
-            "retry.retry_on": retry_on,
-            "attempt_timeout_seconds": attempt_timeout,
-            "heartbeat_timeout_seconds": heartbeat_timeout,
-            "queue_timeout_seconds": queue_timeout,
-            "deadline_seconds": deadline,
-            "metadata": read_metadata(metadata or ()) or None,
+            **calls,
         }
     )
     from tasquencer.cli.following import TASK_TYPE
 
-    end_with(_run(request, TASK_TYPE, _id(task_id, "ai-agent"), detach=detach, as_json=as_json))
+    end_with(
+        start_and_report(request, TASK_TYPE, chosen_id(task_id, "ai-agent"), detach=detach, as_json=as_json)
+    )
 
 
 def fan_out(
@@ -152,6 +150,7 @@ def fan_out(
 
     Exit status as for `tasq run`.
     """
+    calls = options.call_fields(locals())
     from tasquencer.cli.following import FAN_OUT_TYPE
     from tasquencer.fan_out import parse_fan_out
 
@@ -168,42 +167,46 @@ def fan_out(
             "concurrency": concurrency,
             "policy.name": policy,
             **limits,
-            "system": system,
-            "model": model,
-            "temperature": temperature,
-            "max_output_tokens": max_output_tokens,
-            "max_retries": max_retries,
-            "retry.initial_interval_seconds": initial_interval,
-            "retry.backoff_coefficient": backoff_coefficient,
-            "retry.maximum_interval_seconds": maximum_interval,
-            "retry.jitter": jitter,
-            "retry.retry_on": retry_on,
-            "attempt_timeout_seconds": attempt_timeout,
-            "heartbeat_timeout_seconds": heartbeat_timeout,
-            "queue_timeout_seconds": queue_timeout,
-            "deadline_seconds": deadline,
-            "metadata": read_metadata(metadata or ()) or None,
+            **calls,
         },
         parse_fan_out,
     )
-    end_with(_run(request, FAN_OUT_TYPE, _id(task_id, "ai-fan-out"), detach=detach, as_json=as_json))
+    end_with(
+        start_and_report(
+            request, FAN_OUT_TYPE, chosen_id(task_id, "ai-fan-out"), detach=detach, as_json=as_json
+        )
+    )
 
 
-def _id(task_id: str | None, prefix: str) -> str:
+def chosen_id(task_id: str | None, prefix: str) -> str:
+    """The id that the user chose, or a new one. Raises `CommandFailed`."""
     if task_id is not None and not task_id.strip():
         raise CommandFailed("--id: a task's id must not be empty", ExitCode.USAGE)
     return task_id or f"{prefix}-{uuid4().hex[:8]}"
 
 
-async def _run(
-    request: dict[str, JsonValue], task_type: str, task_id: str, *, detach: bool, as_json: bool
+async def start_and_report(
+    request: dict[str, JsonValue],
+    task_type: str,
+    task_id: str,
+    *,
+    detach: bool,
+    as_json: bool,
+    hint: str | None = None,
 ) -> ExitCode:
+    """Start a task, and show it to its end unless it is to be left running.
+
+    Args:
+        hint: What else to say once it is started, on standard error.
+    """
     from tasquencer.cli.connections import connect_temporal, read_settings
     from tasquencer.cli.following import start_task
 
     client = await connect_temporal()
     queue = read_settings().task_queue
     task = await start_task(client, request, task_id=task_id, task_queue=queue, task_type=task_type)
+    if hint is not None:
+        print(hint, file=sys.stderr, flush=True)
     if detach:
         print(json.dumps({"task_id": task.id}) if as_json else task.id, flush=True)
         return ExitCode.COMPLETED

@@ -8,8 +8,8 @@ A worker may die between a write and the end of its workflow task: then the ledg
 history knows. The next worker decides again, from the same history and what came since:
 
 - what it decides alike, the ledger skips;
-- what came since must not come between: an action from outside waits until it is in the history and what
-  happened before it is decided (`news`), and an outcome counts before a cancellation that came with it;
+- what came since must not come between: an action that ends a work item waits until it is in the history and
+  what happened before it is decided (`news`), and an outcome counts before a cancellation that came with it;
 - what it decides no more (a retry that a cancellation or a deadline now forbids) is settled when the task
   ends without completing (`Ledger.settle`).
 """
@@ -17,7 +17,6 @@ history knows. The next worker decides again, from the same history and what cam
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -45,7 +44,8 @@ _OUTCOME_STEPS = 10
 """Turns of the loop that the outcome of an activity needs at most to reach the one who waits for it."""
 
 _NEWS = timedelta(milliseconds=1)
-"""A timer so short that it only ends the workflow task, and brings the next one."""
+"""A timer so short that it only ends the workflow task, and brings the next one. The server may fire it a
+second late; there is no quicker way that does not depend on a free place for an activity."""
 
 _HANDOVER_STEPS = 4
 """Turns of the loop from the end of one work item to the start of the one that takes its place."""
@@ -63,7 +63,7 @@ class TaskDriver:
         self.state = state
         self._concurrency = concurrency
         self._running: set[str] = set()
-        self._queued: deque[tuple[str, asyncio.Future[None]]] = deque()
+        self._queued: dict[str, asyncio.Future[None]] = {}
         self._writing: asyncio.Task[None] | None = None
         self._must_settle = False
         self._has_settled = False
@@ -79,7 +79,7 @@ class TaskDriver:
 
     def is_ready(self, work_item_id: str) -> bool:
         """Whether the work item waits for nothing but its turn."""
-        return any(work_item_id == queued for queued, _ in self._queued)
+        return work_item_id in self._queued
 
     def is_hurried(self, work_item_id: str) -> bool:
         """Whether the work item's wait is being ended."""
@@ -148,9 +148,8 @@ class TaskDriver:
         if self._concurrency is None:
             return
         try:
-            if self._is_full() or self._queued:
-                mine = asyncio.get_running_loop().create_future()
-                self._queued.append((item.id, mine))
+            if self._queued or self._is_full():
+                mine = self._queued[item.id] = asyncio.get_running_loop().create_future()
                 await mine
             else:
                 self._running.add(item.id)
@@ -161,13 +160,14 @@ class TaskDriver:
                 )
                 TaskScope.current().continue_as_new()
         except asyncio.CancelledError:
+            self._queued.pop(item.id, None)
             self.leave(item)
             self.cancel(item.lineage)
             raise
 
     def _is_full(self) -> bool:
-        return workflow.info().is_continue_as_new_suggested() or len(self._running) >= (
-            self._concurrency or 0
+        return len(self._running) >= (self._concurrency or 0) or (
+            workflow.info().is_continue_as_new_suggested()
         )
 
     def leave(self, item: WorkItem) -> None:
@@ -176,19 +176,27 @@ class TaskDriver:
         self._take_turns()
 
     def _take_turns(self) -> None:
-        due = not self._running and workflow.info().is_continue_as_new_suggested()
-        still = deque[tuple[str, asyncio.Future[None]]]()
-        for work_item_id, turn in self._queued:
-            if turn.done():
+        due = bool(self._queued) and workflow.info().is_continue_as_new_suggested()
+        if due and self._running:
+            return
+        while self._queued and (due or len(self._running) < (self._concurrency or 0)):
+            work_item_id = next(iter(self._queued))
+            turn = self._queued.pop(work_item_id)
+            if turn.done():  # canceled, and about to say so
                 continue
-            ended = self.state.work_item(work_item_id).state.is_terminal
-            if not ended and not due and self._is_full():
-                still.append((work_item_id, turn))
-                continue
-            if not ended and not due:
+            if not due:
                 self._running.add(work_item_id)
             turn.set_result(None)
-        self._queued = still
+
+    def _stop_what_ended(self) -> None:
+        """Of the work items that have just ended, stop the wait or the call, whoever ended them."""
+        for work_item_id in self.state.just_ended():
+            doing = self._sleeping.get(work_item_id) or self._calls.get(work_item_id)
+            if doing is not None:
+                doing.cancel()
+            turn = self._queued.pop(work_item_id, None)
+            if turn is not None and not turn.done():
+                turn.set_result(None)
 
     async def expire(self, item: WorkItem) -> bool:
         """Give the work item up if its deadline has passed, and record that; whether it has."""
@@ -275,9 +283,7 @@ class TaskDriver:
         A cancellation that arrives meanwhile is raised afterwards; the write itself goes on. What
         other lineages want to record while a batch is being written goes together into the next.
         """
-        for work_item_id, doing in [*self._sleeping.items(), *self._calls.items()]:
-            if self.state.work_item(work_item_id).state.is_terminal:
-                doing.cancel()
+        self._stop_what_ended()
         self._take_turns()
         workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
         canceled: asyncio.CancelledError | None = None

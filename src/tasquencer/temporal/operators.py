@@ -48,23 +48,27 @@ class Operators:
 
     def register(self) -> None:
         """Offer the updates."""
-        for name, act, check in (
-            ("retry_now", self._retry_now, self._check_retry_now),
-            ("complete_work_item", self._complete, self._check_complete),
-            ("fail_work_item", self._fail, self._check_fail),
-            ("cancel_work_item", self._cancel, self._check_cancel),
+        # What ends a work item must be in the history before the ledger hears of it: see `driver`. What only
+        # ends a wait need not, but what was on its way before comes first all the same.
+        turns, news = self._driver.turns, self._driver.news
+        for name, act, check, first in (
+            ("retry_now", self._retry_now, self._check_retry_now, turns),
+            ("complete_work_item", self._complete, self._check_complete, news),
+            ("fail_work_item", self._fail, self._check_fail, news),
+            ("cancel_work_item", self._cancel, self._check_cancel, news),
         ):
-            workflow.set_update_handler(name, self._acting(act, check), validator=_refusing(check))
+            workflow.set_update_handler(name, self._acting(act, check, first), validator=_refusing(check))
 
     def _acting(
-        self, act: Callable[[Any], Awaitable[dict[str, Any]]], check: Callable[[object], None]
+        self,
+        act: Callable[[Any], Awaitable[dict[str, Any]]],
+        check: Callable[[object], None],
+        first: Callable[[], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[dict[str, Any]]]:
         check = _refusing(check)
 
         async def handler(raw: object = None) -> dict[str, Any]:
-            # What Temporal has taken on must be in the history before the ledger hears of it, and what was
-            # on its way before comes first.
-            await self._driver.news()
+            await first()
             check(raw)
             return await act(raw)
 

@@ -1,0 +1,60 @@
+"""What a review does while it waits: it shows that it waits, and reminds once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+
+from tasquencer.review import Reminder, Review, ReviewedDraftRequest, first_line
+from tasquencer.wording import moment
+
+__all__ = ["remind"]
+
+_ONE_TRY = timedelta(minutes=1)
+"""How long one try to tell somebody may take; Temporal tries again until the review ends."""
+
+
+async def remind(work_item_id: str, lineage: str, review: Review, request: ReviewedDraftRequest) -> None:
+    """Show in the Web UI that a review waits, and remind when it is time. Cancel it when the review ends.
+
+    A reminder that fails does not touch the review: it is shown and logged.
+
+    Args:
+        work_item_id: Of the review.
+        lineage: Of the review.
+        request: Says which activity reminds.
+    """
+    since = workflow.now()
+    due_at = review.due_at(since)
+    waits = f"{lineage} waits for a decision" + (f" until {moment(due_at)}" if due_at else "")
+    table = workflow.get_current_details()
+    workflow.set_current_details(f"{table}\n\n{waits}: `tasq review`")
+    if review.reminder_seconds is None:
+        return
+    await workflow.sleep(review.reminder_seconds, summary=f"{lineage}: reminder")
+    reminded = f"{waits}, reminded at {moment(workflow.now())}"
+    workflow.set_current_details(f"{table}\n\n{reminded}: `tasq review`")
+    if request.reminder_activity is None:
+        return
+    reminder = Reminder(
+        task_id=workflow.info().workflow_id,
+        work_item_id=work_item_id,
+        number=review.number or 1,
+        first_line=first_line(review.draft),
+        since=since,
+        due_at=due_at,
+    )
+    try:
+        await workflow.execute_activity(
+            request.reminder_activity,
+            reminder,
+            task_queue=request.reminder_task_queue,
+            start_to_close_timeout=_ONE_TRY,
+            summary=f"{lineage}: reminder",
+        )
+    except ActivityError as error:
+        if not is_cancelled_exception(error):
+            workflow.logger.warning("%s: the reminder failed: %s", lineage, error.cause)
+            workflow.set_current_details(f"{table}\n\n{reminded}, in vain: `tasq review`")

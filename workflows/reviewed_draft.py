@@ -1,0 +1,109 @@
+"""The reviewed draft: a model writes, a person decides; each draft and each review is a work item."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+
+from tasquencer import NextAttempt, RetryRecipe, StateChange, WorkItem, WorkItemState, retry_by_recipe
+from tasquencer.ai import AiAnswer, AiJob
+from tasquencer.review import (
+    Decision,
+    ReviewedDraftRequest,
+    ReviewedDraftResult,
+    after_rejection,
+    draft_lineage,
+    drafts_begun,
+    parse_reviewed_draft,
+    record_of,
+    result_of,
+    review_lineage,
+)
+from tasquencer.temporal import Task, accept
+from tasquencer.temporal.failures import task_error
+from workflows.calls import answer
+from workflows.reminders import remind
+
+__all__ = ["ReviewedDraft"]
+
+_ONCE = RetryRecipe(max_retries=0)
+"""Nobody is asked the same twice: a review that is not decided fails the task."""
+
+
+@workflow.defn(name="ReviewedDraft", sandboxed=False)  # see AiAgentTask
+class ReviewedDraft:
+    """Input: the JSON object that `ReviewedDraftRequest` describes. Result: `ReviewedDraftResult`."""
+
+    def __init__(self) -> None:
+        self._actors: dict[str, str] = {}
+        self._task = Task(record=record_of, result_of=result_of, on_work_item_state_changed=self._note_actor)
+
+    @workflow.run
+    async def run(self, raw: object = None) -> ReviewedDraftResult:
+        """Draft and review until a draft is approved, or no revision is left."""
+        request = accept(parse_reviewed_draft, raw)
+        deadline = self._task.deadline_after(request.deadline_seconds)
+        job = request.job()
+        # A task continues as new in the backoff of a draft. It goes on with that draft: its payload is the
+        # whole conversation, so that nobody needs the results of the drafts before it, which may be missing.
+        number = max(1, drafts_begun(self._task.work_items))
+        while True:
+            job, drafted = await self._draft(number, job, request, deadline)
+            text = AiAnswer.model_validate(drafted.result).text
+            decision = await self._review(number, job, text, request, deadline)
+            actor = self._actors[review_lineage(number)]
+            if decision.comments is None:
+                return ReviewedDraftResult.approved(
+                    drafted, self._task.work_items, reviews=number, approved_by=actor
+                )
+            what_follows = after_rejection(
+                job,
+                text,
+                decision.comments,
+                number=number,
+                max_revisions=request.max_revisions,
+                actor=actor,
+            )
+            if isinstance(what_follows, str):
+                raise task_error("TaskFailed", what_follows)
+            job, number = what_follows, number + 1
+
+    async def _draft(
+        self, number: int, job: AiJob, request: ReviewedDraftRequest, deadline: datetime | None
+    ) -> tuple[AiJob, WorkItem]:
+        """The draft with this number, and what it was asked with."""
+        lineage = draft_lineage(number)
+        recipe = request.recipe()
+        async for work_item in self._task.attempts(job, lineage=lineage, recipe=recipe, deadline=deadline):
+            async with work_item:
+                job = AiJob.model_validate(work_item.payload)
+                work_item.complete(await answer(work_item, job, request, deadline))
+        return job, self._task.completed(lineage)
+
+    async def _review(
+        self, number: int, job: AiJob, text: str, request: ReviewedDraftRequest, deadline: datetime | None
+    ) -> Decision:
+        """What a person decides about the draft."""
+        lineage = review_lineage(number)
+        left = None if deadline is None else deadline - workflow.now()
+        review = request.review_of(job, text, number, left)
+        async for work_item in self._task.attempts(review, lineage=lineage, recipe=_ONCE, deadline=deadline):
+            async with work_item:
+                # It ends with the review, whatever it is at.
+                reminding = asyncio.create_task(remind(work_item.id, lineage, review, request))
+                limit = review.timeout_seconds
+                try:
+                    work_item.complete(
+                        await work_item.outcome(None if limit is None else timedelta(seconds=limit))
+                    )
+                finally:
+                    reminding.cancel()
+        return Decision.model_validate(self._task.completed(lineage).result)
+
+    def _note_actor(self, change: StateChange) -> NextAttempt | None:
+        """Keeps who decided a review: a work item does not say who ended it."""
+        if change.transition.next_state is WorkItemState.COMPLETED:
+            self._actors[change.work_item.lineage] = change.transition.actor
+        return retry_by_recipe(change)
