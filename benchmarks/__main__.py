@@ -24,11 +24,20 @@ def main() -> None:
         "--tasks", type=_positive, default=160, help="tasks of a round; a quarter of it with failures (160)"
     )
     parser.add_argument("--concurrency", type=_positive, default=20, help="tasks under way at once (20)")
+    parser.add_argument(
+        "--only",
+        metavar="NAMES",
+        help=f"comparisons to run (default: {','.join(c.name for c in COMPARISONS)})",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds to this file, too")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 40 tasks: does it run at all?")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.tasks = 2, 40
+    names = [comparison.name for comparison in COMPARISONS]
+    options.only = options.only.upper().split(",") if options.only else names
+    if unknown := set(options.only) - set(names):
+        parser.error(f"--only: no comparison {min(unknown)!r}; there are {', '.join(names)}")
     asyncio.run(_run(options))
 
 
@@ -44,8 +53,9 @@ async def _run(options: argparse.Namespace) -> None:
     known: dict[str, object] = {}
     results: dict[str, tuple[Comparison, Rounds]] = {}
     for comparison in COMPARISONS:
-        # A try with failures takes three times the work, or the server's second twice.
-        tasks = options.tasks if not comparison.failures else max(1, options.tasks // 4)
+        if comparison.name not in options.only:
+            continue
+        tasks = comparison.tasks(options.tasks)
         async with running(comparison.server_settings) as bench:
             if not known:
                 known |= facts(await bench.server_version())
@@ -75,11 +85,12 @@ async def _compare(
 ) -> dict[str, list[Round]]:
     rounds: dict[str, list[Round]] = {side.name: [] for side in comparison.sides}
     for side in comparison.sides:  # what is made once and kept (connections, statements) is not counted
-        await bench.round(side, comparison.failures, max(2 * concurrency, tasks // 4), concurrency)
+        warm_up = tasks if comparison.prompts > 1 else max(2 * concurrency, tasks // 4)
+        await bench.round(side, comparison, warm_up, concurrency)
     for turn in range(number):
         first = turn % len(comparison.sides)
         for side in comparison.sides[first:] + comparison.sides[:first]:
-            rounds[side.name].append(await bench.round(side, comparison.failures, tasks, concurrency))
+            rounds[side.name].append(await bench.round(side, comparison, tasks, concurrency))
     return rounds
 
 

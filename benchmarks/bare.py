@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 
-__all__ = ["BACKOFF", "HEARTBEAT_TIMEOUT", "MAX_RETRIES", "BareAsk"]
+__all__ = ["BACKOFF", "HEARTBEAT_TIMEOUT", "MAX_RETRIES", "BareAsk", "BareFanOut"]
 
 BACKOFF = timedelta(milliseconds=50)
 MAX_RETRIES = 3
 HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+
+
+async def _ask(prompt: str) -> str:
+    answer: str = await workflow.execute_activity(
+        "ask",
+        prompt,
+        result_type=str,
+        start_to_close_timeout=timedelta(seconds=305),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=RetryPolicy(
+            initial_interval=BACKOFF, backoff_coefficient=1, maximum_attempts=MAX_RETRIES + 1
+        ),
+    )
+    return answer
 
 
 @workflow.defn(name="BareAsk")
@@ -20,14 +37,22 @@ class BareAsk:
 
     @workflow.run
     async def run(self, prompt: str) -> str:
-        answer: str = await workflow.execute_activity(
-            "ask",
-            prompt,
-            result_type=str,
-            start_to_close_timeout=timedelta(seconds=305),
-            heartbeat_timeout=HEARTBEAT_TIMEOUT,
-            retry_policy=RetryPolicy(
-                initial_interval=BACKOFF, backoff_coefficient=1, maximum_attempts=MAX_RETRIES + 1
-            ),
-        )
-        return answer
+        return await _ask(prompt)
+
+
+@workflow.defn(name="BareFanOut")
+class BareFanOut:
+    """Many activities, so many at once. Input: prompts and concurrency. Result: the texts in order."""
+
+    @workflow.run
+    async def run(self, request: dict[str, Any]) -> list[str]:
+        prompts: Sequence[str] = request["prompts"]
+        texts = [""] * len(prompts)
+        numbers = iter(range(len(prompts)))
+
+        async def ask_some() -> None:
+            for number in numbers:
+                texts[number] = await _ask(prompts[number])
+
+        await asyncio.gather(*(ask_some() for _ in range(request["concurrency"])))
+        return texts

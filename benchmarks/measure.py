@@ -22,7 +22,7 @@ from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 from temporalio.client import Client
 
 from benchmarks.bare import BACKOFF, HEARTBEAT_TIMEOUT, MAX_RETRIES
-from benchmarks.provider import failing
+from benchmarks.provider import failing, waiting
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
 
@@ -61,7 +61,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ways to do the same work; the first is the yardstick, the second what has to come close to it."""
+    """Ways to do the same work; the first is the yardstick, the second what has to come close to it.
+
+    Attributes:
+        failures: How often each prompt fails before it is answered.
+        prompts: In one task; with more than one, a round is one task.
+    """
 
     name: str
     title: str
@@ -69,6 +74,13 @@ class Comparison:
     sides: tuple[Side, ...]
     aim: float | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict)
+    prompts: int = 1
+
+    def tasks(self, wanted: int) -> int:
+        """Tasks of a round, of so many wanted: with failures each takes three times the work."""
+        if self.prompts > 1:
+            return 1
+        return max(1, wanted // 4) if self.failures else wanted
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,16 @@ _TASK = Side("AiAgentTask, ledger on SQLite", "AiAgentTask", TASK_QUEUE, _reques
 _UNRECORDED = Side("AiAgentTask, no ledger", "AiAgentTask", UNRECORDED_QUEUE, _request)
 
 
+FAN_OUT_PROMPTS = 500
+FAN_OUT_CONCURRENCY = 50
+FAN_OUT_MILLISECONDS = 100
+
+
+def _many(name: str) -> dict[str, Any]:
+    prompts = [waiting(FAN_OUT_MILLISECONDS, f"{name} {number}") for number in range(FAN_OUT_PROMPTS)]
+    return {"prompts": prompts, "concurrency": FAN_OUT_CONCURRENCY}
+
+
 def _bare(name: str) -> Side:
     return Side(name, "BareAsk", BARE_QUEUE, lambda prompt: prompt)
 
@@ -112,6 +134,18 @@ COMPARISONS = (
     Comparison("A", "no failures", 0, (_bare("workflow with one activity"), _TASK, _UNRECORDED), aim=0.90),
     Comparison("B", f"{_FAILURES}, the server as it comes (timers up to 1 s late)", 2, _RETRIES, aim=0.80),
     Comparison("C", f"{_FAILURES}, the server's timers exact", 2, _RETRIES, server_settings=EXACT_TIMERS),
+    Comparison(
+        "D",
+        f"{FAN_OUT_PROMPTS} prompts in one task, {FAN_OUT_CONCURRENCY} at once, a provider that takes "
+        f"{FAN_OUT_MILLISECONDS} ms",
+        0,
+        (
+            Side("workflow with as many activities", "BareFanOut", BARE_QUEUE, _many),
+            Side("AiFanOutTask, ledger on SQLite", "AiFanOutTask", TASK_QUEUE, _many),
+        ),
+        aim=1 / 1.3,
+        prompts=FAN_OUT_PROMPTS,
+    ),
 )
 
 
@@ -129,8 +163,9 @@ class Bench:
         info = await self._client.workflow_service.get_system_info(GetSystemInfoRequest())
         return info.server_version
 
-    async def round(self, side: Side, failures: int, tasks: int, concurrency: int) -> Round:
+    async def round(self, side: Side, comparison: Comparison, tasks: int, concurrency: int) -> Round:
         """Run tasks, so many at once, and check that each made the requests it should and no more."""
+        failures, prompts = comparison.failures, comparison.prompts
         requests, recorded = await self._requests(), self._recorded()
         name, numbers, latencies = uuid4().hex, iter(range(tasks)), []
 
@@ -152,10 +187,10 @@ class Bench:
         worker, server = _cpu_seconds(self._worker_pid) - worker, _cpu_seconds(self._server_pid) - server
 
         made = {key: count - requests[key] for key, count in (await self._requests()).items()}
-        expected = {"answered": tasks, "failed": tasks * failures}
+        expected = {"answered": tasks * prompts, "failed": tasks * failures}
         assert made == expected, f"{side.name}: expected {expected} requests, the provider counted {made}"
-        if side is _TASK:
-            new, due = self._recorded() - recorded, tasks * (failures + 1)
+        if side.task_queue == TASK_QUEUE:
+            new, due = self._recorded() - recorded, tasks * prompts * (failures + 1)
             assert new == due, f"{side.name}: expected {due} settled work items in the ledger, found {new}"
         return Round(tasks, seconds, median(latencies), worker, server)
 

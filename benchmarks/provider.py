@@ -2,7 +2,8 @@
 
 It must never be the bottleneck, so it knows only what the benchmark needs: chat completions on connections
 that stay open. The first requests with a prompt that begins with `fail N ` are answered 500, N times; every
-other request gets the same short answer. `GET /` gives the counts so far.
+other request gets the same short answer, one that begins with `wait N ` N milliseconds later. `GET /` gives
+the counts so far.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import json
 import sys
 from collections import Counter
 
-__all__ = ["failing"]
+__all__ = ["failing", "waiting"]
 
 
 def failing(times: int, name: str) -> str:
     """A prompt that the provider fails this often before it answers; each name counts on its own."""
     return f"fail {times} {name}" if times else f"answer {name}"
+
+
+def waiting(milliseconds: int, name: str) -> str:
+    """A prompt that the provider answers so much later."""
+    return f"wait {milliseconds} {name}"
 
 
 def _response(status: str, body: object) -> bytes:
@@ -66,10 +72,19 @@ class _Connection(asyncio.Protocol):
                 return
             body = bytes(self._received[end:whole])
             del self._received[:whole]
-            self._transport.write(self._answer(body) if body else _response("200 OK", self._counts))
+            if not body:
+                self._transport.write(_response("200 OK", self._counts))
+                continue
+            prompt: str = json.loads(body)["messages"][-1]["content"]
+            answer = self._answer(prompt)
+            word, number, *_ = prompt.split(" ")
+            if word == "wait":
+                loop = asyncio.get_running_loop()
+                loop.call_later(int(number) / 1000, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
 
-    def _answer(self, body: bytes) -> bytes:
-        prompt: str = json.loads(body)["messages"][-1]["content"]
+    def _answer(self, prompt: str) -> bytes:
         word, times, *_ = prompt.split(" ")
         if word == "fail":
             self._seen[prompt] += 1

@@ -20,7 +20,7 @@ from temporalio.worker import Worker
 
 from activities.client import make_client
 from activities.generate import HEARTBEAT_INTERVAL, AiActivities
-from benchmarks.bare import BareAsk
+from benchmarks.bare import BareAsk, BareFanOut
 from benchmarks.measure import BARE_QUEUE, TASK_QUEUE, UNRECORDED_QUEUE
 from tasquencer.entries import LedgerEntry
 from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
@@ -28,6 +28,7 @@ from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.work_item import Transition, WorkItem
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_fan_out import AiFanOutTask
 
 MODEL = "instant"
 
@@ -89,12 +90,13 @@ async def serve(address: str, base_url: str, ledger_url: str) -> None:
     logging.getLogger("temporalio").setLevel(logging.CRITICAL)
     async with make_client(api_key="not-needed", base_url=base_url) as provider, AsyncExitStack() as workers:
         ours = AiActivities(provider, MODEL).generate
-        for queue, workflow, call, plugins in (
-            (BARE_QUEUE, BareAsk, BareActivities(provider).ask, []),
-            (TASK_QUEUE, AiAgentTask, ours, [TasquencerPlugin(SqlLedger(ledger_url))]),
-            (UNRECORDED_QUEUE, AiAgentTask, ours, [TasquencerPlugin(NoLedger())]),
+        tasks = [AiAgentTask, AiFanOutTask]
+        for queue, workflows, call, plugins in (
+            (BARE_QUEUE, [BareAsk, BareFanOut], BareActivities(provider).ask, []),
+            (TASK_QUEUE, tasks, ours, [TasquencerPlugin(SqlLedger(ledger_url))]),
+            (UNRECORDED_QUEUE, tasks, ours, [TasquencerPlugin(NoLedger())]),
         ):
-            worker = await _worker(address, queue, workflow, call, plugins)
+            worker = await _worker(address, queue, workflows, call, plugins)
             await workers.enter_async_context(worker)
             while not worker.is_running:  # it opens its ledger first
                 await asyncio.sleep(0.01)
@@ -103,12 +105,12 @@ async def serve(address: str, base_url: str, ledger_url: str) -> None:
 
 
 async def _worker(
-    address: str, queue: str, workflow: type, call: object, plugins: Sequence[Plugin]
+    address: str, queue: str, workflows: Sequence[type], call: object, plugins: Sequence[Plugin]
 ) -> Worker:
     return Worker(
         await Client.connect(address, plugins=plugins),
         task_queue=queue,
-        workflows=[workflow],
+        workflows=workflows,
         activities=[call],  # type: ignore[list-item]
         max_concurrent_activities=100,
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
