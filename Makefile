@@ -36,8 +36,9 @@ format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure tasks per second beside plain Temporal
+bench: setup ## measure beside plain Temporal: tasks per second, fan-outs, how fast a task obeys
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.control $(CONTROL_ARGS)
 
 lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping versions where possible
 	$(COMPILE) $(LOCK_ARGS) --all-extras --group dev -o requirements.lock pyproject.toml

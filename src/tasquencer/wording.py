@@ -120,7 +120,8 @@ _GAP = 2 * _UNBROKEN
 def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkItem], int]) -> str:
     """The work items as the Markdown table that the Web UI shows as a workflow's current details.
 
-    Made for a pane of half a page: failures are told below their state, and only texts may wrap.
+    Made for a pane of half a page: failures are told below their state, and only texts may wrap. Of many work
+    items it shows the newest, those that only wait for their first turn last, and counts all.
 
     Args:
         work_items: Oldest first.
@@ -128,6 +129,9 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
     """
     items = list(work_items)
     shown = items[-_ROWS_SHOWN:]
+    if len(items) > _ROWS_SHOWN:
+        begun = [item for item in items if not _waits_for_its_first_turn(item)][-_ROWS_SHOWN:]
+        shown = begun or shown
     lineages = len({item.lineage for item in items}) > 1
     header = [*(["lineage"] if lineages else []), "attempt", "state", "delay", "took"]
     lines = [_row(header), "|" + " :-- |" * (len(header) - 1) + " --: |"]
@@ -145,8 +149,16 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
             )
         )
     if len(items) > len(shown):
-        lines.append(f"\nThe newest {len(shown)} of {len(items)} work items; `tasq show` lists them all.")
+        states = Counter(item.state for item in items)
+        counted = ", ".join(f"{states[state]} {state}" for state in WorkItemState if states[state])
+        lines.append(
+            f"\nThe newest {len(shown)} of {len(items)} work items ({counted}); `tasq show` lists all."
+        )
     return "\n".join(lines)
+
+
+def _waits_for_its_first_turn(item: WorkItem) -> bool:
+    return item.state is WorkItemState.INITIALIZED and item.delay_reason is DelayReason.FIRST_TRY
 
 
 def _row(cells: list[str]) -> str:

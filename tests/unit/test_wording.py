@@ -216,7 +216,20 @@ def test_a_long_table_shows_the_newest_work_items_and_says_so() -> None:
     assert len(lines) == 2 + 10 + 2
     assert lines[2].startswith("| retry 15 of 24 |")  # 25 work items, the newest 10
     assert lines[11].startswith("| retry 24 of 24 |")
-    assert lines[-1] == "The newest 10 of 25 work items; `tasq show` lists them all."
+    assert lines[-1] == ("The newest 10 of 25 work items (1 initialized, 24 failed); `tasq show` lists all.")
+
+
+def test_in_a_long_table_what_waits_for_its_first_turn_makes_room_for_what_happens() -> None:
+    state = task()
+    for number in range(30):
+        state.begin("job", now=NOON, lineage=f"prompt-{number + 1}")
+    failed(state, "w0")
+    state.start("w1", now=NOON)
+
+    lines = plain(markdown_table(state.work_items(), three))
+
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| prompt-1", "| prompt-2", "| prompt-1"]
+    assert "The newest 3 of 31 work items (29 initialized, 1 started, 1 failed)" in lines[-1]
 
 
 def test_a_table_of_nothing_has_a_header() -> None:

@@ -285,7 +285,6 @@ class TaskDriver:
         """
         self._stop_what_ended()
         self._take_turns()
-        workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
         canceled: asyncio.CancelledError | None = None
         while self._writing is not None or self.state.has_entries or self._must_settle:
             if self._writing is None:
@@ -314,6 +313,7 @@ class TaskDriver:
                 for _ in range(_HANDOVER_STEPS):
                     await asyncio.sleep(0)
             entries = self.state.take_entries()
+            workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
             settlement = self._settlement()
             slow = await workflow.execute_local_activity(
                 RECORD,
