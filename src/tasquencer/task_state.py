@@ -126,6 +126,7 @@ class CarriedTask(BaseModel):
         sequences: How many transitions the open work items have had, less one, by id.
         hurried: Work items whose wait an operator has ended and that only wait for their turn: by id, the
             actor and the reason.
+        left_behind: Ids of open work items that a reset has left behind and that are yet to be replaced.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -135,6 +136,7 @@ class CarriedTask(BaseModel):
     payloads: dict[str, JsonValue]
     sequences: dict[str, int]
     hurried: dict[str, tuple[str, str | None]] = {}
+    left_behind: set[str] = set()
     deadline: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
 
@@ -213,6 +215,11 @@ class TaskState:
             return self._work_items[work_item_id]
         except KeyError:
             raise UnknownWorkItem(work_item_id, self.task_id) from None
+
+    def is_started(self, work_item_id: str) -> bool:
+        """Whether there is a work item with this id that is started."""
+        item = self._work_items.get(work_item_id)
+        return item is not None and item.state is WorkItemState.STARTED
 
     def open_work_items(self) -> list[WorkItem]:
         """Those that are initialized or started, oldest first."""
@@ -363,6 +370,31 @@ class TaskState:
     def cancel(self, work_item_id: str, *, now: datetime, reason: str, actor: str = TASK_ACTOR) -> Verdict:
         """The work item is given up; hook and policy see it and decide."""
         return self._change(work_item_id, WorkItemState.CANCELED, now, actor, reason)
+
+    def replace(self, work_item_id: str, *, now: datetime, reason: str) -> WorkItem:
+        """Leave an open work item to an abandoned past, and go on with another one in its place.
+
+        Nothing more is recorded of the old one: it belongs to the run that was abandoned. The new one is the
+        same attempt at the same work, with the same plan of its delay.
+        """
+        old = self.work_item(work_item_id)
+        if old.state.is_terminal:
+            raise TaskMisused(f"work item {old.id!r} has ended, nothing can take its place")
+        del self._work_items[old.id], self._sequences[old.id]
+        self._states[old.state] -= 1
+        self._entries = [entry for entry in self._entries if entry.work_item.id != old.id]
+        fresh: dict[str, Any] = {
+            "id": self._new_id(),
+            "run_id": self._run_id,
+            "state": WorkItemState.INITIALIZED,
+            "created_at": now,
+            "started_at": None,
+            "worker": None,
+        }
+        item = old.model_copy(update=fresh)
+        self._lineages[old.lineage].work_item_ids[-1] = item.id
+        self._conclude(self._note(None, item, now, TASK_ACTOR, reason), may_continue=True)
+        return item
 
     def close(self, *, now: datetime, reason: str, lineage: str | None = None) -> None:
         """Cancel what is open, of one lineage or of all; neither hook nor policy is asked."""

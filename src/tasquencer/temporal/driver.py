@@ -70,6 +70,28 @@ class TaskDriver:
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, asyncio.Task[Any]] = {}
         self._hurried: dict[str, tuple[str, str | None]] = {}
+        self._left_behind: set[str] = set()
+        self._replaced: set[str] = set()
+        workflow.register_random_seed_callback(self._on_reset)
+
+    def _on_reset(self, seed: int) -> None:
+        # Temporal gives a run a new seed when a reset has made it: what was open then has a past of its own,
+        # in the run that was abandoned, and under its id a request may have left.
+        self._left_behind.update(item.id for item in self.state.open_work_items())
+
+    def is_left_behind(self, item: WorkItem) -> bool:
+        """Whether the work item was open when a reset made this run."""
+        return item.id in self._left_behind
+
+    async def replace(self, item: WorkItem) -> None:
+        """Go on with a new work item in the place of one that a reset has left behind."""
+        self._left_behind.discard(item.id)
+        self._running.discard(item.id)
+        fresh = self.state.replace(item.id, now=workflow.now(), reason="after a reset of the task")
+        self._replaced.add(fresh.id)
+        if item.id in self._hurried:
+            self._hurried[fresh.id] = self._hurried.pop(item.id)
+        await self._settle(item.lineage)
 
     def hurry(self, work_item_id: str, actor: str, reason: str | None) -> None:
         """End the work item's wait, now or as soon as it begins."""
@@ -87,7 +109,9 @@ class TaskDriver:
 
     async def outcome(self, item: WorkItem) -> WorkItem:
         """Wait until somebody outside ends the work item, and that is recorded."""
-        await workflow.wait_condition(lambda: self.state.work_item(item.id).state.is_terminal)
+        await workflow.wait_condition(
+            lambda: self.state.work_item(item.id).state.is_terminal or self.is_left_behind(item)
+        )
         await self.flush()
         return self.state.work_item(item.id)
 
@@ -108,6 +132,10 @@ class TaskDriver:
         finally:
             del self._calls[item.id]
 
+    def is_calling(self, activity_id: str | None) -> bool:
+        """Whether an activity of this id is the call of a started work item."""
+        return activity_id is not None and self.state.is_started(activity_id)
+
     def max_retries(self, item: WorkItem) -> int:
         """How many retries the work item's lineage has."""
         return self.state.recipe_of(item).max_retries
@@ -120,7 +148,9 @@ class TaskDriver:
             and workflow.all_handlers_finished()
         ):
             TaskScope.current().continue_as_new()
-        if item.run_id == workflow.info().run_id:  # just recorded: the whole delay from here
+        if (
+            item.run_id == workflow.info().run_id and item.id not in self._replaced
+        ):  # just recorded: the whole delay from here
             delay = timedelta(seconds=item.delay_seconds)
         else:
             delay = item.not_before - workflow.now()
@@ -270,12 +300,14 @@ class TaskDriver:
         """The state for the next run."""
         if not self._may_continue_as_new():
             raise TaskMisused("a task cannot continue as new while one of its work items is started")
-        return self.state.carry().model_copy(update={"hurried": dict(self._hurried)})
+        marks = {"hurried": dict(self._hurried), "left_behind": set(self._left_behind)}
+        return self.state.carry().model_copy(update=marks)
 
     def resume(self, carried: CarriedTask) -> None:
         """Take up what the run before carried along."""
         self.state.resume(carried)
         self._hurried.update(carried.hurried)
+        self._left_behind.update(carried.left_behind)
 
     async def flush(self) -> None:
         """Return once every transition so far is in the ledger.

@@ -20,7 +20,10 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 from tasquencer.failure import Failure, FailureKind
 
-__all__ = ["as_application_error", "failure_of", "task_error", "worker_of"]
+__all__ = ["LEFT_BEHIND", "as_application_error", "failure_of", "is_left_behind", "task_error", "worker_of"]
+
+LEFT_BEHIND = "LeftBehind"
+"""Type of the error with which the call of a work item ends that a reset of the task has left behind."""
 
 _SDK_TYPES = {
     "WorkerShutdown": (FailureKind.WORKER_SHUTDOWN, "the worker was stopped before the call ended", True),
@@ -96,6 +99,12 @@ def failure_of(error: FailureError) -> Failure:
         message=cause.message or str(cause),
         transient=not cause.non_retryable,
     )
+
+
+def is_left_behind(error: BaseException | None) -> bool:
+    """Whether it says that a reset has left the work item behind: that is no outcome of it."""
+    cause = error.cause if isinstance(error, ActivityError) else error
+    return isinstance(cause, ApplicationError) and cause.type == LEFT_BEHIND
 
 
 def worker_of(error: FailureError) -> str | None:

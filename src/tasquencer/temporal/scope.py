@@ -1,8 +1,11 @@
-"""What the plugin adds around each workflow run: its scope, and the certainty that nothing dangles.
+"""What the plugin adds around each workflow run and each call: a scope, and that nothing dangles.
 
 The interceptor settles the work items that are still open when the workflow returns, fails or is
 canceled, however the workflow's own code got there, and starts what is to follow the task's end. When a
 task continues as new, its state travels in a header, so that the workflow's signature stays its own.
+
+So does the run with each call of a work item: when a task is reset, Temporal makes a call that was under way
+again, in the new run, under the same id. It is stopped before it begins; the task makes another work item.
 """
 
 from __future__ import annotations
@@ -12,12 +15,21 @@ import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from temporalio import workflow
-from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio import activity, workflow
+from temporalio.exceptions import (
+    ApplicationError,
+    ApplicationErrorCategory,
+    FailureError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 from temporalio.worker import (
+    ActivityInboundInterceptor,
     ContinueAsNewInput,
+    ExecuteActivityInput,
     ExecuteWorkflowInput,
     Interceptor,
+    StartActivityInput,
     WorkflowInboundInterceptor,
     WorkflowInterceptorClassInput,
     WorkflowOutboundInterceptor,
@@ -26,6 +38,7 @@ from temporalio.worker import (
 from tasquencer.ending import TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.errors import TaskMisused
 from tasquencer.task_state import CarriedTask
+from tasquencer.temporal.failures import LEFT_BEHIND
 
 if TYPE_CHECKING:
     from tasquencer.temporal.driver import TaskDriver
@@ -33,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["TaskInterceptor", "TaskScope", "carried_task"]
 
 _HEADER = "tasquencer-task"
+_RUN_HEADER = "tasquencer-run"
 _ATTRIBUTE = "__tasquencer_scope__"
 
 
@@ -128,6 +142,25 @@ class TaskInterceptor(Interceptor):
         """See the base class."""
         return _Inbound
 
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        """See the base class."""
+        return _CallInbound(next)
+
+
+class _CallInbound(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        payload = input.headers.get(_RUN_HEADER)
+        if payload is not None:
+            run_id = activity.payload_converter().from_payload(payload, str)
+            if run_id != activity.info().workflow_run_id:
+                raise ApplicationError(
+                    "a reset of the task has left this attempt behind: nothing was sent",
+                    type=LEFT_BEHIND,
+                    non_retryable=True,
+                    category=ApplicationErrorCategory.BENIGN,
+                )
+        return await super().execute_activity(input)
+
 
 class _Inbound(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
@@ -177,6 +210,13 @@ async def _to_the_end(doing: Coroutine[Any, Any, None]) -> None:
 
 
 class _Outbound(WorkflowOutboundInterceptor):
+    def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
+        scope = TaskScope.find()
+        if scope is not None and scope.driver is not None and scope.driver.is_calling(input.activity_id):
+            payload = workflow.payload_converter().to_payload(workflow.info().run_id)
+            input.headers = {**input.headers, _RUN_HEADER: payload}
+        return super().start_activity(input)
+
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
         scope = TaskScope.find()
         if scope is not None and scope.driver is not None:

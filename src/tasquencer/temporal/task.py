@@ -37,7 +37,14 @@ from tasquencer.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.retry import RetryRecipe
 from tasquencer.task_state import MAIN_LINEAGE, RecordOf, StateChangeHook, TaskState, retry_by_recipe
 from tasquencer.temporal.driver import TaskDriver
-from tasquencer.temporal.failures import as_application_error, failure_of, task_error, worker_of
+from tasquencer.temporal.failures import (
+    LEFT_BEHIND,
+    as_application_error,
+    failure_of,
+    is_left_behind,
+    task_error,
+    worker_of,
+)
 from tasquencer.temporal.operators import Operators, ResultOf
 from tasquencer.temporal.scope import TaskScope, carried_task
 from tasquencer.wording import attempt_label, duration
@@ -228,6 +235,9 @@ class Attempts:
             await self._driver.turn(item)
             if self._driver.state.work_item(item.id).state.is_terminal:
                 continue
+            if self._driver.is_left_behind(item):
+                await self._driver.replace(item)
+                continue
             if not await self._driver.expire(item):
                 return ActiveWorkItem(self._driver, item)
 
@@ -366,6 +376,8 @@ class ActiveWorkItem:
             raise as_application_error(
                 Failure.of(FailureKind.TIMED_OUT, f"no outcome from outside within {after}")
             ) from None
+        if self._driver.is_left_behind(item) and not item.state.is_terminal:
+            raise ApplicationError("a reset of the task has left this work item behind", type=LEFT_BEHIND)
         if item.state is not WorkItemState.COMPLETED:
             raise _ended("without a result")
         return item.result
@@ -413,6 +425,9 @@ class ActiveWorkItem:
             return False
         if is_cancelled_exception(error):
             await self._driver.give_up(self._item, "its activity was canceled")
+            return True
+        if is_left_behind(error):
+            await self._driver.replace(self._item)
             return True
         if isinstance(error, FailureError):
             await self._driver.fail(self._item, failure_of(error), worker_of(error))
