@@ -44,6 +44,7 @@ _MOST_OF_A_TASK = 100
 """Reviews of one task that may wait at once."""
 
 
+@options.with_call_options
 def draft(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="What to write; - reads it from standard input.")
@@ -84,21 +85,7 @@ def draft(
             metavar="NAME", help="Where that activity is. Default: the task's.", rich_help_panel=_REVIEWS
         ),
     ] = None,
-    system: options.System = None,
-    model: options.Model = None,
-    temperature: options.Temperature = None,
-    max_output_tokens: options.MaxOutputTokens = None,
-    metadata: options.Metadata = None,
-    max_retries: options.MaxRetries = None,
-    initial_interval: options.InitialInterval = None,
-    backoff_coefficient: options.BackoffCoefficient = None,
-    maximum_interval: options.MaximumInterval = None,
-    jitter: options.Jitter = None,
-    retry_on: options.RetryOnOption = None,
-    attempt_timeout: options.AttemptTimeout = None,
-    heartbeat_timeout: options.HeartbeatTimeout = None,
-    queue_timeout: options.QueueTimeout = None,
-    deadline: options.Deadline = None,
+    calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
     task_id: options.TaskId = None,
     detach: options.Detach = False,
     as_json: options.Json = False,
@@ -110,7 +97,6 @@ def draft(
 
     Exit status as for `tasq run`.
     """
-    calls = options.call_fields(locals())
     from tasquencer.cli.following import DRAFT_TYPE
     from tasquencer.review import parse_reviewed_draft
 

@@ -50,6 +50,7 @@ _POLICY = "Policy"
 WATCH_EXAMPLES = examples("tasq watch ai-agent-1a2b3c4d")
 
 
+@options.with_call_options
 def run(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")
@@ -58,21 +59,7 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.json", help="A whole conversation in place of the prompt: a JSON list."),
     ] = None,
-    system: options.System = None,
-    model: options.Model = None,
-    temperature: options.Temperature = None,
-    max_output_tokens: options.MaxOutputTokens = None,
-    metadata: options.Metadata = None,
-    max_retries: options.MaxRetries = None,
-    initial_interval: options.InitialInterval = None,
-    backoff_coefficient: options.BackoffCoefficient = None,
-    maximum_interval: options.MaximumInterval = None,
-    jitter: options.Jitter = None,
-    retry_on: options.RetryOnOption = None,
-    attempt_timeout: options.AttemptTimeout = None,
-    heartbeat_timeout: options.HeartbeatTimeout = None,
-    queue_timeout: options.QueueTimeout = None,
-    deadline: options.Deadline = None,
+    calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
     task_id: options.TaskId = None,
     detach: options.Detach = False,
     as_json: options.Json = False,
@@ -85,7 +72,6 @@ def run(
     Exit status: 0 completed, 1 the task failed, 2 usage, 3 Temporal cannot
     be reached.
     """
-    calls = options.call_fields(locals())
     request = check_request(
         {
             "prompt": read_prompt(prompt),
@@ -100,6 +86,7 @@ def run(
     )
 
 
+@options.with_call_options
 def fan_out(
     file: Annotated[
         Path,
@@ -124,21 +111,7 @@ def fan_out(
         int | None,
         typer.Option(help="Answers that require_successes needs.", rich_help_panel=_POLICY),
     ] = None,
-    system: options.System = None,
-    model: options.Model = None,
-    temperature: options.Temperature = None,
-    max_output_tokens: options.MaxOutputTokens = None,
-    metadata: options.Metadata = None,
-    max_retries: options.MaxRetries = None,
-    initial_interval: options.InitialInterval = None,
-    backoff_coefficient: options.BackoffCoefficient = None,
-    maximum_interval: options.MaximumInterval = None,
-    jitter: options.Jitter = None,
-    retry_on: options.RetryOnOption = None,
-    attempt_timeout: options.AttemptTimeout = None,
-    heartbeat_timeout: options.HeartbeatTimeout = None,
-    queue_timeout: options.QueueTimeout = None,
-    deadline: options.Deadline = None,
+    calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
     task_id: options.TaskId = None,
     detach: options.Detach = False,
     as_json: options.Json = False,
@@ -150,7 +123,6 @@ def fan_out(
 
     Exit status as for `tasq run`.
     """
-    calls = options.call_fields(locals())
     from tasquencer.cli.following import FAN_OUT_TYPE
     from tasquencer.fan_out import parse_fan_out
 
