@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import openai
 from pydantic import JsonValue
@@ -23,7 +23,7 @@ from activities.generate import HEARTBEAT_INTERVAL, AiActivities
 from benchmarks.bare import BareAsk, BareFanOut
 from benchmarks.measure import BARE_QUEUE, TASK_QUEUE, UNRECORDED_QUEUE
 from tasquencer.entries import LedgerEntry
-from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
+from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.work_item import Transition, WorkItem
@@ -49,6 +49,11 @@ class NoLedger(Ledger):
         return []
 
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
+        return []
+
+    async def open_work_items(
+        self, *, created_before: datetime, after: Place | None = None, limit: int = 1000
+    ) -> list[OpenWorkItem]:
         return []
 
     async def transitions(self, work_item_id: str) -> list[Transition]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from temporalio import workflow
 
 from tasquencer.ai import AiJob, ai_job_record, parse_answer
+from tasquencer.errors import InvalidRequest
 from tasquencer.fan_out import AiFanOutResult, lineage_of, parse_fan_out
 from tasquencer.temporal import Task, accept
 from workflows.calls import answer
@@ -18,17 +20,22 @@ __all__ = ["AiFanOutTask"]
 class AiFanOutTask:
     """Input: the JSON object that `AiFanOutRequest` describes. Result: `AiFanOutResult`."""
 
+    @workflow.init
+    def __init__(self, raw: object = None) -> None:
+        with contextlib.suppress(InvalidRequest):  # `run` says so
+            request = parse_fan_out(raw)
+            self._task = Task(
+                recipe=request.recipe(),
+                policy=request.policy.decide(),
+                record=ai_job_record,
+                result_of=lambda _, result: parse_answer(result),
+                concurrency=request.concurrency,
+            )
+
     @workflow.run
     async def run(self, raw: object = None) -> AiFanOutResult:
         """Answer all prompts, or as many as the policy asks for."""
-        request = accept(parse_fan_out, raw)
-        task = Task(
-            recipe=request.recipe(),
-            policy=request.policy.decide(),
-            record=ai_job_record,
-            result_of=lambda _, result: parse_answer(result),
-            concurrency=request.concurrency,
-        )
+        request, task = accept(parse_fan_out, raw), self._task
         deadline = task.deadline_after(request.deadline_seconds)
 
         async def attempt(lineage: str, job: AiJob) -> None:

@@ -18,7 +18,16 @@ from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerConflict
 from tasquencer.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
 
-__all__ = ["Ledger", "Settlement", "WorkItemFilter", "as_recorded", "caught_up", "is_new"]
+__all__ = [
+    "Ledger",
+    "OpenWorkItem",
+    "Place",
+    "Settlement",
+    "WorkItemFilter",
+    "as_recorded",
+    "caught_up",
+    "is_new",
+]
 
 
 class Ledger(ABC):
@@ -46,7 +55,8 @@ class Ledger(ABC):
       its place.
     - Any outage raises `LedgerUnavailable`; the caller may try the same batch again.
 
-    **Settling** (`settle`) ends what a run of a task has left open, as if the task had canceled it.
+    **Settling** (`settle`) ends what a run of a task has left open, or what the settlement names of it, as if
+    the task had canceled it.
 
     **Reading** sees every batch whose `record` has returned. Lists are newest first
     (`created_at`, then attempt, descending) unless the filter says otherwise.
@@ -87,6 +97,21 @@ class Ledger(ABC):
         """The work items that the filter selects, each whole."""
 
     @abstractmethod
+    async def open_work_items(
+        self, *, created_before: datetime, after: Place | None = None, limit: int = 1000
+    ) -> list[OpenWorkItem]:
+        """Work items that are initialized or started, oldest first, of any task.
+
+        Page by page with `after`, in a time that does not grow with how many work items have ended or were on
+        the pages before.
+
+        Args:
+            created_before: Only those; aware.
+            after: Only those that come after this place in the order.
+            limit: At most this many.
+        """
+
+    @abstractmethod
     async def transitions(self, work_item_id: str) -> list[Transition]:
         """The transitions of one work item, oldest first; empty if there is no such work item."""
 
@@ -107,6 +132,7 @@ class Settlement(BaseModel):
     Attributes:
         task_id: The task's.
         run_id: Only work items that this run of it has created.
+        work_item_ids: Only these of them; None: all.
         at: When they end; aware.
         reason: Why, in one line.
     """
@@ -115,9 +141,39 @@ class Settlement(BaseModel):
 
     task_id: str
     run_id: str
+    work_item_ids: frozenset[str] | None = None
     at: AwareDatetime
     actor: str
     reason: str
+
+
+class Place(BaseModel):
+    """A place in the order of all work items: where a page ended, and the next one begins."""
+
+    model_config = ConfigDict(frozen=True)
+
+    created_at: AwareDatetime
+    attempt: int
+    id: str
+
+
+class OpenWorkItem(BaseModel):
+    """What a list of open work items tells of each: whose it is, and its place in the order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    task_id: str
+    run_id: str
+    lineage: str
+    attempt: int
+    state: WorkItemState
+    created_at: AwareDatetime
+
+    @property
+    def place(self) -> Place:
+        """Where the next page begins if this is the last one of a page."""
+        return Place(created_at=self.created_at, attempt=self.attempt, id=self.id)
 
 
 class WorkItemFilter(BaseModel):
@@ -218,5 +274,6 @@ def as_recorded(later: WorkItem, present: WorkItem) -> WorkItem:
     kept = ["id", "task_id", "run_id", "task_type", "lineage", "attempt", "payload", "created_at"]
     if later.delay_reason is not DelayReason.OPERATOR:
         kept += ["delay_seconds", "delay_reason", "not_before"]
-    kept += [name for name in ("worker", "started_at") if getattr(later, name) is None]
+    kept += ["worker"] if later.worker is None else []
+    kept += ["started_at"] if present.started_at is not None else []  # as its transition says
     return later.model_copy(update={name: getattr(present, name) for name in kept})

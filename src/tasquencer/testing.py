@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, Settlement, WorkItemFilter, as_recorded, caught_up, is_new
+from tasquencer.ledger import (
+    Ledger,
+    OpenWorkItem,
+    Place,
+    Settlement,
+    WorkItemFilter,
+    as_recorded,
+    caught_up,
+    is_new,
+)
 from tasquencer.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = ["InMemoryLedger"]
@@ -68,6 +78,7 @@ class InMemoryLedger(Ledger):
             item
             for item in self._work_items.values()
             if (item.task_id, item.run_id) == (settlement.task_id, settlement.run_id)
+            and (settlement.work_item_ids is None or item.id in settlement.work_item_ids)
             and not item.state.is_terminal
         ]
         for item in left:
@@ -96,6 +107,18 @@ class InMemoryLedger(Ledger):
         found.sort(key=lambda item: (item.created_at, item.attempt, item.id), reverse=not wanted.oldest_first)
         return found[wanted.offset : wanted.offset + wanted.limit]
 
+    async def open_work_items(
+        self, *, created_before: datetime, after: Place | None = None, limit: int = 1000
+    ) -> list[OpenWorkItem]:
+        """See `Ledger.open_work_items`."""
+        found = [
+            OpenWorkItem.model_validate(item.model_dump(include=set(OpenWorkItem.model_fields)))
+            for item in self._work_items.values()
+            if not item.state.is_terminal and item.created_at < created_before
+        ]
+        found.sort(key=lambda item: _order(item.place))
+        return [item for item in found if after is None or _order(item.place) > _order(after)][:limit]
+
     async def transitions(self, work_item_id: str) -> list[Transition]:
         """See `Ledger.transitions`."""
         return list(self._transitions.get(work_item_id, []))
@@ -106,6 +129,10 @@ class InMemoryLedger(Ledger):
         """See `Ledger.domain_records`; here every table name is known."""
         rows = self._records.get(table, {})
         return {key: dict(rows[key]) for key in work_item_ids if key in rows}
+
+
+def _order(place: Place) -> tuple[datetime, int, str]:
+    return (place.created_at, place.attempt, place.id)
 
 
 def _matches(item: WorkItem, wanted: WorkItemFilter) -> bool:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
+from tasquencer.ledger import Ledger, OpenWorkItem, Settlement, WorkItemFilter
 from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
 from tests.ledger.stories import FAILURE, START, Life, after, ai_job
 
@@ -292,6 +292,15 @@ async def test_an_entry_that_names_no_worker_leaves_the_one_before(ledger: Ledge
     assert (await only(ledger)).worker == "w1"
 
 
+async def test_a_start_that_is_told_again_later_stays_as_its_transition_says(ledger: Ledger) -> None:
+    first, again = Life(), Life()
+    await ledger.record([first.initialized(), first.started()])
+    entries = [again.initialized(), again.started(started_at=after(1.5)), again.completed()]
+    await ledger.record(entries)
+    log = await ledger.transitions("a")
+    assert (await only(ledger)).started_at == log[1].at == after(1)
+
+
 @pytest.mark.parametrize("batches", [1, 2], ids=["in one batch", "in two batches"])
 async def test_an_operator_changes_the_wait(ledger: Ledger, batches: int) -> None:
     life = Life(delay_seconds=4, delay_reason=DelayReason.BACKOFF)
@@ -430,6 +439,42 @@ async def test_each_filter_selects_and_filters_combine(ledger: Ledger) -> None:
     assert await all_ids(ledger, states=open_states, task_id="task-0") == ["initialized"]
 
 
+# What is open
+
+
+async def test_open_work_items_are_listed_oldest_first_page_by_page(ledger: Ledger) -> None:
+    for number in range(9):  # three at a time, so that all parts of the order count
+        life = Life(f"w{number}", f"task-{number}", f"run-{number}", attempt=2 - number % 3)
+        life.created_at = after(number // 3)
+        await ledger.record(life.until(WorkItemState.STARTED if number % 2 else WorkItemState.INITIALIZED))
+    for state in WorkItemState:
+        if state.is_terminal:
+            await ledger.record(Life(f"{state}", run_id=f"{state}").until(state))
+    everything = ["w2", "w1", "w0", "w5", "w4", "w3", "w8", "w7", "w6"]
+    for size in (1, 2, 4, 9, 10):
+        found: list[OpenWorkItem] = []
+        while page := await ledger.open_work_items(
+            created_before=after(100), after=found[-1].place if found else None, limit=size
+        ):
+            assert len(page) <= size
+            found += page
+        assert [item.id for item in found] == everything
+    assert [item.id for item in await ledger.open_work_items(created_before=after(1))] == everything[:3]
+    known = OpenWorkItem(
+        id="w1", task_id="task-1", run_id="run-1", lineage="main", attempt=1,
+        state=WorkItemState.STARTED, created_at=START,
+    )  # fmt: skip
+    assert found[1] == known
+
+
+async def test_what_ends_between_two_pages_does_not_move_the_next_one(ledger: Ledger) -> None:
+    await ledger.record([Life(f"w{n}", lineage=f"l{n}", created_at=after(n)).initialized() for n in range(4)])
+    first = await ledger.open_work_items(created_before=after(100), limit=2)
+    await ledger.settle(SETTLEMENT.model_copy(update={"work_item_ids": frozenset({"w0", "w1", "w3"})}))
+    rest = await ledger.open_work_items(created_before=after(100), after=first[-1].place)
+    assert [item.id for item in rest] == ["w2"]
+
+
 # Settling
 
 
@@ -457,6 +502,21 @@ async def test_settling_cancels_what_the_run_has_left_open_and_nothing_else(ledg
     assert jobs["waiting"]["status"] == jobs["started"]["status"] == "canceled"
     assert jobs["started"]["model"] == "tiny"
     assert [await only(ledger, "ended"), await only(ledger, "elsewhere")] == untouched
+
+
+async def test_settling_some_leaves_the_others_open(ledger: Ledger) -> None:
+    ended = Life("ended", lineage="ended")
+    await ledger.record([Life(f"w{n}", lineage=f"l{n}").initialized(ai_job("pending")) for n in range(3)])
+    await ledger.record([*ended.until(WorkItemState.COMPLETED), Life("other", run_id="other").initialized()])
+    some = frozenset({"w0", "w2", "ended", "other", "nobody"})
+    settlement = SETTLEMENT.model_copy(update={"work_item_ids": some})
+    assert sorted(await ledger.settle(settlement)) == ["w0", "w2"]
+    assert await ledger.settle(settlement) == []
+    assert (await only(ledger, "w1")).state is WorkItemState.INITIALIZED
+    assert (await only(ledger, "other")).state is WorkItemState.INITIALIZED
+    jobs = await ledger.domain_records("ai_jobs", ["w0", "w1", "w2"])
+    assert [jobs[f"w{n}"]["status"] for n in range(3)] == ["canceled", "pending", "canceled"]
+    assert await ledger.settle(SETTLEMENT.model_copy(update={"work_item_ids": frozenset()})) == []
 
 
 async def test_settling_twice_settles_nothing_more(ledger: Ledger) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
+from uuid import uuid4
 
+import pytest
 from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.exceptions import CancelledError
 
 from tasquencer.ai import AiAnswer, AiJob
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.temporal import as_application_error
 from tasquencer.work_item import WorkItemState
+from tests.support.held_ledgers import HeldLedger, leading_to
 from tests.support.tasks import tasks_on
 from workflows.ai_fan_out import AiFanOutTask
 
@@ -19,7 +25,10 @@ AT_ONCE = {"initial_interval_seconds": 0}
 
 
 class Echo:
-    """Answers with the prompt; a prompt that begins with `fail` fails, `fail once` only the first time."""
+    """Answers with the prompt; a prompt that begins with `fail` fails, `fail once` only the first time.
+
+    One that begins with `late` takes a second, with `wait` it never ends.
+    """
 
     def __init__(self) -> None:
         self.asked = Counter[str]()
@@ -32,7 +41,7 @@ class Echo:
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             self.asked[job.prompt] += 1
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(1 if job.prompt.startswith("late") else 0.02)
         finally:
             self.under_way -= 1
         if job.prompt.startswith("wait"):
@@ -123,3 +132,45 @@ async def test_a_wrong_request_fails_at_once(dev_server: EmbeddedTemporal) -> No
         assert await tasks.work_items(handle) == []
     assert error.type == "InvalidRequest"
     assert error.message.startswith("policy.name: ")
+
+
+async def test_a_cancel_that_meets_an_answer_ends_it_and_keeps_the_answer(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    """One lineage is in its backoff, and canceled at once; the other one's outcome is on its way."""
+    ledger = HeldLedger(leading_to(WorkItemState.COMPLETED), committed=True)
+    policy = {"name": "require_successes", "successes": 1}
+    request = {
+        "prompts": ["fail once", "late one"],
+        "policy": policy,
+        "retry": {"initial_interval_seconds": 3600},
+    }
+    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate], ledger=ledger) as tasks:
+        handle = await tasks.start("AiFanOutTask", request)
+        await ledger.gate.wait_until_reached()
+        await handle.cancel()
+        ledger.gate.open()
+        with pytest.raises(WorkflowFailureError) as caught:
+            await asyncio.wait_for(handle.result(), 30)
+        items = await tasks.work_items(handle)
+    assert isinstance(caught.value.cause, CancelledError)
+    assert [(item.lineage, item.state.value) for item in items] == [
+        ("prompt-1", "failed"),
+        ("prompt-2", "completed"),
+        ("prompt-1", "canceled"),
+    ]
+
+
+async def test_an_action_that_is_there_before_the_worker_is_understood(dev_server: EmbeddedTemporal) -> None:
+    queue = f"queue-{uuid4()}"
+    client = await Client.connect(dev_server.address)
+    handle: WorkflowHandle[Any, Any] = await client.start_workflow(
+        "AiFanOutTask", {"prompts": ["one"]}, id=queue, task_queue=queue
+    )
+    acting = asyncio.create_task(handle.execute_update("retry_now", {"actor": "anna"}))
+    await asyncio.sleep(0.2)  # it is on the server before the worker is there
+    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate], task_queue=queue):
+        with pytest.raises(WorkflowUpdateFailedError) as refused:
+            await asyncio.wait_for(acting, 30)
+        assert (await handle.result())["completed"] == 1
+    assert "nothing waits" in str(refused.value.cause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -10,11 +11,11 @@ from pydantic import JsonValue
 
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
+from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
 from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
 from tasquencer.sql.group_commit import GroupCommit
 from tasquencer.sql.migrate import check_schema, upgrade_database
-from tasquencer.sql.reading import domain_records_in, transitions_in, work_items_in
+from tasquencer.sql.reading import domain_records_in, open_work_items_in, transitions_in, work_items_in
 from tasquencer.sql.schema import ai_jobs
 from tasquencer.sql.writing import settle, taken_attempt, write
 from tasquencer.work_item import Transition, WorkItem
@@ -91,6 +92,14 @@ class SqlLedger(Ledger):
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         """See `Ledger.work_items`."""
         return await self._read(lambda connection: work_items_in(connection, wanted))
+
+    async def open_work_items(
+        self, *, created_before: datetime, after: Place | None = None, limit: int = 1000
+    ) -> list[OpenWorkItem]:
+        """See `Ledger.open_work_items`."""
+        return await self._read(
+            lambda connection: open_work_items_in(connection, created_before, after, limit)
+        )
 
     async def transitions(self, work_item_id: str) -> list[Transition]:
         """See `Ledger.transitions`."""

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import sqlalchemy as sa
 from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger import OpenWorkItem, Place, WorkItemFilter
 from tasquencer.sql.schema import is_failed, is_open, work_item_transitions, work_items
 from tasquencer.sql.writing import PARAMETERS
 from tasquencer.work_item import Transition, WorkItem
 
-__all__ = ["domain_records_in", "transitions_in", "work_items_in", "work_items_query"]
+__all__ = [
+    "domain_records_in",
+    "open_work_items_in",
+    "open_work_items_query",
+    "transitions_in",
+    "work_items_in",
+    "work_items_query",
+]
 
 _NOT_IN_WORK_ITEM = ("failure_kind", "failure_message")
 _COLUMNS = [column for column in work_items.c if column.name not in _NOT_IN_WORK_ITEM]
@@ -48,6 +56,32 @@ def work_items_in(connection: sa.Connection, wanted: WorkItemFilter) -> list[Wor
     """The work items that the filter selects."""
     rows = connection.execute(work_items_query(wanted)).mappings()
     return [WorkItem.model_validate(dict(row)) for row in rows]
+
+
+def open_work_items_query(
+    created_before: datetime, after: Place | None, limit: int
+) -> sa.Select[tuple[object, ...]]:
+    """The query for a page of the open work items, oldest first; their index has them in this order."""
+    columns = work_items.c
+    order = [columns.created_at, columns.attempt, columns.id]
+    query = sa.select(*(columns[name] for name in OpenWorkItem.model_fields)).where(
+        is_open, columns.created_at < created_before
+    )
+    if after is not None:
+        place = [
+            sa.literal(value, column.type)
+            for value, column in zip((after.created_at, after.attempt, after.id), order, strict=True)
+        ]
+        query = query.where(sa.tuple_(*order) > sa.tuple_(*place))
+    return query.order_by(*order).limit(limit)
+
+
+def open_work_items_in(
+    connection: sa.Connection, created_before: datetime, after: Place | None, limit: int
+) -> list[OpenWorkItem]:
+    """A page of the open work items, oldest first."""
+    rows = connection.execute(open_work_items_query(created_before, after, limit)).mappings()
+    return [OpenWorkItem.model_validate(dict(row)) for row in rows]
 
 
 def transitions_in(connection: sa.Connection, work_item_id: str) -> list[Transition]:

@@ -44,9 +44,10 @@ _DELAY = ("delay_seconds", "delay_reason", "not_before")
 @functools.cache
 def _update(columns: tuple[str, ...]) -> sa.Update:
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
-    for name in ("worker", "started_at"):
-        column = work_items.c[name]
-        values[name] = sa.func.coalesce(sa.bindparam(name, type_=column.type), column)
+    worker, started_at = work_items.c.worker, work_items.c.started_at
+    values["worker"] = sa.func.coalesce(sa.bindparam("worker", type_=worker.type), worker)
+    # A start that is told again later is another time: the transition has the first.
+    values["started_at"] = sa.func.coalesce(started_at, sa.bindparam("started_at", type_=started_at.type))
     return sa.update(work_items).where(work_items.c.id == sa.bindparam("same_id")).values(values)
 
 
@@ -92,7 +93,12 @@ def settle(
     """
     of_run = (work_items.c.task_id == settlement.task_id, work_items.c.run_id == settlement.run_id)
     left = sa.select(work_items.c.id, work_items.c.state).where(*of_run, is_open).order_by(work_items.c.id)
-    states = {key: WorkItemState(state) for key, state in connection.execute(left)}
+    wanted = settlement.work_item_ids
+    states = {
+        key: WorkItemState(state)
+        for key, state in connection.execute(left)
+        if wanted is None or key in wanted
+    }
     ids = list(states)
     logs = _logs(connection, ids)
     steps = [

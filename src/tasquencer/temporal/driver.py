@@ -280,11 +280,17 @@ class TaskDriver:
         await self._settle(item.lineage)
 
     async def close(self, reason: str) -> None:
-        """Record everything that is open as canceled, and settle what is forgotten: the task is ending."""
+        """Record everything that is open as canceled, and settle what is forgotten: the task is ending.
+
+        It returns once no call is under way any more: a task does not end before its requests do.
+        """
+        if self._calls:  # of several lineages only the first one canceled may have said so yet
+            await self.turns()
         self.state.close(now=workflow.now(), reason=reason)
         forgetful = workflow.cancellation_reason() is not None or self.state.left_out_retries
         self._must_settle = forgetful and (self.state.has_entries or not self._has_settled)
         await self.flush()
+        await workflow.wait_condition(lambda: not self._calls)
 
     async def news(self) -> None:
         """Return in the next workflow task, once what the server knows of until now has had its effect."""
