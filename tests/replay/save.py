@@ -11,17 +11,19 @@ import contextlib
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from temporalio.client import Client, WorkflowFailureError
 
 from tasquencer.devkit.temporal_server import embedded_temporal
+from tests.replay.followed import FollowedTask, FollowingTask
 from tests.replay.shapes import Shape, shapes
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
 from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft]
+WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft, FollowedTask, FollowingTask]
 HISTORIES = Path(__file__).parent / "histories"
 
 
@@ -37,8 +39,14 @@ async def main() -> None:
 
 async def record(server: str, name: str, shape: Shape) -> None:
     """Run the shape's task and save the history of each of its runs."""
-    async with tasks_on(server, WORKFLOWS, [shape.calls.generate]) as tasks:
-        handle = await tasks.start(shape.workflow, shape.request)
+    async with tasks_on(server, WORKFLOWS, [shape.calls.generate], ledger=shape.ledger) as tasks:
+        handle = await tasks.client.start_workflow(
+            shape.workflow,
+            shape.request,
+            id=f"{shape.workflow}-{uuid4()}",
+            task_queue=tasks.task_queue,
+            start_delay=shape.start_delay or None,
+        )
         if shape.meanwhile is not None:
             await shape.meanwhile(tasks, handle)
         with contextlib.suppress(WorkflowFailureError):

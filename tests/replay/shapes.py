@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 from temporalio.client import WorkflowHandle
 
+from tasquencer.ledger import Ledger
+from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItem, WorkItemState
-from tests.support.calls import GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
+from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
+from tests.support.held_ledgers import HeldLedger, leading_to
 from tests.support.tasks import Tasks, eventually
+from tests.workflows.test_reset import reset
 
 Handle = WorkflowHandle[Any, Any]
 Meanwhile = Callable[[Tasks, Handle], Awaitable[None]]
 
 
 class Shape:
-    """A history to record: what is asked, what the calls do, what happens meanwhile."""
+    """A history to record: what is asked, what the calls do, what happens meanwhile.
+
+    `start_delay` is how long the first workflow task waits, so that something may come before it.
+    """
 
     def __init__(
         self,
         *script: Step,
         workflow: str = "AiAgentTask",
         meanwhile: Meanwhile | None = None,
+        start_delay: timedelta = timedelta(0),
+        ledger: Ledger | None = None,
         **request: object,
     ) -> None:
         self.workflow = workflow
-        self.request = {"prompt": "What is it?", **request}
+        self.request = request if "prompts" in request else {"prompt": "What is it?", **request}
+        self.start_delay = start_delay
+        self.ledger = ledger or InMemoryLedger()
         self.calls = ScriptedCalls(*script)
         self.meanwhile = meanwhile
+
+
+async def _cancel_at_once(tasks: Tasks, handle: Handle) -> None:
+    await handle.cancel()
 
 
 async def _cancel_in_the_call(tasks: Tasks, handle: Handle) -> None:
@@ -39,6 +55,33 @@ async def _cancel_in_the_call(tasks: Tasks, handle: Handle) -> None:
 async def _cancel_in_the_backoff(tasks: Tasks, handle: Handle) -> None:
     await _state(tasks, handle, WorkItemState.INITIALIZED)
     await handle.cancel()
+
+
+def _cancel_in_the_record(ledger: HeldLedger) -> Meanwhile:
+    async def act(tasks: Tasks, handle: Handle) -> None:
+        await ledger.gate.wait_until_reached()
+        await handle.cancel()
+        ledger.gate.open()
+
+    return act
+
+
+async def _reset_in_the_backoff(tasks: Tasks, handle: Handle) -> None:
+    await handle.result()
+    again = await reset(tasks, handle, lambda event: event.HasField("timer_fired_event_attributes"))
+    await again.result()
+
+
+async def _reset_in_a_call(tasks: Tasks, handle: Handle) -> None:
+    async def probe() -> bool:
+        states = [item.state for item in await tasks.work_items(handle)]
+        return states.count(WorkItemState.COMPLETED) == 1
+
+    await eventually(probe, "one that has completed")
+    again = await reset(
+        tasks, handle, lambda event: event.HasField("activity_task_completed_event_attributes")
+    )
+    await again.result()
 
 
 def _acting(update: str, state: WorkItemState) -> Meanwhile:
@@ -95,6 +138,7 @@ def shapes() -> dict[str, Shape]:
     at_once = {"initial_interval_seconds": 0}
     rejection = {"decision": "reject", "comments": "Shorter."}
     approval = {"decision": "approve"}
+    held = HeldLedger(leading_to(WorkItemState.STARTED), committed=False)
     return {
         "first_try": Shape(),
         "two_retries": Shape(SLOW_DOWN, GONE, retry={"initial_interval_seconds": 0.5, "jitter": 0.5}),
@@ -105,6 +149,8 @@ def shapes() -> dict[str, Shape]:
         ),
         "invalid_request": Shape(max_retries=-1),
         "worker_lost": Shape(Freeze(), heartbeat_timeout_seconds=1, retry=at_once),
+        "canceled_before_the_call": Shape(meanwhile=_cancel_at_once, start_delay=timedelta(seconds=1)),
+        "canceled_in_the_record": Shape(ledger=held, meanwhile=_cancel_in_the_record(held)),
         "canceled_in_the_call": Shape(Hang(), meanwhile=_cancel_in_the_call),
         "canceled_in_the_backoff": Shape(
             GONE, retry={"initial_interval_seconds": 600}, meanwhile=_cancel_in_the_backoff
@@ -136,4 +182,35 @@ def shapes() -> dict[str, Shape]:
         "canceled_in_the_review": Shape(
             workflow="ReviewedDraft", reminder_seconds=3600, meanwhile=_cancel_in_the_review
         ),
+        "reset_in_the_backoff": Shape(
+            GONE, retry={"initial_interval_seconds": 0.5}, meanwhile=_reset_in_the_backoff
+        ),
+        "reset_in_a_call": Shape(
+            *(ANSWER, Hang()),
+            workflow="AiFanOutTask",
+            prompts=["one", "two"],
+            meanwhile=_reset_in_a_call,
+        ),
+        "fan_out": Shape(
+            *(GONE, WRONG_KEY),
+            workflow="AiFanOutTask",
+            prompts=["one", "two", "three", "four"],
+            concurrency=2,
+            retry=at_once,
+        ),
+        "fan_out_continued_as_new": Shape(
+            *[GONE] * 4,
+            workflow="AiFanOutTask",
+            prompts=[f"line {number}" for number in range(20)],
+            concurrency=2,
+            retry=at_once,
+        ),
+        "fan_out_ended_early": Shape(
+            *(Hang(), WRONG_KEY),
+            workflow="AiFanOutTask",
+            prompts=["one", "two", "three", "four"],
+            concurrency=2,
+            policy={"name": "absorb_failures", "limit": 0},
+        ),
+        "followed_up": Shape(workflow="FollowedTask"),
     }

@@ -185,12 +185,15 @@ def upgrade() -> None:
 
 @database_commands.command(epilog=examples("tasq db version"))
 def version() -> None:
-    """Print the schema that the database has; exit status 1 if this release needs another."""
+    """Print the schema that the database has; exit status 1 if this release does not work on it."""
     from tasquencer.cli.connections import read_settings, readable_database_url
-    from tasquencer.sql import SCHEMA_VERSION, schema_version
+    from tasquencer.errors import SchemaMismatch
+    from tasquencer.sql.migrate import check_version, schema_version
 
     with readable_database_url():
         found = asyncio.run(schema_version(read_settings().database_url))
-    print(found or "none")
-    if found != SCHEMA_VERSION:
-        raise CommandFailed(f"this release needs schema {SCHEMA_VERSION}: run `tasq db upgrade`")
+        print(found or "none")
+        try:
+            asyncio.run(check_version(read_settings().database_url))
+        except SchemaMismatch as mismatch:
+            raise CommandFailed(str(mismatch)) from None

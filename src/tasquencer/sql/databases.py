@@ -9,6 +9,8 @@ second on an idle loop, 760 instead of 21 beside busy workflows). PostgreSQL run
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from pydantic_core import from_json, to_json
@@ -29,9 +32,18 @@ T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
 
 _READERS = 4
-_BUSY_SECONDS = 30.0
+
+_BUSY_SECONDS = 4.0
+"""How long SQLite waits for another process's lock. Less than the bookkeeping waits, so that its error
+says what the matter is."""
+
 _CONNECT_SECONDS = 10.0
-_COMMAND_SECONDS = 60.0
+
+_COMMAND_SECONDS = 30.0
+"""How long PostgreSQL may take for a statement. By then a connection that has gone silent is given up."""
+
+
+_FAREWELL_SECONDS = 1.0
 
 
 class Trouble(Enum):
@@ -97,6 +109,8 @@ class Database(ABC):
         cause: BaseException = error
         if isinstance(error, sa.exc.StatementError) and error.orig is not None:
             cause = error.orig.__cause__ or error.orig
+        if isinstance(cause, TimeoutError) and not str(cause):
+            return "no answer in time"
         lines = str(cause).strip().splitlines()
         return without_secrets(lines[0] if lines else type(cause).__name__, self._url)
 
@@ -118,7 +132,8 @@ class SqliteDatabase(Database):
     def __init__(self, url: sa.URL) -> None:
         super().__init__(url)
         is_file = url.database not in (None, "", ":memory:") and url.query.get("mode") != "memory"
-        self._folder = Path(url.database or "").parent if is_file and "uri" not in url.query else None
+        self._file = Path(url.database or "") if is_file and "uri" not in url.query else None
+        self._opened: tuple[int, int] | None = None
         self._engine = sa.create_engine(
             url,
             poolclass=sa.QueuePool if is_file else sa.StaticPool,
@@ -128,6 +143,7 @@ class SqliteDatabase(Database):
             hide_parameters=True,
         )
         sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        sa.event.listen(self._engine, "connect", self._remember_file)
         sa.event.listen(self._engine, "begin", _begin_sqlite)
         self._writing_engine = self._engine.execution_options(tasquencer_writes=True)
         self._is_file = is_file
@@ -148,6 +164,7 @@ class SqliteDatabase(Database):
         """See `Database.read`."""
 
         def job() -> T:
+            self._check_file()
             with self._engine.connect() as connection:
                 return work(connection)
 
@@ -157,6 +174,7 @@ class SqliteDatabase(Database):
         """See `Database.write`."""
 
         def job() -> T:
+            self._check_file()
             with self._writing_engine.begin() as connection:
                 return work(connection)
 
@@ -166,8 +184,8 @@ class SqliteDatabase(Database):
         """Create the folder of the file, and let it have a write-ahead log (readers beside the writer)."""
 
         def job() -> None:
-            if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
             connection = self._engine.raw_connection()
             try:
                 cursor = connection.cursor()
@@ -183,7 +201,32 @@ class SqliteDatabase(Database):
         await asyncio.to_thread(self._writer.shutdown)
         await asyncio.to_thread(self._reader.shutdown)
         self._engine.dispose()
+        self._opened = None
         self._new_threads()  # none runs before it is needed: a closed ledger may be opened again
+
+    def _remember_file(self, _connection: object, _record: object) -> None:
+        if self._opened is None and self._file is not None:
+            self._opened = _identity(self._file)
+
+    def _check_file(self) -> None:
+        """Notice that the file is gone or another one: SQLite would go on to write where nobody can read.
+
+        Another one is not opened: SQLite would take the log of the old one (`-wal`) for its own.
+        """
+        if self._opened is None or self._file is None:
+            return
+        found = _identity(self._file)
+        if found != self._opened:
+            happened = "is gone" if found is None else "is another one"
+            raise FileNotFoundError(f"the file {happened}: put it back, or stop what uses it first")
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -198,6 +241,9 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+_OPTIONS_OF_SQLALCHEMY = {"prepared_statement_cache_size", "prepared_statement_name_func"}
+
+
 class PostgresDatabase(Database):
     """A PostgreSQL server, for any number of workers."""
 
@@ -206,11 +252,25 @@ class PostgresDatabase(Database):
         import asyncpg
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        self.outages = (*Database.outages, asyncpg.PostgresError, asyncpg.InterfaceError)
+        self.outages = (
+            *Database.outages,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        )
+        ours = inspect.signature(asyncpg.connect).parameters.keys() | _OPTIONS_OF_SQLALCHEMY
+        others = {name: value for name, value in url.query.items() if name not in ours}
+        connect_args: dict[str, Any] = {
+            "timeout": _CONNECT_SECONDS,
+            "command_timeout": command_seconds,
+            "connection_class": _impatient(asyncpg.Connection),
+        }
+        if others:  # libpq's options, such as sslrootcert, and the server's: asyncpg knows them in a URL only
+            connect_args["dsn"] = "postgresql://?" + urlencode(others, doseq=True)
         self._engine = create_async_engine(
-            url,
+            url.difference_update_query(others),
             isolation_level="READ COMMITTED",
-            connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": command_seconds},
+            connect_args=connect_args,
             json_serializer=_to_json,
             json_deserializer=from_json,
             hide_parameters=True,
@@ -246,9 +306,26 @@ class PostgresDatabase(Database):
         return super().trouble(error)
 
 
+def _impatient(connection_class: type[Any]) -> type[Any]:
+    """The class of connections, whose farewell does not wait for a server that hangs."""
+
+    class Connection(connection_class):  # type: ignore[misc]
+        async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+            with contextlib.suppress(TimeoutError):  # asyncpg has dropped the connection then
+                await super().close(timeout=_FAREWELL_SECONDS if timeout is None else timeout)
+
+    return Connection
+
+
 def database_at(database_url: str, *, command_seconds: float | None = _COMMAND_SECONDS) -> Database:
     """The database of the URL; nothing is opened yet. Raises `ValueError` for a URL it cannot use."""
     url = parse(database_url)
     if url.get_backend_name() == "sqlite":
         return SqliteDatabase(url)
+    if "@" in (url.host or ""):
+        raise ValueError("the database URL has an @ too many: in a password it is written %40")
+    for option in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):  # asyncpg's error names no file
+        file = url.query.get(option)
+        if isinstance(file, str) and not Path(file).exists():
+            raise ValueError(f"{option} in the database URL names {file!r}, which does not exist")
     return PostgresDatabase(url, command_seconds=command_seconds)

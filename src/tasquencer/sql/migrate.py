@@ -1,4 +1,8 @@
-"""Bringing a ledger's database to the schema of this release.
+"""Bringing a ledger's database to the schema of this release, while workers of the release before use it.
+
+A migration says which releases work on the schema that it makes: `oldest_compatible`, beside its `revision`,
+is the oldest schema whose releases do. Without it no older release does. The database keeps that in a table,
+so that a release can tell whether it works on a schema that was made after it.
 
 Alembic takes a second to import, so it is imported only when there is something to migrate.
 """
@@ -7,19 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from tasquencer.errors import SchemaMismatch
 from tasquencer.sql.databases import Database, SqliteDatabase, database_at
-from tasquencer.sql.schema import SCHEMA_VERSION, SCHEMA_VERSIONS, VERSION_TABLE
+from tasquencer.sql.schema import SCHEMA_VERSION, SCHEMA_VERSIONS, VERSION_TABLE, schema_compatibility
 
-__all__ = ["check_schema", "schema_version", "upgrade", "version_in"]
+if TYPE_CHECKING:
+    from alembic.runtime.migration import MigrationContext, MigrationInfo
+
+__all__ = ["check_schema", "check_version", "declare", "schema_version", "upgrade", "version_in"]
 
 _UPGRADE_COMMAND = "run `tasq db upgrade`"
 _NEWER_RELEASE = "update tasquencer (a newer release made this schema)"
-_LOCK_KEY = 0x7461_7371  # "tasq": PostgreSQL's advisory lock around a migration
+_LOCK_KEY = 0x7461_7371  # "tasq": PostgreSQL's advisory lock around an upgrade
+_LOCK_POLL_SECONDS = 0.1
 _ALEMBIC_IS_FREE = threading.Lock()  # Alembic keeps the migration under way in a module's globals
 
 
@@ -40,14 +50,25 @@ async def schema_version(database_url: str) -> str | None:
         await database.close()
 
 
+async def check_version(database_url: str) -> None:
+    """Raise `SchemaMismatch` unless this release works on the database's schema, which may be a newer one."""
+    database = database_at(database_url)
+    try:
+        await check_schema(database)
+    finally:
+        await database.close()
+
+
 async def upgrade(database_url: str) -> tuple[str | None, str]:
     """Bring the database to this release's schema; return the versions before and after.
 
-    Safe to run twice and at the same time in several processes. Either all of it happens or nothing.
+    Safe to run twice, and at the same time in several processes. Each migration happens as a whole or not at
+    all (on SQLite all of them together); one that leaves its transaction is done again by the next upgrade.
+    A newer schema that this release works on is left alone.
 
     Raises:
         LedgerUnavailable: the database cannot be reached or used.
-        SchemaMismatch: the schema is newer than this release.
+        SchemaMismatch: the schema is newer than this release, which does not work on it.
     """
     # In a thread with a loop of its own: a migration may wait for the lock, which must not stop the caller's.
     return await asyncio.to_thread(asyncio.run, _upgrade(database_url))
@@ -70,16 +91,20 @@ async def upgrade_database(database: Database) -> tuple[str | None, str]:
         found = await database.read(version_in)
         if found == SCHEMA_VERSION:  # nothing to write: a read-only file will do
             return found, found
-    return await database.write(lambda connection: _upgrade_in(connection, database.name))
+        return await database.write(lambda connection: _upgrade_sqlite(connection, database.name))
+    # What `read` runs is in no transaction. Here Alembic begins one for each migration.
+    return await database.read(lambda connection: _upgrade_postgresql(connection, database.name))
 
 
 async def check_schema(database: Database) -> None:
-    """Raise `SchemaMismatch` unless the database has this release's schema."""
-    found = await database.read(version_in)
-    if found == SCHEMA_VERSION:
-        return
-    newer = found is not None and found not in SCHEMA_VERSIONS
-    raise SchemaMismatch(database.name, found, SCHEMA_VERSION, _NEWER_RELEASE if newer else _UPGRADE_COMMAND)
+    """Raise `SchemaMismatch` unless this release works on the database's schema."""
+
+    def check(connection: sa.Connection) -> None:
+        found = _usable_version(connection, database.name)
+        if found is None or (found in SCHEMA_VERSIONS and found != SCHEMA_VERSION):
+            raise SchemaMismatch(database.name, found, SCHEMA_VERSION, _UPGRADE_COMMAND)
+
+    await database.read(check)
 
 
 def version_in(connection: sa.Connection) -> str | None:
@@ -92,20 +117,60 @@ def version_in(connection: sa.Connection) -> str | None:
     return found
 
 
-def _upgrade_in(connection: sa.Connection, name: str) -> tuple[str | None, str]:
-    if connection.dialect.name == "postgresql":  # SQLite's write transaction is a lock already
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
-    found = version_in(connection)
-    if found is not None and found not in SCHEMA_VERSIONS:
-        raise SchemaMismatch(name, found, SCHEMA_VERSION, _NEWER_RELEASE)
-    if found != SCHEMA_VERSION:
-        from alembic import command
-        from alembic.config import Config
+def declare(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args: object) -> None:
+    """Keep what a migration that has just been run says about older releases; Alembic calls it."""
+    from alembic.script import Script
 
-        config = Config()
-        migrations = str(Path(__file__).parent / "migrations")
-        config.set_main_option("script_location", migrations.replace("%", "%%"))
-        config.attributes["connection"] = connection
-        with _ALEMBIC_IS_FREE:
-            command.upgrade(config, "head")
+    connection, made = ctx.connection, step.up_revision
+    assert connection is not None
+    assert isinstance(made, Script)
+    oldest: str = getattr(made.module, "oldest_compatible", made.revision)
+    schema_compatibility.create(connection, checkfirst=True)
+    connection.execute(schema_compatibility.insert().values(version=made.revision, oldest_compatible=oldest))
+
+
+def _usable_version(connection: sa.Connection, name: str) -> str | None:
+    """The schema version; raises `SchemaMismatch` if it is a newer one that this release does not work on."""
+    found = version_in(connection)
+    if found is None or found in SCHEMA_VERSIONS:
+        return found
+    oldest: dict[str, str] = {}
+    if sa.inspect(connection).has_table(schema_compatibility.name):
+        version = schema_compatibility.c.version
+        declared = sa.select(version, schema_compatibility.c.oldest_compatible)
+        newer = connection.execute(declared.where(version > SCHEMA_VERSION))
+        oldest = {row.version: row.oldest_compatible for row in newer}
+    if found not in oldest or max(oldest.values()) > SCHEMA_VERSION:
+        raise SchemaMismatch(name, found, SCHEMA_VERSION, _NEWER_RELEASE)
+    return found
+
+
+def _upgrade_sqlite(connection: sa.Connection, name: str) -> tuple[str | None, str]:
+    return _migrate(connection, _usable_version(connection, name))  # its write transaction is a lock already
+
+
+def _upgrade_postgresql(connection: sa.Connection, name: str) -> tuple[str | None, str]:
+    connection = connection.execution_options(isolation_level="READ COMMITTED")
+    # Asked for again and again: who waits for a lock inside a statement keeps a snapshot meanwhile, and
+    # CREATE INDEX CONCURRENTLY waits for the end of all snapshots. The lock ends with the connection.
+    while not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK_KEY))).scalar():
+        connection.rollback()
+        time.sleep(_LOCK_POLL_SECONDS)
+    found = _usable_version(connection, name)
+    connection.rollback()
+    return _migrate(connection, found)
+
+
+def _migrate(connection: sa.Connection, found: str | None) -> tuple[str | None, str]:
+    if found == SCHEMA_VERSION or (found is not None and found not in SCHEMA_VERSIONS):
+        return found, found
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    migrations = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", migrations.replace("%", "%%"))
+    config.attributes["connection"] = connection
+    with _ALEMBIC_IS_FREE:
+        command.upgrade(config, "head")
     return found, SCHEMA_VERSION

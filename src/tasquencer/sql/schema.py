@@ -24,6 +24,7 @@ __all__ = [
     "is_failed",
     "is_open",
     "metadata",
+    "schema_compatibility",
     "work_item_transitions",
     "work_items",
 ]
@@ -185,3 +186,14 @@ ai_jobs = sa.Table(
     sa.CheckConstraint("attempt >= 0 AND attempt <= max_retries", name="ai_jobs_attempt_within_retries"),
 )
 """The domain record of AI work items."""
+
+schema_compatibility = sa.Table(
+    "tasquencer_schema_compatibility",
+    metadata,
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("oldest_compatible", sa.Text, nullable=False),
+)
+"""For each migration, the oldest schema whose releases work on what it makes; see `tasquencer.sql.migrate`.
+
+Like `VERSION_TABLE` it is kept by the upgrade, not made by a migration.
+"""

@@ -1,0 +1,73 @@
+"""Worker deployments as people handle them: with the `temporal` command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tests.support.tasks import eventually, executable
+
+__all__ = ["QUICK_DRAINAGE", "Deployment"]
+
+QUICK_DRAINAGE = {
+    "matching.wv.VersionDrainageStatusVisibilityGracePeriod": "1s",
+    "matching.wv.VersionDrainageStatusRefreshInterval": "1s",
+}
+"""Makes a server look every second whether a version is drained; by default it does every three minutes."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A worker deployment on this server."""
+
+    server: EmbeddedTemporal
+    name: str = field(default_factory=lambda: f"letters-{uuid4().hex[:8]}")
+
+    async def set_current(self, build_id: str) -> None:
+        """Make the build the current one, as soon as one of its workers is there."""
+
+        async def probe() -> bool:
+            status, _ = await self._temporal("set-current-version", *self._version(build_id), "--yes")
+            return status == 0
+
+        await eventually(probe, f"build {build_id} to become current")
+
+    async def drained(self, build_id: str) -> None:
+        """Return once no task needs the build any more."""
+
+        async def probe() -> bool:
+            options = (*self._version(build_id), "--output", "json")
+            _, output = await self._temporal("describe-version", *options)
+            described: dict[str, Any] = json.loads(output)
+            return described["drainageInfo"]["drainageStatus"] == "drained"
+
+        await eventually(probe, f"build {build_id} to be drained")
+
+    async def move(self, task_id: str, build_id: str) -> None:
+        """Move a task that is pinned to another build."""
+        options = [f"--versioning-override-{name}" for name in ("behavior", "deployment-name", "build-id")]
+        values = ("pinned", self.name, build_id)
+        override = [part for pair in zip(options, values, strict=True) for part in pair]
+        status, output = await self._run("workflow", "update-options", "--workflow-id", task_id, *override)
+        assert status == 0, output
+
+    def _version(self, build_id: str) -> tuple[str, ...]:
+        return ("--deployment-name", self.name, "--build-id", build_id)
+
+    async def _temporal(self, *command: str) -> tuple[int | None, str]:
+        return await self._run("worker", "deployment", *command)
+
+    async def _run(self, *command: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            executable("temporal"),
+            *command,
+            *("--address", self.server.address, "--disable-config-file", "--disable-config-env"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, problem = await asyncio.wait_for(process.communicate(), 30)
+        return process.returncode, (output or problem).decode()
