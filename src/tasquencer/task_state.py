@@ -5,9 +5,9 @@ ends) with transitions: what to record, whether a retry follows and when, and wh
 Whoever drives it supplies ids, times and random numbers, hands `take_entries` to the ledger, and
 does the waiting and the calling.
 
-Order of events at each transition, as in Tasquencer: the transition itself, then the hook (which may
-ask for the next attempt), then the policy, then the teardown of what is still open if the verdict
-ends the task. The teardown calls neither hook nor policy.
+Order of events at each transition: the transition itself, then the hook (which may ask for the next
+attempt), then the policy, then the teardown of what is still open if the verdict ends the task. The
+teardown calls neither hook nor policy (Tasquencer's calls the hook; see docs/semantics.md).
 """
 
 from __future__ import annotations

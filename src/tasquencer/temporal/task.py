@@ -424,7 +424,7 @@ class ActiveWorkItem:
             self._driver.cancel(self._item.lineage)
             return False
         if is_cancelled_exception(error):
-            await self._driver.give_up(self._item, "its activity was canceled")
+            await self._driver.give_up(self._item, "what it waited for was canceled")
             return True
         if is_left_behind(error):
             await self._driver.replace(self._item)
