@@ -52,6 +52,14 @@ async def _cancel_in_the_call(tasks: Tasks, handle: Handle) -> None:
     await handle.cancel()
 
 
+async def _cancel_while_others_wait(tasks: Tasks, handle: Handle) -> None:
+    async def probe() -> bool:
+        return any(item.state is WorkItemState.STARTED for item in await tasks.work_items(handle))
+
+    await eventually(probe, "a work item that is started")
+    await handle.cancel()
+
+
 async def _cancel_in_the_backoff(tasks: Tasks, handle: Handle) -> None:
     await _state(tasks, handle, WorkItemState.INITIALIZED)
     await handle.cancel()
@@ -211,6 +219,13 @@ def shapes() -> dict[str, Shape]:
             prompts=["one", "two", "three", "four"],
             concurrency=2,
             policy={"name": "absorb_failures", "limit": 0},
+        ),
+        "fan_out_canceled": Shape(
+            *(Hang(), Hang()),
+            workflow="AiFanOutTask",
+            prompts=["one", "two", "three", "four"],
+            concurrency=2,
+            meanwhile=_cancel_while_others_wait,
         ),
         "followed_up": Shape(workflow="FollowedTask"),
     }

@@ -282,15 +282,19 @@ class TaskDriver:
     async def close(self, reason: str) -> None:
         """Record everything that is open as canceled, and settle what is forgotten: the task is ending.
 
-        It returns once no call is under way any more: a task does not end before its requests do.
+        A task does not end before its requests do, and what they come to counts: of several lineages only the
+        first one canceled may have said so yet.
         """
-        if self._calls:  # of several lineages only the first one canceled may have said so yet
+        if self._calls:
+            await self.turns()
+            for call in self._calls.values():
+                call.cancel()
+            await workflow.wait_condition(lambda: not self._calls)
             await self.turns()
         self.state.close(now=workflow.now(), reason=reason)
         forgetful = workflow.cancellation_reason() is not None or self.state.left_out_retries
         self._must_settle = forgetful and (self.state.has_entries or not self._has_settled)
         await self.flush()
-        await workflow.wait_condition(lambda: not self._calls)
 
     async def news(self) -> None:
         """Return in the next workflow task, once what the server knows of until now has had its effect."""
