@@ -10,7 +10,7 @@ from temporalio import workflow
 from tasquencer.ai import AiJob, ai_job_record, parse_answer
 from tasquencer.errors import InvalidRequest
 from tasquencer.fan_out import AiFanOutResult, lineage_of, parse_fan_out
-from tasquencer.temporal import Task, accept
+from tasquencer.temporal import Attempts, Task, accept
 from workflows.calls import answer
 
 __all__ = ["AiFanOutTask"]
@@ -38,12 +38,16 @@ class AiFanOutTask:
         request, task = accept(parse_fan_out, raw), self._task
         deadline = task.deadline_after(request.deadline_seconds)
 
-        async def attempt(lineage: str, job: AiJob) -> None:
-            async for work_item in task.attempts(job, lineage=lineage, deadline=deadline):
+        async def carry_out(attempts: Attempts, job: AiJob) -> None:
+            async for work_item in attempts:
                 async with work_item:
                     work_item.complete(await answer(work_item, job, request, deadline))
 
-        jobs = enumerate(request.jobs())
-        await asyncio.gather(*(attempt(lineage_of(index), job) for index, job in jobs))
+        # All of them begin before the first one can end: the policy counts what has begun.
+        lineages = [
+            (task.attempts(job, lineage=lineage_of(index), deadline=deadline), job)
+            for index, job in enumerate(request.jobs())
+        ]
+        await asyncio.gather(*(carry_out(attempts, job) for attempts, job in lineages))
         task.check()
         return AiFanOutResult.of(task.work_items, len(request.prompts))

@@ -216,10 +216,9 @@ class TaskState:
         except KeyError:
             raise UnknownWorkItem(work_item_id, self.task_id) from None
 
-    def is_started(self, work_item_id: str) -> bool:
-        """Whether there is a work item with this id that is started."""
-        item = self._work_items.get(work_item_id)
-        return item is not None and item.state is WorkItemState.STARTED
+    def find(self, work_item_id: str) -> WorkItem | None:
+        """The work item with this id, if there is one: after a reset another one may have taken its place."""
+        return self._work_items.get(work_item_id)
 
     def open_work_items(self) -> list[WorkItem]:
         """Those that are initialized or started, oldest first."""

@@ -174,3 +174,21 @@ async def test_an_action_that_is_there_before_the_worker_is_understood(dev_serve
             await asyncio.wait_for(acting, 30)
         assert (await handle.result())["completed"] == 1
     assert "nothing waits" in str(refused.value.cause)
+
+
+async def test_where_no_prompt_can_begin_before_the_deadline_the_policy_sees_all_of_them(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    queue = f"queue-{uuid4()}"
+    client = await Client.connect(dev_server.address)
+    request = {"prompts": ["one", "two", "three"], "deadline_seconds": 0.5}
+    handle: WorkflowHandle[Any, Any] = await client.start_workflow(
+        "AiFanOutTask", request, id=queue, task_queue=queue
+    )
+    await asyncio.sleep(1)  # the deadline passes before the worker is there
+    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate], task_queue=queue) as tasks:
+        result = await handle.result()
+        items = await tasks.work_items(handle)
+    assert (result["completed"], result["canceled"]) == (0, 3)
+    assert {item.state for item in items} == {WorkItemState.CANCELED}
+    assert len(items) == 3

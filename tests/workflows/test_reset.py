@@ -196,3 +196,30 @@ async def test_a_task_that_is_reset_to_its_begin_starts_anew(dev_server: Embedde
     assert result["attempts"] == 1
     assert [item.attempt for item in of_run(items, again)] == [0]
     assert len({call.work_item_id for call in calls.calls}) == len(calls.calls) == 3
+
+
+async def test_a_backoff_that_a_reset_has_left_behind_can_be_ended(dev_server: EmbeddedTemporal) -> None:
+    request = {"prompt": "?", "retry": {"initial_interval_seconds": 600}}
+    async with tasks_on(dev_server.address, [AiAgentTask], [ScriptedCalls(GONE).generate]) as tasks:
+        handle = await tasks.start("AiAgentTask", request)
+
+        async def waits() -> bool:
+            return len(await tasks.work_items(handle)) == 2
+
+        await eventually(waits, "the backoff")
+        await handle.signal("nothing")  # nobody listens; it makes a workflow task to go back to
+
+        async def signaled() -> bool:
+            last = (await history(handle))[-1]
+            return last.HasField("workflow_task_completed_event_attributes")
+
+        await eventually(signaled, "its workflow task")
+        again = await reset(
+            tasks, handle, lambda event: event.HasField("workflow_execution_signaled_event_attributes")
+        )
+        ended = await asyncio.wait_for(again.execute_update("retry_now", {"actor": "anna"}), 30)
+        result = await again.result()
+        (fresh,) = of_run(await tasks.work_items(handle), again)
+    # If it came with the first workflow task of the new run, it ended the wait of the old one.
+    assert len(ended["work_item_ids"]) == 1
+    assert (result["work_item_id"], fresh.delay_reason) == (fresh.id, "operator")

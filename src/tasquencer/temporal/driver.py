@@ -71,7 +71,7 @@ class TaskDriver:
         self._calls: dict[str, asyncio.Task[Any]] = {}
         self._hurried: dict[str, tuple[str, str | None]] = {}
         self._left_behind: set[str] = set()
-        self._replaced: set[str] = set()
+        self._successors: dict[str, str] = {}
         workflow.register_random_seed_callback(self._on_reset)
 
     def _on_reset(self, seed: int) -> None:
@@ -83,12 +83,16 @@ class TaskDriver:
         """Whether the work item was open when a reset made this run."""
         return item.id in self._left_behind
 
+    def successor(self, work_item_id: str) -> str:
+        """The work item that a reset has put in this one's place; else itself."""
+        return self._successors.get(work_item_id, work_item_id)
+
     async def replace(self, item: WorkItem) -> None:
         """Go on with a new work item in the place of one that a reset has left behind."""
         self._left_behind.discard(item.id)
         self._running.discard(item.id)
         fresh = self.state.replace(item.id, now=workflow.now(), reason="after a reset of the task")
-        self._replaced.add(fresh.id)
+        self._successors[item.id] = fresh.id
         if item.id in self._hurried:
             self._hurried[fresh.id] = self._hurried.pop(item.id)
         await self._settle(item.lineage)
@@ -134,7 +138,8 @@ class TaskDriver:
 
     def is_calling(self, activity_id: str | None) -> bool:
         """Whether an activity of this id is the call of a started work item."""
-        return activity_id is not None and self.state.is_started(activity_id)
+        item = self.state.find(activity_id) if activity_id is not None else None
+        return item is not None and item.state is WorkItemState.STARTED
 
     def max_retries(self, item: WorkItem) -> int:
         """How many retries the work item's lineage has."""
@@ -149,7 +154,7 @@ class TaskDriver:
         ):
             TaskScope.current().continue_as_new()
         if (
-            item.run_id == workflow.info().run_id and item.id not in self._replaced
+            item.run_id == workflow.info().run_id and item.id not in self._successors.values()
         ):  # just recorded: the whole delay from here
             delay = timedelta(seconds=item.delay_seconds)
         else:

@@ -79,14 +79,12 @@ class Operators:
         ids = self._waiting()
         for work_item_id in ids:
             self._driver.hurry(work_item_id, action.actor, action.reason)
-        await workflow.wait_condition(
-            lambda: not any(self._is_initialized(known) and not self._driver.is_ready(known) for known in ids)
-        )
+        await workflow.wait_condition(lambda: not any(self._still_waits(known) for known in ids))
         await self._driver.flush()
-        ids = [known for known in ids if self._is_initialized(known) or self._was_started(known)]
-        if not ids:
+        hurried = [self._driver.successor(known) for known in ids if self._was_hurried(known)]
+        if not hurried:
             raise task_error(ActionRefused.__name__, "nothing waits any more: the task has just ended")
-        return {"work_item_ids": ids}
+        return {"work_item_ids": hurried}
 
     async def _complete(self, raw: object = None) -> dict[str, Any]:
         action = parse_action(CompleteWorkItem, raw)
@@ -135,11 +133,14 @@ class Operators:
             raise ActionRefused("nothing waits any more: somebody else has just ended the wait")
         return ids
 
-    def _is_initialized(self, work_item_id: str) -> bool:
-        return self._driver.state.work_item(work_item_id).state is WorkItemState.INITIALIZED
+    def _still_waits(self, work_item_id: str) -> bool:
+        present = self._driver.successor(work_item_id)
+        state = self._driver.state.work_item(present).state
+        return state is WorkItemState.INITIALIZED and not self._driver.is_ready(present)
 
-    def _was_started(self, work_item_id: str) -> bool:
-        return self._driver.state.work_item(work_item_id).started_at is not None
+    def _was_hurried(self, work_item_id: str) -> bool:
+        item = self._driver.state.work_item(self._driver.successor(work_item_id))
+        return item.started_at is not None or item.state is WorkItemState.INITIALIZED
 
     def _check_retry_now(self, raw: object = None) -> None:
         parse_action(RetryNow, raw)
