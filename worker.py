@@ -16,14 +16,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import openai
 import typer
 from temporalio.client import Client
-from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Worker
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.runtime import LoggingConfig, PrometheusConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.service import RPCError
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from activities.client import make_client
 from activities.generate import HEARTBEAT_INTERVAL, AiActivities
@@ -31,18 +34,35 @@ from tasquencer.errors import LedgerError, TasquencerError, TemporalUnreachable
 from tasquencer.settings import Settings
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin, connect
+from tasquencer.temporal.connection import check_namespace, report_outages
+from tasquencer.temporal.schedules import create_schedule, schedule_id
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
+from workflows.reconcile_ledger import ReconcileLedger
 from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft]
+WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft, ReconcileLedger]
 
 _STICKY_TIMEOUT = timedelta(seconds=2)
 """How long Temporal waits for a lost worker to take up its tasks before another one may."""
 
+_SCHEDULING_SECONDS = 60
+"""How long a worker tries to create the schedule of the reconciler."""
+
 _QUIET_EXIT = 0.5
 """Seconds between the end of the Worker and that of the process: without them the interpreter sometimes
 dies with `PyGILState_Release` (temporalio/sdk-python#300)."""
+
+_SDK_LOG = ",".join(
+    [
+        TelemetryFilter(core_level="WARN", other_level="ERROR").formatted(),
+        "temporalio_client::retry=error",
+        "temporalio_sdk_core::worker::activities::activity_heartbeat_manager=error",
+        "temporalio_sdk_core::worker::workflow=error",
+    ]
+)
+"""What the SDK logs by itself: its default, without a line for each call and task that waits in an outage.
+`report_outages` and the bookkeeping say once what the matter is."""
 
 _log = logging.getLogger("tasquencer.worker")
 
@@ -72,6 +92,61 @@ def _setting(name: str) -> Iterator[None]:
         raise WrongSetting(name, str(error)) from error
 
 
+class Versioning(StrEnum):
+    """Which worker a task goes on with, where the workers have versions."""
+
+    PINNED = "pinned"
+    """Always one with the build that it began on."""
+    AUTO_UPGRADE = "auto-upgrade"
+    """One with the current build."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """This worker's version, as Temporal's Worker Versioning knows it."""
+
+    deployment_name: str
+    build_id: str
+    versioning: Versioning
+
+    def __str__(self) -> str:
+        return f"build {self.build_id!r} of deployment {self.deployment_name!r} ({self.versioning})"
+
+    @classmethod
+    def of(cls, deployment_name: str, build_id: str, versioning: Versioning) -> Version | None:
+        """The version that the settings give; None without a name and a build. Raises `WrongSetting`."""
+        if bool(deployment_name) != bool(build_id):
+            given, missing = ("TEMPORAL_DEPLOYMENT_NAME", "TEMPORAL_WORKER_BUILD_ID")
+            if build_id:
+                given, missing = missing, given
+            raise WrongSetting(missing, f"must be set too where {given} is")
+        if deployment_name.startswith("__") or set(".:") & set(deployment_name):
+            # Temporal refuses it, but the worker would not end: it would wait for tasks in vain.
+            problem = f"{deployment_name!r} begins with '__' or contains '.' or ':': Temporal refuses that"
+            raise WrongSetting("TEMPORAL_DEPLOYMENT_NAME", problem)
+        return cls(deployment_name, build_id, versioning) if build_id else None
+
+    def config(self) -> WorkerDeploymentConfig:
+        """As the SDK takes it."""
+        pinned = self.versioning is Versioning.PINNED
+        return WorkerDeploymentConfig(
+            version=WorkerDeploymentVersion(self.deployment_name, self.build_id),
+            use_worker_versioning=True,
+            default_versioning_behavior=(
+                VersioningBehavior.PINNED if pinned else VersioningBehavior.AUTO_UPGRADE
+            ),
+        )
+
+
+class LogLevel(StrEnum):
+    """How much the worker logs."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How much the worker takes on, and how it lets go."""
@@ -80,6 +155,8 @@ class Tuning:
     calls_per_second: float | None
     grace_period: timedelta
     metrics_address: str | None
+    version: Version | None = None
+    reconcile_every: timedelta | None = None
 
 
 def main(
@@ -110,8 +187,35 @@ def main(
         ),
     ] = None,
     log_level: Annotated[
-        str, typer.Option(envvar="TASQ_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
-    ] = "INFO",
+        LogLevel, typer.Option(envvar="TASQ_LOG_LEVEL", case_sensitive=False, help="How much is logged.")
+    ] = LogLevel.INFO,
+    deployment_name: Annotated[
+        str,
+        typer.Option(
+            envvar="TEMPORAL_DEPLOYMENT_NAME",
+            help="Turn worker versioning on: the name of the deployment. Needs --build-id too.",
+        ),
+    ] = "",
+    build_id: Annotated[
+        str,
+        typer.Option(envvar="TEMPORAL_WORKER_BUILD_ID", help="The version of the code in that deployment."),
+    ] = "",
+    versioning: Annotated[
+        Versioning,
+        typer.Option(
+            envvar="TASQ_VERSIONING",
+            help="With versioning: a task ends on the build that it began on, or moves to the current one.",
+        ),
+    ] = Versioning.PINNED,
+    reconcile_every: Annotated[
+        float,
+        typer.Option(
+            envvar="TASQ_RECONCILE_EVERY",
+            min=0,
+            help="Seconds between two runs of the schedule that settles what closed tasks have left open. "
+            "Created if it is not there; 0: do not.",
+        ),
+    ] = 300,
 ) -> None:
     """Run AI agent tasks: poll the task queue until told to stop.
 
@@ -121,15 +225,22 @@ def main(
 
     Example: OPENAI_BASE_URL=http://127.0.0.1:11434/v1 TASQ_MODEL=llama3.2 python worker.py
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = Settings.from_environment(os.environ)
-    tuning = Tuning(concurrent_calls, calls_per_second, timedelta(seconds=grace_period), metrics_address)
     try:
+        tuning = Tuning(
+            concurrent_calls,
+            calls_per_second,
+            timedelta(seconds=grace_period),
+            metrics_address,
+            Version.of(deployment_name, build_id, versioning),
+            timedelta(seconds=max(1.0, reconcile_every)) if reconcile_every else None,
+        )
         status = asyncio.run(serve(settings, tuning))
     except TasquencerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         status = 3 if isinstance(error, LedgerError | TemporalUnreachable) else 2
     raise SystemExit(status)
 
@@ -143,13 +254,18 @@ async def serve(settings: Settings, tuning: Tuning) -> int:
         with _setting("TASQ_METRICS_ADDRESS"):
             runtime = _runtime(tuning.metrics_address)
         client = await connect(plugins=[TasquencerPlugin(ledger)], runtime=runtime)
+        await check_namespace(client)
         worker = _worker(client, provider, settings, tuning)
         running = asyncio.create_task(worker.run())
         while not worker.is_running and not running.done():
             await asyncio.sleep(0.01)
         if worker.is_running:
             print(_ready_line(client, provider, ledger, settings, tuning), flush=True)
+        scheduling = asyncio.create_task(_schedule_reconciliation(client, settings, tuning))
+        watching = asyncio.create_task(report_outages(client))
         await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+        scheduling.cancel()
+        watching.cancel()
         if stop.done():
             _log.info("stopping: calls under way have %g s to end", tuning.grace_period.total_seconds())
             await worker.shutdown()
@@ -170,6 +286,7 @@ def _worker(client: Client, provider: openai.AsyncOpenAI, settings: Settings, tu
         task_queue=settings.task_queue,
         workflows=WORKFLOWS,
         activities=[AiActivities(provider, settings.model).generate],
+        deployment_config=None if tuning.version is None else tuning.version.config(),
         max_concurrent_activities=tuning.concurrent_calls,
         max_task_queue_activities_per_second=tuning.calls_per_second,
         graceful_shutdown_timeout=tuning.grace_period,
@@ -180,11 +297,36 @@ def _worker(client: Client, provider: openai.AsyncOpenAI, settings: Settings, tu
     )
 
 
+async def _schedule_reconciliation(client: Client, settings: Settings, tuning: Tuning) -> None:
+    """Create the schedule of the reconciler unless there is one. A worker that may not do so goes on."""
+    if tuning.reconcile_every is None:
+        return
+    name = schedule_id(settings.task_queue)
+    try:
+        async with asyncio.timeout(_SCHEDULING_SECONDS):
+            if await create_schedule(client, settings.task_queue, tuning.reconcile_every):
+                _log.info("created schedule %s: it settles what closed tasks have left open", name)
+    except (RPCError, TimeoutError) as error:
+        _log.warning(
+            "cannot create schedule %s, which settles what closed tasks have left open: %s "
+            "(run `tasq reconcile` now and then, or set TASQ_RECONCILE_EVERY=0)",
+            name,
+            error if isinstance(error, RPCError) else "no answer in time",
+        )
+
+
 def _provider(environment: Mapping[str, str]) -> openai.AsyncOpenAI:
     """The OpenAI client, as the environment says; a server on this machine needs no key."""
+    base_url = environment.get("OPENAI_BASE_URL", "")
+    with _setting("OPENAI_BASE_URL"):
+        parts = urlsplit(base_url)
+        if base_url and (parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0):
+            raise ValueError(
+                "expected a URL such as https://models.example.org/v1 or http://127.0.0.1:11434/v1"
+            )
     if environment.get("OPENAI_API_KEY"):
         return make_client()
-    if _is_local(urlsplit(environment.get("OPENAI_BASE_URL", "")).hostname or ""):
+    if _is_local(parts.hostname or ""):
         return make_client(api_key="not-needed")
     raise MissingApiKey
 
@@ -196,10 +338,9 @@ def _is_local(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _runtime(metrics_address: str | None) -> Runtime | None:
-    if metrics_address is None:
-        return None
-    return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=metrics_address)))
+def _runtime(metrics_address: str | None) -> Runtime:
+    metrics = PrometheusConfig(bind_address=metrics_address) if metrics_address is not None else None
+    return Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(_SDK_LOG), metrics=metrics))
 
 
 def _ready_line(
@@ -209,6 +350,7 @@ def _ready_line(
         f"tasq worker ready: polls {settings.task_queue!r} at {client.service_client.config.target_host} "
         f"(namespace {client.namespace}); ledger {ledger.database}; model {settings.model} "
         f"at {provider.base_url.host}; {tuning.concurrent_calls} calls at once"
+        + (f"; {tuning.version}" if tuning.version is not None else "")
     )
 
 

@@ -98,13 +98,11 @@ class TaskMisused(TasquencerError):
 class TemporalUnreachable(TasquencerError):
     """Temporal cannot be reached, or refuses the credentials."""
 
-    def __init__(self, address: str, problem: str) -> None:
+    def __init__(self, address: str, problem: str, remedy: str | None = None) -> None:
         self.address = address
         self.problem = problem
-        super().__init__(
-            f"cannot reach Temporal at {address}: {problem} "
-            "(set TEMPORAL_ADDRESS, or start a server with `temporal server start-dev`)"
-        )
+        remedy = remedy or "set TEMPORAL_ADDRESS, or start a server with `temporal server start-dev`"
+        super().__init__(f"cannot reach Temporal at {address}: {problem} ({remedy})")
 
 
 class LedgerError(TasquencerError):

@@ -20,6 +20,9 @@ COMMANDS = [
     ["list"],
     ["show"],
     ["review"],
+    ["reconcile"],
+    ["ledger", "verify"],
+    ["ledger", "rebuild"],
     ["db", "upgrade"],
     ["db", "version"],
 ]
@@ -51,7 +54,7 @@ def test_the_help_of_every_command_has_an_example(tasq: Tasq, command: list[str]
 
 
 def test_every_command_is_tried_for_its_example(tasq: Tasq) -> None:
-    shown = tasq("--help").stdout + tasq("db", "--help").stdout
+    shown = "".join(tasq(*group, "--help").stdout for group in ([], ["db"], ["ledger"]))
     names = {line.split()[1] for line in shown.splitlines() if line.startswith("│ ") and line[2] not in " -"}
     assert names == {word for command in COMMANDS for word in command}
 

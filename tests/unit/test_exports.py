@@ -16,6 +16,7 @@ import tasquencer
 FLOORS = [
     "actions",
     "ai",
+    "comparison",
     "ending",
     "entries",
     "errors",
@@ -23,6 +24,7 @@ FLOORS = [
     "fan_out",
     "ledger",
     "policy",
+    "reconciliation",
     "retry",
     "retry_after",
     "review",

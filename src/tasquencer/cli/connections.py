@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tasquencer.cli.errors import CommandFailed, ExitCode
-from tasquencer.errors import TemporalUnreachable
 
 if TYPE_CHECKING:
     from temporalio.client import Client
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from tasquencer.settings import Settings
 
 __all__ = ["connect_temporal", "open_ledger", "quiet_runtime", "read_settings", "readable_database_url"]
-
-_CONNECT_SECONDS = 10
 
 
 def read_settings() -> Settings:
@@ -32,14 +28,9 @@ def read_settings() -> Settings:
 
 async def connect_temporal() -> Client:
     """A client for the server that the environment names. Raises `TemporalUnreachable`."""
-    from tasquencer.temporal.connection import DEFAULT_ADDRESS, connect
+    from tasquencer.temporal.connection import connect
 
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            return await connect(runtime=quiet_runtime())
-    except TimeoutError:
-        address = os.environ.get("TEMPORAL_ADDRESS") or DEFAULT_ADDRESS
-        raise TemporalUnreachable(address, f"no answer within {_CONNECT_SECONDS} s") from None
+    return await connect(runtime=quiet_runtime())
 
 
 def quiet_runtime() -> Runtime:

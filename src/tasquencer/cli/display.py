@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Protocol
 
 from rich.console import Console, RenderableType
@@ -19,7 +20,7 @@ from tasquencer.cli.progress import progress_lines
 from tasquencer.cli.rendering import live_table
 from tasquencer.work_item import WorkItem
 
-__all__ = ["Display", "display_of", "output_console", "print_table"]
+__all__ = ["Display", "counting", "display_of", "output_console", "print_table"]
 
 _WIDE = 110
 """Columns that a terminal must have for a table with everything."""
@@ -62,6 +63,10 @@ def print_table(draw: Callable[[bool], Table]) -> None:
     print("\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n"))
 
 
+_QUIET_SECONDS = 5.0
+"""Between two lines about how far something has come, where no terminal shows it."""
+
+
 @contextmanager
 def display_of(task_id: str, max_retries: int | None) -> Iterator[Display]:
     """The display that fits standard error; it stays live within the block."""
@@ -72,6 +77,25 @@ def display_of(task_id: str, max_retries: int | None) -> Iterator[Display]:
     table = _LiveTable(console, task_id, max_retries)
     with Live(console=console, get_renderable=table.render, refresh_per_second=4):
         yield table
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str], None]]:
+    """Shows how far something has come, on standard error: a line that changes, or one now and then."""
+    console = output_console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        with console.status("…") as status:
+            yield status.update
+        return
+    said = monotonic()
+
+    def say(line: str) -> None:
+        nonlocal said
+        if monotonic() - said >= _QUIET_SECONDS:
+            said = monotonic()
+            console.print(line, soft_wrap=True)
+
+    yield say
 
 
 class _Lines:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tasquencer.cli import actions, demo_command, ledger, reviews, tasks
+from tasquencer.cli import actions, demo_command, histories, ledger, reconcile, reviews, tasks
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
 
@@ -36,6 +36,8 @@ app.command("retry-now", epilog=actions.RETRY_NOW_EXAMPLES)(actions.retry_now)
 app.command(epilog=actions.COMPLETE_EXAMPLES)(actions.complete)
 app.command(epilog=actions.FAIL_EXAMPLES)(actions.fail)
 app.command(epilog=actions.CANCEL_EXAMPLES)(actions.cancel)
+app.command(epilog=reconcile.RECONCILE_EXAMPLES)(reconcile.reconcile)
+app.add_typer(histories.history_commands, name="ledger")
 app.add_typer(ledger.database_commands, name="db")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -28,14 +29,21 @@ RECORD_TIMEOUT = timedelta(seconds=10)
 RECORD_RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=100),
     backoff_coefficient=2,
-    maximum_interval=timedelta(seconds=30),
+    maximum_interval=timedelta(minutes=1),
     maximum_attempts=0,
     non_retryable_error_types=[REFUSED],
 )
-"""An outage of the ledger pauses the task, for as long as it lasts, and burns no attempt."""
+"""An outage of the ledger pauses the task, for as long as it lasts, and burns no attempt.
+
+Each try beyond `LOCAL_RETRY_THRESHOLD` adds six events to the history, which Temporal ends at 51,200:
+with a try a minute a task outlives an outage of five days.
+"""
 
 LOCAL_RETRY_THRESHOLD = timedelta(seconds=2)
 """A longer wait becomes a timer on the server, so that an outage does not hold the workflow task."""
+
+_PATIENCE = RECORD_TIMEOUT / 2
+"""How long a write may take before it counts as an outage: well before Temporal gives it up."""
 
 _SLOW_SECONDS = 0.5
 """A write that takes longer makes the task look for news from the server, such as its cancellation."""
@@ -62,18 +70,20 @@ class Bookkeeping:
         """
         begin = time.monotonic()
         try:
-            await self._ledger.record([_with_worker(entry) for entry in entries])
-            if settlement is not None:
-                await self._ledger.settle(settlement)
+            async with asyncio.timeout(_PATIENCE.total_seconds()):
+                await self._ledger.record([_with_worker(entry) for entry in entries])
+                if settlement is not None:
+                    await self._ledger.settle(settlement)
         except LedgerConflict as conflict:
             raise ApplicationError(str(conflict), type=REFUSED, non_retryable=True) from conflict
-        except LedgerUnavailable as error:
+        except (LedgerUnavailable, TimeoutError) as error:
+            problem = str(error) or f"no answer within {_PATIENCE.total_seconds():g} s"
             if not self._down:
-                _log.error("the ledger cannot be written, tasks wait for it: %s", error)
+                _log.error("the ledger cannot be written, tasks wait for it: %s", problem)
             self._down = True
             # Benign, so that the SDK does not log each of the many tries.
             raise ApplicationError(
-                str(error), type=type(error).__name__, category=ApplicationErrorCategory.BENIGN
+                problem, type=LedgerUnavailable.__name__, category=ApplicationErrorCategory.BENIGN
             ) from None
         if self._down:
             self._down = False

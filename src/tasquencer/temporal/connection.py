@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
 
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
 from temporalio.client import Client, Plugin
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.errors import TemporalUnreachable
 from tasquencer.temporal.converter import data_converter
 
-__all__ = ["DEFAULT_ADDRESS", "connect"]
+__all__ = ["DEFAULT_ADDRESS", "check_namespace", "connect", "report_outages"]
 
 DEFAULT_ADDRESS = "localhost:7233"
+
+_CONNECT_SECONDS = 10
+
+_LOOK_SECONDS = 3.0
+
+_log = logging.getLogger(__name__)
 
 
 async def connect(*, plugins: Sequence[Plugin] = (), runtime: Runtime | None = None) -> Client:
@@ -28,27 +41,127 @@ async def connect(*, plugins: Sequence[Plugin] = (), runtime: Runtime | None = N
         runtime: For metrics; None takes the SDK's default.
 
     Raises:
-        TemporalUnreachable: nobody answers there, or not with these credentials.
+        TemporalUnreachable: nobody answers there within ten seconds, or not with these settings.
     """
+    config = _configured()
+    address: str = config["target_host"]
+    no_address = TemporalUnreachable(
+        address, "that is no address", "TEMPORAL_ADDRESS must be host:port, without http://"
+    )
+    if "://" in address:
+        raise no_address
     try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            return await Client.connect(
+                **config,
+                data_converter=data_converter,
+                plugins=plugins,
+                runtime=runtime,
+            )
+    except TimeoutError:
+        raise TemporalUnreachable(address, f"no answer within {_CONNECT_SECONDS} s") from None
+    except ValueError as error:
+        if "invalid target URL" not in str(error):
+            raise
+        raise no_address from error
+    except RuntimeError as error:
+        raise TemporalUnreachable(address, *_first_cause(str(error))) from error
+
+
+async def check_namespace(client: Client) -> None:
+    """Raise `TemporalUnreachable` if the client's namespace does not exist, or not for these credentials.
+
+    Who may not ask is not told: that is no reason not to try.
+    """
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    address = client.service_client.config.target_host
+    try:
+        await client.workflow_service.describe_namespace(request, timeout=timedelta(seconds=_CONNECT_SECONDS))
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            remedy = "set TEMPORAL_NAMESPACE, or create it: temporal operator namespace create"
+            problem = f"it has no namespace {client.namespace!r}"
+            raise TemporalUnreachable(address, problem, remedy) from error
+        if error.status is RPCStatusCode.UNAUTHENTICATED:
+            raise TemporalUnreachable(address, *_CREDENTIALS) from error
+
+
+async def report_outages(client: Client) -> NoReturn:
+    """Log once when Temporal stops answering, and once when it answers again, until canceled."""
+    address = client.service_client.config.target_host
+    down = False
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            await client.workflow_service.get_system_info(
+                GetSystemInfoRequest(), timeout=timedelta(seconds=_CONNECT_SECONDS)
+            )
+        except RPCError as error:
+            if not down and error.status in _OUTAGES:
+                down = True
+                _log.error("Temporal at %s does not answer; the worker waits for it", address)
+        else:
+            if down:
+                down = False
+                _log.warning("Temporal answers again")
+
+
+_OUTAGES = {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}
+
+
+def _configured() -> dict[str, Any]:
+    """The arguments of `Client.connect`, as the settings give them."""
+    file = os.environ.get("TEMPORAL_CONFIG_FILE")
+    try:
+        if file and not Path(file).exists():  # the SDK would go on without it, to another server
+            raise FileNotFoundError(f"there is no file {file!r}")
         config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
     except Exception as error:  # the SDK raises bare RuntimeErrors for an unreadable profile
-        raise TemporalUnreachable("the configured profile", str(error)) from error
+        raise TemporalUnreachable(
+            "the configured address",
+            " ".join(str(error).split()),
+            "check TEMPORAL_CONFIG_FILE, TEMPORAL_PROFILE and the other TEMPORAL_ settings",
+        ) from error
     config.setdefault("target_host", DEFAULT_ADDRESS)
-    try:
-        return await Client.connect(**config, data_converter=data_converter, plugins=plugins, runtime=runtime)
-    except RuntimeError as error:
-        raise TemporalUnreachable(config["target_host"], _first_cause(str(error))) from error
+    return config
 
 
-def _first_cause(message: str) -> str:
-    for cause, plain in (
-        ("Connection refused", "connection refused"),
-        ("dns error", "the host name cannot be resolved"),
-        ("deadline", "no answer in time"),
-        ("InvalidCertificate", "its TLS certificate is not accepted"),
-        ("Unauthenticated", "the credentials are not accepted"),
-    ):
+_CREDENTIALS = ("the credentials are not accepted", "check TEMPORAL_API_KEY, or the client certificate")
+
+_CAUSES: tuple[tuple[str, str, str | None], ...] = (
+    ("Connection refused", "connection refused", None),
+    ("dns error", "the host name cannot be resolved", None),
+    ("deadline", "no answer in time", None),
+    ("InvalidCertificate(Expired", "its TLS certificate has expired", "renew it on the server"),
+    (
+        "InvalidCertificate(NotValidForName",
+        "its TLS certificate is for another name",
+        "check TEMPORAL_ADDRESS, or set TEMPORAL_TLS_SERVER_NAME",
+    ),
+    (
+        "InvalidCertificate",
+        "its TLS certificate is not accepted",
+        "TEMPORAL_TLS_SERVER_CA_CERT_PATH names the authority that signed it",
+    ),
+    (
+        "InvalidContentType",
+        "it does not speak TLS",
+        "unset TEMPORAL_TLS; an API key turns TLS on unless TEMPORAL_TLS=false",
+    ),
+    ("Unauthenticated", *_CREDENTIALS),
+    ("PermissionDenied", *_CREDENTIALS),
+    ("CertificateRequired", *_CREDENTIALS),
+    (
+        "tonic::transport::Error",
+        "something answers there, but not as Temporal does",
+        "check the port; a server with TLS needs TEMPORAL_TLS=true",
+    ),
+)
+"""What the SDK's error contains, what that means, and what helps; the first that fits counts."""
+
+
+def _first_cause(message: str) -> tuple[str, str | None]:
+    for cause, plain, remedy in _CAUSES:
         if cause.lower() in message.lower():
-            return plain
-    return " ".join(message.split())[:300]
+            return plain, remedy
+    return " ".join(message.split())[:300], None

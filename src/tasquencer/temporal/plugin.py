@@ -20,6 +20,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from tasquencer.ledger import Ledger
 from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.converter import data_converter
+from tasquencer.temporal.reconciling import ReconciliationActivity
 from tasquencer.temporal.scope import TaskInterceptor
 
 __all__ = ["TasquencerPlugin"]
@@ -36,7 +37,7 @@ _PASSED_THROUGH = (
 
 
 class TasquencerPlugin(SimplePlugin):
-    """Adds the Pydantic converter, the bookkeeping activity, the task scope and the sandbox passthrough.
+    """Adds the Pydantic converter, the bookkeeping activities, the task scope and the sandbox passthrough.
 
     Args:
         ledger: Opened when the worker starts to run, closed after it has stopped.
@@ -48,7 +49,7 @@ class TasquencerPlugin(SimplePlugin):
             "tasquencer.TasquencerPlugin",
             data_converter=data_converter,
             interceptors=[TaskInterceptor()],
-            activities=[Bookkeeping(ledger).record],
+            activities=[Bookkeeping(ledger).record, ReconciliationActivity(ledger).reconcile],
             workflow_runner=_passing_through,
             run_context=self._open_ledger,
         )

@@ -1,0 +1,222 @@
+"""`tasq ledger verify` and `tasq ledger rebuild`: the ledger beside the histories, which are the truth."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
+from tasquencer.cli.help import examples
+from tasquencer.cli.times import parse_since
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from tasquencer.ledger import Ledger
+    from tasquencer.temporal.histories import Histories, TaskHistory
+
+__all__ = ["history_commands"]
+
+_SHIPPED = (
+    "workflows.ai_agent:AiAgentTask",
+    "workflows.ai_fan_out:AiFanOutTask",
+    "workflows.reviewed_draft:ReviewedDraft",
+)
+"""The tasks of this project."""
+
+Task = Annotated[
+    str | None, typer.Argument(metavar="[TASK]", help="Only this task. Default: those that Temporal lists.")
+]
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only tasks started since: 30m, 1h, 2d ago, or an ISO time."),
+]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many tasks, the newest.")]
+Workflow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE:CLASS",
+        help="A task's class, importable from this folder. Repeatable. Default: the tasks of this project.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
+
+history_commands = typer.Typer(
+    no_args_is_help=True, help="Compare the ledger with the histories of the tasks, and restore what it lost."
+)
+
+
+@history_commands.command(epilog=examples("tasq ledger verify --since 1d", "tasq ledger verify TASK --json"))
+def verify(
+    task: Task = None,
+    since: Since = None,
+    limit: Limit = 1000,
+    workflow: Workflow = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what the ledger holds with what the histories tell; exit status 1 if they differ.
+
+    Replays the histories on the code of the tasks, and changes nothing.
+    """
+    end_with(_verify(task, _time(since), limit, workflow, as_json=as_json))
+
+
+@history_commands.command(epilog=examples("tasq ledger rebuild", "tasq ledger rebuild TASK"))
+def rebuild(
+    task: Task = None,
+    since: Since = None,
+    limit: Limit = 1000,
+    workflow: Workflow = None,
+    as_json: Json = False,
+) -> None:
+    """Add to the ledger what the histories tell and it has lost. Changes nothing that is there.
+
+    For a ledger that was restored from an old backup. Safe to run twice. Run
+    `tasq reconcile` afterwards.
+    """
+    end_with(_rebuild(task, _time(since), limit, workflow, as_json=as_json))
+
+
+async def _verify(
+    task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
+) -> ExitCode:
+    from tasquencer.cli.rendering import printable
+    from tasquencer.temporal.projection import verify
+
+    report: dict[str, Any] = {"tasks": 0, "work_items": 0, "differences": [], "gaps": []}
+    async with _beside(workflow) as (histories, ledger):
+        async for told in _told(histories, task, since, limit):
+            found = await verify(told, ledger)
+            report["tasks"] += 1
+            report["work_items"] += found.work_items
+            report["differences"] += [vars(one) for one in found.differences]
+            report["gaps"] += [f"task {told.task_id}: {gap}" for gap in found.gaps]
+            if not as_json:
+                for one in found.differences:
+                    print(printable(str(one)), flush=True)
+    _end(report, as_json=as_json)
+    if not as_json:
+        counted = f"{_count(report['tasks'], 'task')}, {_count(report['work_items'], 'work item')} compared"
+        print(f"{counted}: {_count(len(report['differences']), 'difference')}")
+    return ExitCode.FAILED if report["differences"] else ExitCode.COMPLETED
+
+
+async def _rebuild(
+    task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
+) -> ExitCode:
+    from tasquencer.cli.rendering import printable
+    from tasquencer.temporal.projection import rebuild
+
+    report: dict[str, Any] = {"tasks": 0, "work_items": 0, "transitions": 0, "added": [], "refused": []}
+    report["gaps"] = []
+    async with _beside(workflow) as (histories, ledger):
+        async for told in _told(histories, task, since, limit):
+            done = await rebuild(told, ledger)
+            report["tasks"] += 1
+            report["work_items"] += len(done.work_items)
+            report["transitions"] += done.transitions
+            report["refused"] += [f"task {told.task_id}: {one}" for one in done.refused]
+            report["gaps"] += [f"task {told.task_id}: {gap}" for gap in done.gaps]
+            if done.transitions:
+                added = {
+                    "task_id": told.task_id,
+                    "work_items": done.work_items,
+                    "transitions": done.transitions,
+                }
+                report["added"].append(added)
+                if not as_json:
+                    what = _added(len(done.work_items), done.transitions)
+                    print(printable(f"task {told.task_id}: {what}"), flush=True)
+    _end(report, as_json=as_json)
+    for one in report["refused"]:
+        print(printable(f"not added: {one}"), file=sys.stderr)
+    if not as_json:
+        what = _added(report["work_items"], report["transitions"])
+        print(f"{_count(report['tasks'], 'task')} replayed: {what}")
+    return ExitCode.FAILED if report["refused"] else ExitCode.COMPLETED
+
+
+def _added(work_items: int, transitions: int) -> str:
+    return f"{_count(work_items, 'work item')}, {_count(transitions, 'transition')} added"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
+def _end(report: dict[str, Any], *, as_json: bool) -> None:
+    from tasquencer.cli.rendering import printable
+    from tasquencer.wording import one_line
+
+    for gap in report["gaps"]:
+        print(printable(f"gap: {one_line(gap, 500)}"), file=sys.stderr)
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, default=str))
+
+
+@asynccontextmanager
+async def _beside(workflow: Sequence[str] | None) -> AsyncIterator[tuple[Histories, Ledger]]:
+    """The histories and the ledger."""
+    from tasquencer.cli.connections import connect_temporal, open_ledger, read_settings
+    from tasquencer.temporal.histories import Histories
+
+    classes = [_workflow_class(name) for name in workflow or _SHIPPED]
+    # What a replay meets is told in one line; the SDK would print pages.
+    logging.getLogger("temporalio").setLevel(logging.CRITICAL)
+    client = await connect_temporal()
+    async with open_ledger(read_settings()) as ledger:
+        yield Histories(client, classes), ledger
+
+
+async def _told(
+    histories: Histories, task: str | None, since: datetime | None, limit: int
+) -> AsyncIterator[TaskHistory]:
+    """What the histories tell, task by task."""
+    from tasquencer.cli.display import counting
+
+    ids = [task] if task is not None else await histories.task_ids(since, limit + 1)
+    with counting() as progress:
+        for number, task_id in enumerate(ids[:limit], 1):
+            progress(f"task {number:,} of {min(len(ids), limit):,}")
+            told = await histories.read(task_id)
+            if told is not None:
+                yield told
+            elif task is not None:
+                raise CommandFailed(f"Temporal has no task {task!r}")
+    if len(ids) > limit:
+        print(f"There are more tasks than {limit:,}: --limit, or --since", file=sys.stderr)
+
+
+def _workflow_class(name: str) -> type:
+    """The class of this name. Raises `CommandFailed`."""
+    from tasquencer.cli.demo_parts import find_worker
+
+    here = Path.cwd()
+    folders = [here] if name not in _SHIPPED else [find_worker(here).parent]
+    for folder in folders:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CommandFailed(f"--workflow: cannot import {name!r}: {error}", ExitCode.USAGE) from error
+    if not hasattr(found, "__temporal_workflow_definition"):
+        raise CommandFailed(f"--workflow: {name!r} is no class with @workflow.defn", ExitCode.USAGE)
+    kind: type = found
+    return kind
+
+
+def _time(since: str | None) -> datetime | None:
+    try:
+        return None if since is None else parse_since(since, datetime.now(UTC))
+    except ValueError as error:
+        raise CommandFailed(f"--since: {error}", ExitCode.USAGE) from None

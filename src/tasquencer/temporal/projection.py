@@ -1,0 +1,146 @@
+"""The ledger beside the histories: what it tells differently, and what it has lost.
+
+The histories are the truth. `verify` compares; `rebuild` writes once more what the histories have written,
+which adds what is missing and changes nothing that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tasquencer.comparison import Difference, Recorded, differences
+from tasquencer.entries import LedgerEntry
+from tasquencer.errors import LedgerConflict
+from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.temporal.histories import TaskHistory, Write
+from tasquencer.testing import InMemoryLedger
+from tasquencer.work_item import WorkItem
+
+__all__ = ["Rebuilt", "Verified", "rebuild", "verify"]
+
+_PAGE = 500
+
+
+@dataclass
+class Verified:
+    """What came of the comparison.
+
+    Attributes:
+        work_items: How many the histories tell of.
+        gaps: What could not be compared, one line each.
+    """
+
+    work_items: int
+    differences: list[Difference]
+    gaps: list[str]
+
+
+@dataclass
+class Rebuilt:
+    """What was added.
+
+    Attributes:
+        work_items: Ids of those that were missing.
+        transitions: How many were missing, those of the missing work items included.
+        refused: What the ledger holds otherwise and does not change, one line each.
+        gaps: What could not be told, one line each.
+    """
+
+    work_items: list[str] = field(default_factory=list)
+    transitions: int = 0
+    refused: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
+
+
+async def verify(told: TaskHistory, ledger: Ledger) -> Verified:
+    """Compare what a task's histories tell with what the ledger holds of it."""
+    unknown = await _unknown_tables(told.writes, ledger)
+    gaps = [*told.gaps, *_unreadable(unknown)]
+    expected = InMemoryLedger()
+    for write in told.writes:
+        gaps += await _write(expected, write, unknown)
+    tables = sorted(_tables(told.writes) - unknown)
+    of_history = await _recorded(expected, told.task_id, tables)
+    of_ledger = await _recorded(ledger, told.task_id, tables)
+    found = differences(of_history, of_ledger, under_way=told.under_way)
+    return Verified(len(of_history), found, gaps)
+
+
+async def rebuild(told: TaskHistory, ledger: Ledger) -> Rebuilt:
+    """Write what a task's histories have written once more. Safe to do twice, and beside a worker."""
+    unknown = await _unknown_tables(told.writes, ledger)
+    done = Rebuilt(gaps=[*told.gaps, *_unreadable(unknown)])
+    before = await _recorded(ledger, told.task_id, ())
+    for write in told.writes:
+        done.refused += await _write(ledger, write, unknown)
+    after = await _recorded(ledger, told.task_id, ())
+    done.work_items = [key for key in after if key not in before]
+    done.transitions = sum(map(_length, after.values())) - sum(map(_length, before.values()))
+    return done
+
+
+def _length(recorded: Recorded) -> int:
+    return len(recorded.transitions)
+
+
+async def _write(ledger: Ledger, write: Write, unknown: set[str]) -> list[str]:
+    """Record the batch, or what the ledger does not refuse of it; the refusals, one line each."""
+    refused = []
+    entries = [_without_record(entry, unknown) for entry in write.entries]
+    try:
+        await ledger.record(entries)
+    except LedgerConflict:
+        for entry in entries:
+            try:
+                await ledger.record([entry])
+            except LedgerConflict as conflict:
+                refused.append(f"work item {conflict.work_item_id}: {conflict.problem}")
+    if write.settlement is not None:
+        await ledger.settle(write.settlement)
+    return refused
+
+
+def _without_record(entry: LedgerEntry, unknown: set[str]) -> LedgerEntry:
+    if entry.record is None or entry.record.table not in unknown:
+        return entry
+    return entry.model_copy(update={"record": None})
+
+
+def _tables(writes: Iterable[Write]) -> set[str]:
+    return {entry.record.table for write in writes for entry in write.entries if entry.record is not None}
+
+
+async def _unknown_tables(writes: Iterable[Write], ledger: Ledger) -> set[str]:
+    unknown = set()
+    for table in _tables(writes):
+        try:
+            await ledger.domain_records(table, [])
+        except KeyError:
+            unknown.add(table)
+    return unknown
+
+
+def _unreadable(unknown: set[str]) -> list[str]:
+    return [f"domain table {table!r} is not known here: its rows are left out" for table in sorted(unknown)]
+
+
+async def _recorded(ledger: Ledger, task_id: str, tables: Sequence[str]) -> dict[str, Recorded]:
+    """All that the ledger holds of a task, oldest first."""
+    items: list[WorkItem] = []
+    while True:
+        wanted = WorkItemFilter(task_id=task_id, limit=_PAGE, offset=len(items), oldest_first=True)
+        page = await ledger.work_items(wanted)
+        items += page
+        if len(page) < _PAGE:
+            break
+    ids = [item.id for item in items]
+    records = {table: await ledger.domain_records(table, ids) for table in tables}
+    return {
+        item.id: Recorded(
+            item,
+            await ledger.transitions(item.id),
+            {table: rows[item.id] for table, rows in records.items() if item.id in rows},
+        )
+        for item in items
+    }

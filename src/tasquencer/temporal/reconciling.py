@@ -1,0 +1,378 @@
+"""The reconciler: settles what closed tasks have left open, with what Temporal knows of them.
+
+It goes through the open work items of the ledger page by page. What it settles is immutable, so it may stop
+anywhere, begin again, and run twice at a time, beside tasks under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from temporalio import activity
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import WorkflowExecutionStatus as Status
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeWorkflowExecutionRequest
+from temporalio.client import (
+    Client,
+    WorkflowHistoryEventFilterType,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+)
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
+
+from tasquencer.errors import InvalidRequest, LedgerUnavailable
+from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement
+from tasquencer.reconciliation import Cause, Judgement, Run, RunStatus, judge, reason_of
+
+__all__ = [
+    "DEFAULT_GRACE",
+    "PAGE_SIZE",
+    "RECONCILE",
+    "RECONCILER",
+    "Page",
+    "PageRequest",
+    "ReconcileRequest",
+    "Reconciler",
+    "Reconciliation",
+    "ReconciliationActivity",
+    "Settled",
+    "parse_reconcile",
+]
+
+RECONCILE = "tasquencer.reconcile"
+"""Name of the activity that reconciles one page."""
+
+RECONCILER = "reconciler"
+"""The actor of the transitions."""
+
+DEFAULT_GRACE = timedelta(seconds=60)
+"""How long after the end of a task its worker may still be writing."""
+
+PAGE_SIZE = 500
+"""Open work items on a page."""
+
+_CONCURRENCY = 20
+"""Tasks that Temporal is asked about at once."""
+
+_QUERY_TIMEOUT = timedelta(seconds=5)
+_HEARTBEAT_SECONDS = 5.0
+
+
+class Reconciliation(BaseModel):
+    """What came of it.
+
+    Attributes:
+        open_work_items: How many were looked at.
+        settled: How many were canceled, by cause.
+        undecided: How many wait for another time: no worker has said whether the task still has them, or
+            Temporal does not know the task and retention cannot be the reason yet.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    open_work_items: int = 0
+    settled: Mapping[Cause, int] = {}
+    undecided: int = 0
+
+    def plus(self, other: Reconciliation) -> Reconciliation:
+        """Both together."""
+        return Reconciliation(
+            open_work_items=self.open_work_items + other.open_work_items,
+            settled=dict(Counter(self.settled) + Counter(other.settled)),
+            undecided=self.undecided + other.undecided,
+        )
+
+
+class ReconcileRequest(BaseModel):
+    """The input of the workflow `ReconcileLedger`; the last two are its own, when it continues as new.
+
+    Attributes:
+        forgotten_after_seconds: Of a task that Temporal does not know, work items this old are settled; None:
+            as old as the namespace's retention. Younger ones may well be another namespace's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grace_seconds: float = Field(DEFAULT_GRACE.total_seconds(), ge=0, le=86_400, allow_inf_nan=False)
+    page_size: int = Field(PAGE_SIZE, ge=1, le=2_000)
+    forgotten_after_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    after: Place | None = None
+    so_far: Reconciliation = Reconciliation()
+
+
+def parse_reconcile(raw: object) -> ReconcileRequest:
+    """The workflow's raw input; none means the defaults. Raises `InvalidRequest`, naming each wrong field."""
+    try:
+        return ReconcileRequest.model_validate({} if raw is None else raw)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, found['loc'])) or 'the input'}: {found['msg']}" for found in error.errors()
+        ]
+        raise InvalidRequest(problems) from None
+
+
+class PageRequest(BaseModel):
+    """Which page the activity is to reconcile."""
+
+    model_config = ConfigDict(frozen=True)
+
+    grace_seconds: float
+    forgotten_after_seconds: float | None = None
+    size: int
+    after: Place | None = None
+
+
+class Page(BaseModel):
+    """A page that was reconciled; `next` is where the next one begins, None after the last."""
+
+    model_config = ConfigDict(frozen=True)
+
+    found: Reconciliation
+    next: Place | None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A work item that was settled, or would be."""
+
+    work_item_id: str
+    task_id: str
+    run_id: str
+    cause: Cause
+    reason: str
+
+
+class Reconciler:
+    """Goes through the open work items of a ledger.
+
+    Args:
+        client: For the namespace whose tasks the ledger holds. Tasks that it does not know are settled.
+        ledger: An open ledger.
+        grace: Nothing is touched before a task has been closed for so long.
+        forgotten_after: Nothing younger is touched of a task that Temporal does not know.
+        dry_run: Change nothing, only find out.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        ledger: Ledger,
+        *,
+        grace: timedelta = DEFAULT_GRACE,
+        forgotten_after: timedelta = timedelta(0),
+        dry_run: bool = False,
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._grace = grace
+        self._forgotten_after = forgotten_after
+        self._dry_run = dry_run
+        self._slots = asyncio.Semaphore(_CONCURRENCY)
+
+    async def page(self, after: Place | None = None, size: int = PAGE_SIZE) -> tuple[Page, list[Settled]]:
+        """Reconcile the page that begins after this place.
+
+        Raises:
+            RPCError: Temporal does not answer, or has no such namespace.
+            LedgerUnavailable: the ledger cannot be read or written.
+        """
+        before = datetime.now(UTC) - self._grace
+        items = await self._ledger.open_work_items(created_before=before, after=after, limit=size)
+        tasks: dict[str, list[OpenWorkItem]] = defaultdict(list)
+        for item in items:
+            tasks[item.task_id].append(item)
+        try:
+            async with asyncio.TaskGroup() as group:
+                doing = [group.create_task(self._task(task_id, left)) for task_id, left in tasks.items()]
+        except ExceptionGroup as errors:  # one tells as much as many
+            raise errors.exceptions[0] from None
+        outcomes = [one.result() for one in doing]
+        settled = [one for some, _ in outcomes for one in some]
+        on_page = {item.id for item in items}
+        found = Reconciliation(
+            open_work_items=len(on_page.union(one.work_item_id for one in settled)),
+            settled=dict(Counter(one.cause for one in settled)),
+            undecided=sum(undecided for _, undecided in outcomes),
+        )
+        return Page(found=found, next=items[-1].place if len(items) == size else None), settled
+
+    async def _task(self, task_id: str, left: Sequence[OpenWorkItem]) -> tuple[list[Settled], int]:
+        """Reconcile what one task has left open: what was settled, and how many are undecided."""
+        settled: list[Settled] = []
+        undecided = 0
+        async with self._slots:
+            latest = await self._describe(task_id)
+            for run_id in dict.fromkeys(item.run_id for item in left):
+                items = [item for item in left if item.run_id == run_id]
+                own = latest
+                if latest is not None and latest.id != run_id:
+                    own = await self._describe(task_id, run_id)
+                judgement = judge(own, latest, now=datetime.now(UTC), grace=self._grace)
+                if judgement.cause is None:
+                    continue
+                if judgement.cause is Cause.UNKNOWN:
+                    forgotten_before = datetime.now(UTC) - self._forgotten_after
+                    old = [item for item in items if item.created_at <= forgotten_before]
+                    undecided += len(items) - len(old)
+                    items = old
+                if judgement.only_unlisted and latest is not None:
+                    listed = await self._listed(task_id, latest.id)
+                    if listed is None:
+                        undecided += len(items)
+                        continue
+                    items = [item for item in items if item.id not in listed]
+                settled += await self._settle(task_id, run_id, items, judgement)
+        return settled, undecided
+
+    async def _settle(
+        self, task_id: str, run_id: str, items: Sequence[OpenWorkItem], judgement: Judgement
+    ) -> list[Settled]:
+        cause = judgement.cause
+        if not items or cause is None:
+            return []
+        told = None
+        if cause is Cause.TERMINATED and judgement.ended_by is not None:
+            told = await self._termination_reason(task_id, judgement.ended_by.id)
+        reason = reason_of(cause, told)
+        ids = [item.id for item in items]
+        if not self._dry_run:
+            settlement = Settlement(
+                task_id=task_id,
+                run_id=run_id,
+                # Of a run that has ended nothing stays open, whichever page it is on.
+                work_item_ids=frozenset(ids) if judgement.only_unlisted else None,
+                at=datetime.now(UTC),
+                actor=RECONCILER,
+                reason=reason,
+            )
+            ids = await self._ledger.settle(settlement)
+        return [Settled(work_item_id, task_id, run_id, cause, reason) for work_item_id in ids]
+
+    async def _describe(self, task_id: str, run_id: str = "") -> Run | None:
+        """A run, by default the latest; None if Temporal does not know it."""
+        request = DescribeWorkflowExecutionRequest(
+            namespace=self._client.namespace,
+            execution=WorkflowExecution(workflow_id=task_id, run_id=run_id),
+        )
+        try:
+            found = await self._client.workflow_service.describe_workflow_execution(request, retry=True)
+        except RPCError as error:
+            if _is_unknown_run(error):
+                return None
+            raise
+        info = found.workflow_execution_info
+        return Run(
+            id=info.execution.run_id,
+            chain=info.first_run_id,
+            status=_STATUSES.get(info.status, RunStatus.RUNNING),
+            started_at=info.start_time.ToDatetime(tzinfo=UTC),
+            closed_at=info.close_time.ToDatetime(tzinfo=UTC) if info.HasField("close_time") else None,
+            was_reset=bool(found.workflow_extended_info.reset_run_id),
+        )
+
+    async def _listed(self, task_id: str, run_id: str) -> set[str] | None:
+        """Ids of the work items that the run lists; None if no worker says it."""
+        handle = self._client.get_workflow_handle(task_id, run_id=run_id)
+        try:
+            listed = await handle.query("work_items", rpc_timeout=_QUERY_TIMEOUT)
+        except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+            return None
+        return {row["id"] for row in listed} if isinstance(listed, list) else None
+
+    async def _termination_reason(self, task_id: str, run_id: str) -> str | None:
+        handle = self._client.get_workflow_handle(task_id, run_id=run_id)
+        closing = WorkflowHistoryEventFilterType.CLOSE_EVENT
+        try:
+            async for event in handle.fetch_history_events(event_filter_type=closing):
+                if event.HasField("workflow_execution_terminated_event_attributes"):
+                    return event.workflow_execution_terminated_event_attributes.reason
+        except RPCError as error:
+            if not _is_unknown_run(error):
+                raise
+        return None
+
+
+_STATUSES = {
+    Status.WORKFLOW_EXECUTION_STATUS_COMPLETED: RunStatus.COMPLETED,
+    Status.WORKFLOW_EXECUTION_STATUS_FAILED: RunStatus.FAILED,
+    Status.WORKFLOW_EXECUTION_STATUS_CANCELED: RunStatus.CANCELED,
+    Status.WORKFLOW_EXECUTION_STATUS_TERMINATED: RunStatus.TERMINATED,
+    Status.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW: RunStatus.CONTINUED_AS_NEW,
+    Status.WORKFLOW_EXECUTION_STATUS_TIMED_OUT: RunStatus.TIMED_OUT,
+}
+"""Every other status is that of a run that is not closed."""
+
+
+def _is_unknown_run(error: RPCError) -> bool:
+    if error.status is RPCStatusCode.INVALID_ARGUMENT:  # the ledger was told an id that is none of Temporal's
+        return error.message.startswith("Invalid RunId")
+    missing_namespace = NamespaceNotFoundFailure.DESCRIPTOR.full_name
+    details = error.grpc_status.details
+    return error.status is RPCStatusCode.NOT_FOUND and not any(
+        detail.type_url.endswith(f"/{missing_namespace}") for detail in details
+    )
+
+
+class ReconciliationActivity:
+    """The reconciler as an activity of the worker. One per worker.
+
+    Args:
+        ledger: An open ledger.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    @activity.defn(name=RECONCILE)
+    async def reconcile(self, request: PageRequest) -> Page:
+        """Reconcile one page; again from its begin if that is interrupted."""
+        grace = timedelta(seconds=request.grace_seconds)
+        try:
+            async with _heartbeats():
+                client, seconds = activity.client(), request.forgotten_after_seconds
+                reconciler = Reconciler(
+                    client,
+                    self._ledger,
+                    grace=grace,
+                    forgotten_after=(
+                        await _retention(client) if seconds is None else timedelta(seconds=seconds)
+                    ),
+                )
+                page, _ = await reconciler.page(request.after, request.size)
+        except LedgerUnavailable as error:
+            raise ApplicationError(
+                str(error), type=LedgerUnavailable.__name__, category=ApplicationErrorCategory.BENIGN
+            ) from None
+        return page
+
+
+async def _retention(client: Client) -> timedelta:
+    """How long Temporal keeps a closed workflow: before that only somebody's delete makes it forget one."""
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    found = await client.workflow_service.describe_namespace(request, retry=True)
+    return found.config.workflow_execution_retention_ttl.ToTimedelta()
+
+
+@asynccontextmanager
+async def _heartbeats() -> AsyncIterator[None]:
+    async def beat() -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating

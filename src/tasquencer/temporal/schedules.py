@@ -1,0 +1,92 @@
+"""The Temporal Schedule that reconciles the ledger from time to time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+__all__ = [
+    "RECONCILE_WORKFLOW",
+    "create_schedule",
+    "put_schedule",
+    "remove_schedule",
+    "schedule_id",
+]
+
+RECONCILE_WORKFLOW = "ReconcileLedger"
+"""Name of the workflow that the schedule starts."""
+
+_CATCH_UP = timedelta(minutes=1)
+"""After an outage of Temporal the runs that were missed longer ago are left out: one is as good as many."""
+
+
+def schedule_id(task_queue: str) -> str:
+    """The schedule of the workers on this task queue: they share a ledger."""
+    return f"tasq-reconcile-{task_queue}"
+
+
+async def create_schedule(client: Client, task_queue: str, every: timedelta) -> bool:
+    """Create the schedule unless there is one, whatever that one says; whether it was created.
+
+    Raises:
+        RPCError: Temporal does not answer, or does not allow it.
+    """
+    try:
+        await client.create_schedule(schedule_id(task_queue), _schedule(task_queue, every))
+    except ScheduleAlreadyRunningError:
+        return False
+    return True
+
+
+async def put_schedule(client: Client, task_queue: str, every: timedelta) -> bool:
+    """Create the schedule, or make the one that is there like it; whether it was created.
+
+    A schedule that somebody has paused stays paused. Raises like `create_schedule`.
+    """
+    if await create_schedule(client, task_queue, every):
+        return True
+    wanted = _schedule(task_queue, every)
+
+    def changed(found: ScheduleUpdateInput) -> ScheduleUpdate:
+        return ScheduleUpdate(replace(wanted, state=found.description.schedule.state))
+
+    await client.get_schedule_handle(schedule_id(task_queue)).update(changed)
+    return False
+
+
+async def remove_schedule(client: Client, task_queue: str) -> bool:
+    """Remove the schedule; whether there was one. Raises like `create_schedule`."""
+    try:
+        await client.get_schedule_handle(schedule_id(task_queue)).delete()
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND or error.message.startswith("Namespace"):
+            raise
+        return False
+    return True
+
+
+def _schedule(task_queue: str, every: timedelta) -> Schedule:
+    return Schedule(
+        action=ScheduleActionStartWorkflow(
+            RECONCILE_WORKFLOW,
+            id=f"reconcile-ledger-{task_queue}",
+            task_queue=task_queue,
+            static_summary="settles what closed tasks have left open",
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCH_UP),
+    )

@@ -1,0 +1,46 @@
+"""The reconciler as a workflow: settles what closed tasks have left open, page by page."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+from tasquencer.temporal import accept
+from tasquencer.temporal.reconciling import RECONCILE, Page, PageRequest, Reconciliation, parse_reconcile
+from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
+
+__all__ = ["ReconcileLedger"]
+
+
+@workflow.defn(name=RECONCILE_WORKFLOW, sandboxed=False)  # see AiAgentTask
+class ReconcileLedger:
+    """Input: nothing, or the JSON object that `ReconcileRequest` describes. Result: `Reconciliation`."""
+
+    @workflow.run
+    async def run(self, raw: object = None) -> Reconciliation:
+        """Go through all open work items of the ledger; in a new run where the history grows long."""
+        request = accept(parse_reconcile, raw)
+        after, found = request.after, request.so_far
+        while True:
+            page = await workflow.execute_activity(
+                RECONCILE,
+                PageRequest(
+                    grace_seconds=request.grace_seconds,
+                    forgotten_after_seconds=request.forgotten_after_seconds,
+                    size=request.page_size,
+                    after=after,
+                ),
+                result_type=Page,
+                start_to_close_timeout=timedelta(minutes=10),
+                heartbeat_timeout=timedelta(seconds=30),
+                # An outage of the ledger is waited for.
+                retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            )
+            found = found.plus(page.found)
+            if page.next is None:
+                return found
+            after = page.next
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(request.model_copy(update={"after": after, "so_far": found}))
