@@ -370,4 +370,11 @@ def _stop_on_signals() -> asyncio.Future[None]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except SystemExit as end:
+        # While the interpreter shuts down, a thread of the SDK may hold it up or abort it
+        # (temporalio/sdk-python#300); nobody would start the worker again.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)

@@ -192,3 +192,17 @@ async def test_where_no_prompt_can_begin_before_the_deadline_the_policy_sees_all
     assert (result["completed"], result["canceled"]) == (0, 3)
     assert {item.state for item in items} == {WorkItemState.CANCELED}
     assert len(items) == 3
+
+
+@pytest.mark.parametrize("limit", [18, 22])
+async def test_a_backoff_that_ends_when_a_new_run_is_due_and_nobody_is_left_opens_it(limit: int) -> None:
+    settings = {"limit.historyCount.suggestContinueAsNew": limit}
+    request = {"prompts": ["fail once", "late one"], "concurrency": 2}
+    request |= {"retry": {"initial_interval_seconds": 2}}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=settings) as server,
+        tasks_on(server.address, [AiFanOutTask], [Echo().generate]) as tasks,
+    ):
+        handle = await tasks.start("AiFanOutTask", request)
+        result = await asyncio.wait_for(handle.result(), 30)
+    assert result["completed"] == 2

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,10 +23,10 @@ from tasquencer.sql import SqlLedger
 from tasquencer.work_item import WorkItemState
 from tests.activities.calling import activities_for
 from tests.support import answers
-from tests.support.answers import Answer
+from tests.support.answers import Answer, Hold
 from tests.support.dying_worker import DEAD, dying_worker
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually, failure_of_task, tasks_on
+from tests.support.tasks import eventually, failure_of_task, history, tasks_on
 from tests.workflows.cancel.scene import (
     ASK,
     LONG_BACKOFF,
@@ -145,7 +145,7 @@ async def test_an_action_whose_worker_dies_after_the_write_is_done_again_by_the_
     state, more = ACTIONS[action]
     request = ASK | {"max_retries": 0, "heartbeat_timeout_seconds": 60}
     async with stage(dev_server, tmp_path, [answers.stall()], request, state) as scene:
-        await scene.provider.wait_for_requests(1)
+        await scene.provider.wait_for_requests(1, timeout_seconds=30)
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"], **more}
         acting = asyncio.create_task(scene.handle.execute_update(action, payload))
@@ -164,7 +164,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_that_came_aft
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
     async with stage(dev_server, tmp_path, [answers.status(503)], LONG_BACKOFF, FAILED) as scene:
-        await scene.provider.wait_for_requests(1)
+        await scene.provider.wait_for_requests(1, timeout_seconds=30)
         item_id = scene.provider.requests[0].idempotency_key
         await scene.death()
         payload = {"actor": "anna", "work_item_id": item_id, "result": {"text": "by hand"}}
@@ -180,13 +180,59 @@ async def test_an_outcome_that_was_written_counts_before_an_action_that_came_aft
     assert (first.state, second.state) == (FAILED, INITIALIZED)
 
 
+async def test_an_action_that_was_written_counts_before_an_outcome_that_came_after(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    """The worker that dies made the call, too: that it is lost becomes known while nobody is there."""
+    request = LONG_BACKOFF | {"heartbeat_timeout_seconds": 1}
+    async with stage(dev_server, tmp_path, [answers.stall()], request, CANCELED) as scene:
+        await scene.provider.wait_for_requests(1, timeout_seconds=30)
+        (item,) = await _listed(scene.handle)
+        payload = {"actor": "anna", "work_item_id": item["id"]}
+        acting = asyncio.create_task(scene.handle.execute_update("cancel_work_item", payload))
+        await scene.death()
+        await _event(scene.handle, "activity_task_timed_out_event_attributes")
+        async with scene.next_worker() as now:
+            assert (await asyncio.wait_for(acting, 30))["state"] == "canceled"
+            error = await failure_of_task(scene.handle)
+            (known,) = await now.work_items(scene.handle)
+    assert (error.type, known.state) == ("TaskFailed", CANCELED)
+
+
+async def test_an_outcome_that_was_written_counts_before_an_action_whose_turn_came_after(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    """The action was taken on before the outcome came, and would have been carried out after it."""
+    hold = Hold()
+    script = [answers.stall(hold, answers.status(503))]
+    async with stage(dev_server, tmp_path, script, LONG_BACKOFF, FAILED) as scene:
+        await scene.provider.wait_for_requests(1, timeout_seconds=30)
+        (item,) = await _listed(scene.handle)
+        payload = {"actor": "anna", "work_item_id": item["id"]}
+        acting = asyncio.create_task(scene.handle.execute_update("cancel_work_item", payload))
+        await _event(scene.handle, "workflow_execution_update_accepted_event_attributes")
+        hold.release()
+        await scene.death()
+        await _event(scene.handle, "timer_fired_event_attributes")
+        async with scene.next_worker() as now:
+            with pytest.raises(Exception, match="Workflow update failed") as refused:
+                await acting
+            first, second = await now.work_items(scene.handle)
+            await cancel(scene.handle)
+            await ends_canceled(scene.handle)
+    assert "first try is failed since" in str(refused.value.__cause__)
+    assert (first.state, second.state) == (FAILED, INITIALIZED)
+
+
 async def test_a_retry_that_was_written_and_is_now_too_late_is_settled(
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
-    request = ASK | {"deadline_seconds": 6, "retry": {"initial_interval_seconds": 3}}
+    request = ASK | {"deadline_seconds": 14, "retry": {"initial_interval_seconds": 5}}
     async with stage(dev_server, tmp_path, [answers.status(503)], request, FAILED) as scene:
         await scene.death()
-        await asyncio.sleep(4)  # so long nobody is there, and then the backoff would end after the deadline
+        # So long nobody is there that the backoff would now end after the deadline.
+        begun = (await scene.handle.describe()).start_time
+        await asyncio.sleep((begun + timedelta(seconds=10) - datetime.now(UTC)).total_seconds())
         async with scene.next_worker() as now:
             error = await failure_of_task(scene.handle)
             first, second = await now.work_items(scene.handle)
@@ -202,3 +248,10 @@ async def _listed(handle: Handle) -> list[dict[str, Any]]:
         return listed
 
     return await eventually(probe, "the list of work items")
+
+
+async def _event(handle: Handle, attributes: str) -> None:
+    async def probe() -> bool:
+        return any(event.WhichOneof("attributes") == attributes for event in await history(handle))
+
+    await eventually(probe, attributes)

@@ -61,7 +61,10 @@ class GroupCommit:
         try:
             while self._waiting:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_GROUP))]
-                await self._write_group(group)
+                # Who has gone meanwhile comes again: while a database hangs, that would pile up.
+                awaited = [one for one in group if not one.written.cancelled()]
+                if awaited:
+                    await self._write_group(awaited)
         finally:
             self._writer = None
 

@@ -70,6 +70,7 @@ class TaskDriver:
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, asyncio.Task[Any]] = {}
         self._hurried: dict[str, tuple[str, str | None]] = {}
+        self._arrived: set[str] = set()
         self._left_behind: set[str] = set()
         self._successors: dict[str, str] = {}
         workflow.register_random_seed_callback(self._on_reset)
@@ -122,6 +123,7 @@ class TaskDriver:
     async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
         """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
         self._calls[item.id] = call
+        call.add_done_callback(lambda _: self._arrived.add(item.id))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -165,6 +167,7 @@ class TaskDriver:
         kind = before.failure.kind if before is not None and before.failure is not None else None
         # A task of its own, so that an operator can end the sleep without canceling the lineage.
         sleeping = asyncio.create_task(workflow.sleep(delay, summary=delay_label(item, kind)))
+        sleeping.add_done_callback(lambda _: self._arrived.add(item.id))
         self._sleeping[item.id] = sleeping
         try:
             await workflow.wait([sleeping])
@@ -185,6 +188,7 @@ class TaskDriver:
         try:
             if self._queued or self._is_full():
                 mine = self._queued[item.id] = asyncio.get_running_loop().create_future()
+                self._take_turns()  # where a new run is due there may be nobody left to do so
                 await mine
             else:
                 self._running.add(item.id)
@@ -243,6 +247,7 @@ class TaskDriver:
 
     async def start(self, item: WorkItem) -> None:
         """Record the work item as started."""
+        self._arrived.discard(item.id)
         if item.id in self._hurried:
             actor, reason = self._hurried.pop(item.id)
             self.state.start(item.id, now=workflow.now(), actor=actor, reason=reason, hurried=True)
@@ -302,9 +307,14 @@ class TaskDriver:
         await self.flush()
 
     async def news(self) -> None:
-        """Return in the next workflow task, once what the server knows of until now has had its effect."""
+        """Return in the next workflow task, in its turn among what came with it."""
         await workflow.sleep(_NEWS, summary="look for news")
-        await self.turns()
+        # One turn of the loop later the ends of calls and waits are told, in the order of the history.
+        await asyncio.sleep(0)
+
+    def has_arrived(self, work_item_id: str) -> bool:
+        """Whether its call, or its wait, has ended in this workflow task, and nothing has followed yet."""
+        return work_item_id in self._arrived
 
     async def turns(self) -> None:
         """Return once the outcomes that came with this workflow task have had their effect."""

@@ -69,6 +69,8 @@ class Operators:
 
         async def handler(raw: object = None) -> dict[str, Any]:
             await first()
+            if isinstance(raw, dict) and self._driver.has_arrived(str(raw.get("work_item_id"))):
+                await self._driver.turns()
             check(raw)
             return await act(raw)
 
