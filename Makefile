@@ -11,7 +11,7 @@ COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser check format bench lock upgrade clean
+.PHONY: help setup demo test browser check format bench chaos lock upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ format: setup ## format the code and fix what the linter can fix
 bench: setup ## measure beside plain Temporal: tasks per second, fan-outs, how fast a task obeys
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.control $(CONTROL_ARGS)
+
+chaos: setup ## kill, stop and cut off the parts while tasks run (CHAOS_ARGS="--seed 7 --tasks 2000 --faults 300")
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping versions where possible
 	$(COMPILE) $(LOCK_ARGS) --all-extras --group dev -o requirements.lock pyproject.toml

@@ -1,0 +1,258 @@
+"""Finds what is wrong in the accounts of one task.
+
+What holds whatever is killed, `tests.stories` knows already; the checks here add what only shows between the
+accounts, and what a fault excuses and what it does not. All are pure functions from an account to sentences.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+
+from tasquencer.failure import FailureKind
+from tasquencer.task_state import TASK_ACTOR
+from tasquencer.temporal.reconciling import RECONCILER
+from tasquencer.work_item import WorkItem, WorkItemState
+from tests.chaos.accounts import Account
+from tests.chaos.events import DEATHS
+from tests.stories import action_checks, ending_checks, lineage_checks, record_checks
+from tests.stories.story import CANCEL_TASK, Call, Story, label_of, text_of
+
+__all__ = ["CHECKS", "violations"]
+
+Check = Callable[[Account], Iterator[str]]
+
+LAG = timedelta(seconds=2)
+"""What the clocks of processes and a busy machine may put between a cause and what follows."""
+
+_ALWAYS: Sequence[Callable[[Story], Iterator[str]]] = (
+    record_checks.paths_are_legal,
+    record_checks.what_ended_never_changed,
+    record_checks.the_ai_jobs_agree,
+    lineage_checks.nothing_starts_early,
+    lineage_checks.each_lineage_is_bounded,
+    lineage_checks.nothing_starts_after_the_deadline,
+    lineage_checks.no_retry_is_left_out,
+    ending_checks.the_policy_decides,
+    ending_checks.the_end_says_what_happened,
+)
+"""What holds in every story."""
+
+SILENCERS = (*DEATHS, "pause worker", "kill temporal", "worker ended by itself")
+"""Events after which a worker's heartbeats may be missing, besides a disturbed connection to Temporal."""
+
+_CONNECTION = ("cut", "refuse", "stall")
+
+
+def the_stories_are_as_ever(account: Account) -> Iterator[str]:
+    """See `_ALWAYS`."""
+    for check in _ALWAYS:
+        try:
+            yield from check(account.story)
+        except (KeyError, IndexError, TypeError) as error:  # the story is too contradictory for it
+            yield f"{check.__name__} stumbles: {error!r}"
+
+
+def the_task_ended(account: Account) -> Iterator[str]:
+    """No task is lost."""
+    history = account.history
+    if account.outcome is None or history.state == "open":
+        yield "lost: the task has not ended, long after the faults"
+        return
+    if history.state in ("terminated", "timed out"):
+        yield f"lost: the task was {history.state}, nobody asked for that"
+        return
+    state, result, kind, message = account.outcome
+    if (state, dict(result)) != (history.state, dict(history.result)):
+        yield f"the client was told {state} {result}, the history says {history.state} {history.result}"
+    if state == "failed" and (kind, message) != (history.error_type, history.message):
+        yield f"the client was told {kind} {message}, the history says {history.error_type} {history.message}"
+
+
+def nothing_is_open(account: Account) -> Iterator[str]:
+    """I6."""
+    if account.history.state in ("completed", "failed", "canceled"):
+        for item in account.story.items:
+            if not item.state.is_terminal:
+                yield f"I6: the task is closed, {label_of(item)} ({item.id}) is {item.state}"
+            elif account.story.ended_by(item) == RECONCILER:  # no task is terminated here, so all can settle
+                yield f"I6: the task left {label_of(item)} ({item.id}) open, the reconciler had to settle it"
+
+
+def each_request_was_recorded_first(account: Account) -> Iterator[str]:
+    """I1 and I2."""
+    items = {item.id: item for item in account.story.items}
+    scheduled = Counter(key for key, _ in account.history.scheduled)
+    for key, number in Counter(call.key for call in account.story.calls).items():
+        if key not in items:
+            yield f"I1: request {key} belongs to no work item"
+        elif key not in scheduled:
+            yield f"I1: the history knows nothing of the request of {label_of(items[key])}"
+        if number > 1:
+            yield f"I2: {number} requests with the key {key}"
+    for call in account.story.calls:
+        item = items.get(call.key or "")
+        if item is None:
+            continue
+        if call.held is not None and "started" not in call.held:
+            yield f"I1: {label_of(item)} was {'/'.join(call.held) or 'unknown'} when its request arrived"
+        if item.started_at is None or call.at < item.started_at:
+            yield f"I1: the request of {label_of(item)} arrived before its start"
+    for key, times in scheduled.items():
+        if times > 1:
+            yield f"I2: the history has {times} calls of {key}"
+        if key not in items:
+            yield f"I1: the history has a call of {key}, the ledger does not know it"
+        elif items[key].started_at is None:
+            yield f"I1: the history has a call of {label_of(items[key])}, the ledger says it never started"
+    if account.history.tries > 1:
+        yield f"I2: Temporal made a call {account.history.tries} times"
+
+
+def no_more_calls_at_once_than_allowed(account: Account) -> Iterator[str]:
+    """The concurrency of a fan-out bounds its calls.
+
+    Not what the ledger has as started: a start that a dying worker recorded stays there until its turn comes.
+    """
+    ends = {item.id: item.ended_at for item in account.story.items}
+    for key, at in account.history.scheduled:
+        others = [
+            other
+            for other, begin in account.history.scheduled
+            if begin <= at and (end := ends.get(other)) is not None and end > at
+        ]
+        if account.story.concurrency is not None and len(others) > account.story.concurrency:
+            yield f"{len(others)} calls at once when {key} was made, {account.story.concurrency} are allowed"
+
+
+def the_workflow_never_stumbles(account: Account) -> Iterator[str]:
+    """I8 and I10: no workflow task fails, and what is in the history can be replayed."""
+    for trouble in account.history.troubles:
+        yield f"I8: a workflow task failed: {trouble}"
+    if account.query_error:
+        yield f"I10: the closed task does not answer its query: {account.query_error}"
+
+
+def the_query_agrees(account: Account) -> Iterator[str]:
+    """What the task tells of itself at its end is what the ledger tells, except of what it forgot."""
+    if account.listed is None or account.history.state == "open":
+        return
+    told = {str(row["id"]): row for row in account.listed}
+    forgotten = account.story.forgotten
+    for item in account.story.items:
+        row = told.pop(item.id, None)
+        if row is None:
+            if item.id not in forgotten:
+                yield f"the task does not know {label_of(item)} ({item.id}) of the ledger"
+            continue
+        for name in ("state", "attempt", "lineage", "delay_reason", "failure_kind"):
+            mine = item.failure.kind if name == "failure_kind" and item.failure else getattr(item, name, None)
+            if mine != row[name]:
+                yield f"{label_of(item)}: {name} is {mine!r} in the ledger, {row[name]!r} in the task"
+    for stranger in told:
+        yield f"the task knows {stranger}, the ledger does not"
+
+
+def each_end_has_its_cause(account: Account) -> Iterator[str]:
+    """A crash burns no attempt that was not made: what a work item ended with, somebody has caused."""
+    story = account.story
+    for item in story.items:
+        if item.started_at is None or item.ended_at is None or item.state is WorkItemState.CANCELED:
+            continue
+        if story.ended_by(item) != TASK_ACTOR:
+            continue
+        call = story.call_of(item)
+        if item.state is WorkItemState.COMPLETED:
+            if call is None or call.given.kind is not None or text_of(item) != call.given.text:
+                given = None if call is None else call.given
+                yield f"{label_of(item)} completed with {text_of(item)!r}, the provider's answer is {given}"
+        elif item.failure is not None:
+            yield from _failure(account, item, item.failure.kind, call)
+
+
+def _failure(account: Account, item: WorkItem, kind: str, call: Call | None) -> Iterator[str]:
+    begin, end = item.started_at, item.ended_at
+    if begin is None or end is None:
+        return
+    name = f"{label_of(item)} ({item.id}) failed with {kind}"
+    given = None if call is None else call.given
+    silenced = _silenced(account, begin, end)
+    disturbed = [
+        event for event in account.events_between(_CONNECTION, begin - LAG, end) if event.peer == "provider"
+    ]
+    if kind == FailureKind.WORKER_LOST:
+        if not silenced:
+            yield f"{name}, no worker was killed, stopped or cut off"
+    elif kind == FailureKind.WORKER_SHUTDOWN:
+        if not account.events_between(("stop worker",), begin - LAG, end):
+            yield f"{name}, no worker was stopped"
+    elif kind == FailureKind.TIMED_OUT:
+        limit = timedelta(seconds=account.story.request.attempt_timeout_seconds)
+        if account.story.deadline is not None:
+            limit = min(limit, max(account.story.deadline - begin, timedelta(seconds=1)) - LAG / 4)
+        if end - begin < limit:
+            yield f"{name} before its time"
+        elif not (given is not None and given.endless) and not silenced and not disturbed:
+            yield f"{name}, the provider's answer is {given}, and nothing was disturbed"
+    elif given is None or given.kind != kind:
+        # A connection that breaks in the middle of an answer leaves half of one.
+        broken = (FailureKind.UNREACHABLE, FailureKind.PROVIDER_ERROR)
+        if kind not in broken or not (disturbed or silenced):
+            yield f"{name}, the provider's answer is {given}"
+    elif item.failure is not None and item.failure.retry_after_seconds != given.retry_after:
+        asked = item.failure.retry_after_seconds
+        yield f"{name} and a Retry-After of {asked} s, the provider asked for {given.retry_after} s"
+
+
+def _silenced(account: Account, begin: datetime, end: datetime) -> bool:
+    if account.events_between(SILENCERS, begin - LAG, end):
+        return True
+    cuts = account.events_between(_CONNECTION, begin - LAG, end)
+    return any(event.peer == "temporal" for event in cuts)
+
+
+def a_cancel_is_obeyed(account: Account) -> Iterator[str]:
+    """A task ends canceled if and only if it was canceled before its end."""
+    history = account.history
+    if history.state == "canceled" and history.cancel_at is None:
+        yield "I7: the task ended canceled, nobody canceled it"
+    if history.cancel_at is not None and history.state not in ("canceled", "open"):
+        yield f"I7: the task was canceled, yet it {history.state}"
+    if history.cancel_at is None:
+        for act in account.story.acts:
+            in_time = history.closed_at is not None and act.answered_at < history.closed_at
+            if act.name == CANCEL_TASK and act.reply == "accepted" and in_time:
+                yield f"I7: the cancel of {act.actor} was accepted, the history does not know it"
+
+
+def each_action_counts_once(account: Account) -> Iterator[str]:
+    """What operators were told is what the ledger says, unless an answer was lost with a connection."""
+    for complaint in action_checks.each_action_counts_once(account.story):
+        if not any(actor in complaint for actor in account.uncertain):
+            yield complaint
+
+
+CHECKS: Sequence[Check] = (
+    the_task_ended,
+    nothing_is_open,
+    each_request_was_recorded_first,
+    no_more_calls_at_once_than_allowed,
+    the_workflow_never_stumbles,
+    the_query_agrees,
+    each_end_has_its_cause,
+    a_cancel_is_obeyed,
+    each_action_counts_once,
+    the_stories_are_as_ever,
+)
+
+
+def violations(account: Account) -> list[str]:
+    """What each check finds; nothing for a task that kept its promises."""
+    if not account.story.items:
+        # A task that is canceled before a worker has looked at it does nothing at all.
+        nothing_to_do = account.history.cancel_at is not None and not account.story.calls
+        if account.history.state == "canceled" and nothing_to_do:
+            return []
+        return [*the_task_ended(account), "the ledger has no work item of the task"]
+    return [complaint for check in CHECKS for complaint in check(account)]

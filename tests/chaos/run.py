@@ -1,0 +1,270 @@
+"""A run: starts the parts and the tasks, lets the nemesis loose, and gathers the accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.service import RPCError
+
+from tasquencer.devkit.processes import free_port
+from tasquencer.settings import DEFAULT_TASK_QUEUE
+from tasquencer.sql.databases import Database, database_at
+from tasquencer.work_item import WorkItem
+from tests.chaos.accounts import Account, TaskRun, calls_in, make_account
+from tests.chaos.events import Events
+from tests.chaos.histories import read_history
+from tests.chaos.ledger_rows import ended_since, read_ledger
+from tests.chaos.nemesis import Nemesis
+from tests.chaos.operators import Handle, Operators
+from tests.chaos.parts import Postgres, Provider, Temporal
+from tests.chaos.plan import Options, TaskPlan, plan_faults, plan_tasks
+from tests.chaos.wire import Wire
+from tests.chaos.workers import WorkerPart
+
+__all__ = ["Outcome", "run"]
+
+_AT_ONCE = 30
+"""Tasks under way at once, at most."""
+
+_LEAD = 12
+"""So many tasks are started ahead of the faults."""
+
+_AGAIN_SECONDS = 0.3
+
+_ANSWERED_SECONDS = 60
+"""Whoever acts on a task has an answer so long after its end; Temporal's long polls alone take 20 s."""
+
+
+@dataclass
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        rss: Memory of each worker in MB, once a second, with the time and the process.
+        cached: How many workflows the witness kept in memory, at the same times.
+        sightings: How many work items were seen ended while it ran.
+        unlooked: How many requests arrived while the provider could not look into the ledger.
+    """
+
+    options: Options
+    accounts: Sequence[Account]
+    events: Events
+    rss: Mapping[str, Sequence[tuple[datetime, int, float]]]
+    cached: Sequence[int]
+    seconds: float
+    sightings: int
+    unlooked: int
+
+
+@dataclass
+class _Stage:
+    options: Options
+    folder: Path
+    client: Client
+    ledger: Database
+    nemesis: Nemesis
+    events: Events
+    provider: Provider
+    sightings: dict[str, WorkItem] = field(default_factory=dict)
+    runs: list[TaskRun] = field(default_factory=list)
+
+
+async def run(options: Options, folder: Path) -> Outcome:
+    """Carry the plan out; everything that was written on the way stays in the folder."""
+    begin = time.monotonic()
+    async with _stage(options, folder) as stage:
+        watching = asyncio.create_task(_watch(stage))
+        faults = asyncio.create_task(stage.nemesis.work(plan_faults(options), options.faults))
+        await _work(stage, faults)
+        await faults
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        accounts = await _accounts(stage)
+    stage.events.save(folder / "events.jsonl")
+    return Outcome(
+        options=options,
+        accounts=accounts,
+        events=stage.events,
+        rss={worker.name: worker.rss for worker in stage.nemesis.workers},
+        cached=[count for worker in stage.nemesis.workers for count in worker.cached],
+        seconds=time.monotonic() - begin,
+        sightings=len(stage.sightings),
+        unlooked=sum(call.held is None for account in accounts for call in account.story.calls),
+    )
+
+
+@asynccontextmanager
+async def _stage(options: Options, folder: Path) -> AsyncIterator[_Stage]:
+    events, disk_full = Events(), folder / "disk-full"
+    async with AsyncExitStack() as stack:
+        temporal = Temporal(folder)
+        stack.push_async_callback(temporal.stop)
+        await temporal.start()
+        postgres = None
+        if options.is_postgres:
+            postgres = Postgres(folder)
+            stack.push_async_callback(postgres.stop)
+            await postgres.create()
+        file = folder / "ledger.db"
+        ledger_url = f"sqlite:///{file}" if postgres is None else postgres.url()
+        provider = await stack.enter_async_context(
+            Provider.running(options.seed, folder, str(file) if postgres is None else ledger_url)
+        )
+        workers = []
+        names = [f"worker {number}" for number in range(options.workers)]
+        for name in [*names, *(["witness"] if options.witness else [])]:
+            wires = {
+                "temporal": await stack.enter_async_context(Wire(temporal.port)),
+                "provider": await stack.enter_async_context(Wire(provider.port)),
+            }
+            url = ledger_url
+            if postgres is not None:
+                wires["postgres"] = await stack.enter_async_context(Wire(postgres.port))
+                url = postgres.url(wires["postgres"].port)
+            environment = {"TASQ_DATABASE_URL": url, "CHAOS_DISK_FULL": str(disk_full)}
+            if name == "witness":
+                environment["TASQ_METRICS_ADDRESS"] = f"127.0.0.1:{free_port()}"
+            worker = WorkerPart(name, folder, wires, environment, events)
+            stack.push_async_callback(worker.end)
+            workers.append(worker)
+        await asyncio.gather(*(worker.start() for worker in workers))
+        ledger = database_at(ledger_url)
+        stack.push_async_callback(ledger.close)
+        client = await Client.connect(temporal.address, runtime=_quiet_runtime())
+        nemesis = Nemesis(temporal, workers, events, disk_full, postgres)
+        yield _Stage(options, folder, client, ledger, nemesis, events, provider)
+
+
+def _quiet_runtime() -> Runtime:
+    """Without a warning for each request that finds the server killed."""
+    quiet = LoggingConfig(filter=TelemetryFilter(core_level="ERROR", other_level="ERROR"))
+    return Runtime(telemetry=TelemetryConfig(logging=quiet))
+
+
+async def _work(stage: _Stage, faults: asyncio.Task[None]) -> None:
+    """Start the tasks, in step with the faults, and wait for their ends, or until time is up."""
+    places = asyncio.Semaphore(_AT_ONCE)
+    going: list[asyncio.Task[None]] = []
+    options = stage.options
+    for number, plan in enumerate(plan_tasks(options)):
+        while number > _LEAD + options.tasks * stage.nemesis.done / max(options.faults, 1):
+            if faults.done():
+                break
+            await asyncio.sleep(0.05)
+        await places.acquire()
+        task = asyncio.create_task(_task(stage, plan))
+        task.add_done_callback(lambda _: places.release())
+        going.append(task)
+    await faults
+    await asyncio.wait(going, timeout=options.patience_seconds)
+    for task in going:
+        task.cancel()
+    for error in await asyncio.gather(*going, return_exceptions=True):
+        if isinstance(error, Exception):
+            raise error
+
+
+async def _task(stage: _Stage, plan: TaskPlan) -> None:
+    task_id = f"chaos-{stage.options.seed}-{plan.name.replace(' ', '-')}"
+    mine = TaskRun(plan, task_id, datetime.now(UTC))
+    stage.runs.append(mine)
+    handle: Handle = await _start(stage.client, plan, task_id)
+    people = Operators(handle, stage.ledger)
+    acting = [
+        asyncio.create_task(people.act(operator, number)) for number, operator in enumerate(plan.operators)
+    ]
+    try:
+        mine.outcome = await _outcome(handle)
+        if acting:
+            await asyncio.wait(acting, timeout=_ANSWERED_SECONDS)
+    finally:
+        for task in acting:
+            task.cancel()
+        await asyncio.gather(*acting, return_exceptions=True)
+        mine.acts, mine.uncertain = people.acts, frozenset(people.uncertain)
+
+
+async def _start(client: Client, plan: TaskPlan, task_id: str) -> Handle:
+    while True:
+        try:
+            return await client.start_workflow(
+                plan.workflow,
+                plan.request,
+                id=task_id,
+                task_queue=DEFAULT_TASK_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            )
+        except WorkflowAlreadyStartedError:  # and the answer was lost
+            return client.get_workflow_handle(task_id)
+        except RPCError:
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _outcome(handle: Handle) -> tuple[str, Mapping[str, Any], str, str]:
+    while True:
+        try:
+            return "completed", await handle.result(), "", ""
+        except WorkflowFailureError as error:
+            if isinstance(error.cause, CancelledError):
+                return "canceled", {}, "", ""
+            kind = error.cause.type if isinstance(error.cause, ApplicationError) else None
+            return "failed", {}, kind or type(error.cause).__name__, getattr(error.cause, "message", "")
+        except RPCError:
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _watch(stage: _Stage) -> None:
+    """Note what is seen of ended work items, and of the workers' memory."""
+    while True:
+        await asyncio.sleep(1)
+        for worker in stage.nemesis.workers:
+            await worker.sample()
+        with suppress(*stage.ledger.outages):
+            for item in await ended_since(stage.ledger, stage.sightings.keys()):
+                stage.sightings[item.id] = item
+
+
+async def _accounts(stage: _Stage) -> list[Account]:
+    last = max((event.until or event.at for event in stage.events), default=datetime.now(UTC))
+    slots = asyncio.Semaphore(8)
+
+    async def look(task: TaskRun) -> None:
+        async with slots:
+            try:
+                handle: Handle = stage.client.get_workflow_handle(task.task_id)
+                async with asyncio.timeout(30):
+                    task.listed = await handle.query("work_items")
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the task's account
+                task.query_error = f"{type(error).__name__}: {error}"[:600]
+
+    await asyncio.gather(*(look(task) for task in stage.runs))
+    rows = await read_ledger(stage.ledger)
+    calls = calls_in(stage.provider.log)
+    seen: dict[str, list[WorkItem]] = {}
+    for item in stage.sightings.values():
+        seen.setdefault(item.task_id, []).append(item)
+    events = list(stage.events)
+    return [
+        make_account(
+            task,
+            await read_history(stage.client, task.task_id),
+            rows,
+            calls.get(task.plan.name, []),
+            seen.get(task.task_id, []),
+            events,
+            last,
+        )
+        for task in stage.runs
+    ]

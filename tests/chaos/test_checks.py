@@ -1,0 +1,241 @@
+"""Each violation is planted in a good account, and found: a checker that finds nothing proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from tasquencer.failure import Failure, FailureKind
+from tasquencer.fan_out import AiFanOutRequest
+from tasquencer.work_item import WorkItem, WorkItemState
+from tests.chaos.accounts import Account
+from tests.chaos.checks import violations
+from tests.chaos.events import Event
+from tests.chaos.good_account import at, change_item, change_story, good_account, operated
+from tests.chaos.report import smallest_story
+from tests.stories.story import Call, Given, Reply
+
+
+def _history(account: Account, **changes: object) -> Account:
+    return replace(account, history=replace(account.history, **changes))  # type: ignore[arg-type]
+
+
+def _call(account: Account, number: int, **changes: object) -> Account:
+    calls = list(account.story.calls)
+    calls[number] = replace(calls[number], **changes)  # type: ignore[arg-type]
+    return change_story(account, calls=calls)
+
+
+def _failure(account: Account, kind: FailureKind) -> Account:
+    failure = Failure.of(kind, "said so")
+    job = {**account.story.jobs["first"], "last_error": str(failure)}
+    account = change_story(account, jobs={**account.story.jobs, "first": job}, sightings=[])
+    return change_item(account, "first", failure=failure)
+
+
+def _not_ended(account: Account) -> Account:
+    return replace(_history(account, state="open", closed_at=None), outcome=None)
+
+
+def _left_open(account: Account) -> Account:
+    account = change_item(account, "second", state=WorkItemState.STARTED, ended_at=None, result=None)
+    steps = {**account.story.transitions, "second": account.story.transitions["second"][:-1]}
+    return change_story(account, transitions=steps)
+
+
+def _settled_late(account: Account) -> Account:
+    steps = list(account.story.transitions["second"])
+    steps[-1] = steps[-1].model_copy(update={"actor": "reconciler"})
+    return change_story(account, transitions={**account.story.transitions, "second": steps})
+
+
+def _crowded(account: Account) -> Account:
+    request = AiFanOutRequest(prompts=["task 0"], concurrency=1, max_retries=2)
+    account = change_story(account, request=request)
+    return _history(account, scheduled=[("first", at(0.1)), ("second", at(4))])
+
+
+def _second_request(account: Account) -> Account:
+    return change_story(account, calls=[*account.story.calls, account.story.calls[-1]])
+
+
+def _stranger(account: Account) -> Account:
+    call = Call("nobody", at(2), at(2.1), Given("ok", None, "x"), True, False, [])
+    return change_story(account, calls=[*account.story.calls, call])
+
+
+def _early(account: Account) -> Account:
+    steps = list(account.story.transitions["second"])
+    steps[1] = steps[1].model_copy(update={"at": at(5.5)})
+    account = change_item(account, "second", started_at=at(5.5))
+    return change_story(account, transitions={**account.story.transitions, "second": steps})
+
+
+def _one_too_many(account: Account) -> Account:
+    return change_story(account, request=account.story.request.model_copy(update={"max_retries": 0}))
+
+
+def _changed(account: Account) -> Account:
+    before: WorkItem = account.story.items[0].model_copy(update={"worker": "somebody else"})
+    return change_story(account, sightings=[before])
+
+
+def _vanished(account: Account) -> Account:
+    gone = account.story.items[0].model_copy(update={"id": "gone"})
+    return change_story(account, sightings=[gone])
+
+
+def _without_events(account: Account) -> Account:
+    return replace(account, events=[])
+
+
+def _other_kill(account: Account) -> Account:
+    return replace(account, events=[Event("kill worker", at(60), at(61))])
+
+
+def _unasked_cancel(account: Account) -> Account:
+    return replace(_history(account, state="canceled"), outcome=("canceled", account.history.result, "", ""))
+
+
+def _wrong_answer(account: Account) -> Account:
+    return _call(account, 1, given=Given("ok", None, "43"))
+
+
+PLANTED: dict[str, tuple[Callable[[Account], Account], str]] = {
+    "lost": (_not_ended, "lost: the task has not ended"),
+    "terminated": (lambda a: _history(a, state="terminated"), "lost: the task was terminated"),
+    "told otherwise": (
+        lambda a: replace(a, outcome=("completed", {"text": "44"}, "", "")),
+        "the client was told",
+    ),
+    "open": (_left_open, "I6: the task is closed, retry 1 (second) is started"),
+    "settled late": (_settled_late, "I6: the task left retry 1 (second) open"),
+    "crowded": (_crowded, "2 calls at once when second was made, 1 are allowed"),
+    "not started": (lambda a: _call(a, 0, held=["initialized"]), "I1: first try was initialized when"),
+    "not recorded": (lambda a: _call(a, 0, held=[]), "I1: first try was unknown when"),
+    "before its start": (lambda a: _call(a, 1, at=at(6)), "I1: the request of retry 1 arrived before"),
+    "no work item": (_stranger, "I1: request nobody belongs to no work item"),
+    "no call in the history": (
+        lambda a: _history(a, scheduled=a.history.scheduled[:1]),
+        "I1: the history knows nothing of the request of retry 1",
+    ),
+    "a call unknown to the ledger": (
+        lambda a: _history(a, scheduled=[*a.history.scheduled, ("x", at(3))]),
+        "I1: the history has a call of x",
+    ),
+    "two requests": (_second_request, "I2: 2 requests with the key second"),
+    "two calls": (
+        lambda a: _history(a, scheduled=[*a.history.scheduled, a.history.scheduled[-1]]),
+        "I2: the history has 2 calls of second",
+    ),
+    "retried by Temporal": (lambda a: _history(a, tries=2), "I2: Temporal made a call 2 times"),
+    "changed": (_changed, "I3: first try was failed and has changed since"),
+    "vanished": (_vanished, "I3: first try was in the ledger and is no more"),
+    "early": (_early, "I4: retry 1 started"),
+    "another delay": (lambda a: change_item(a, "second", delay_seconds=0.5), "I4: retry 1"),
+    "too many": (_one_too_many, "I5: main has 2 work items"),
+    "unasked cancel": (_unasked_cancel, "I7: the task ended canceled, nobody canceled it"),
+    "disobeyed cancel": (
+        lambda a: _history(a, cancel_at=at(2)),
+        "I7: the task was canceled, yet it completed",
+    ),
+    "failed workflow task": (
+        lambda a: _history(a, troubles=["NON_DETERMINISTIC_ERROR"]),
+        "I8: a workflow task failed",
+    ),
+    "no replay": (lambda a: replace(a, query_error="nondeterminism"), "I10: the closed task does not answer"),
+    "unknown to the task": (
+        lambda a: replace(change_story(a, listed=a.story.listed[:1]), listed=a.story.listed[:1]),
+        "the task does not know retry 1",
+    ),
+    "unknown to the ledger": (
+        lambda a: change_story(a, items=a.story.items[:1]),
+        "the task knows second, the ledger does not",
+    ),
+    "wrong answer": (_wrong_answer, "retry 1 completed with '42'"),
+    "no answer": (lambda a: change_story(a, calls=a.story.calls[:1]), "retry 1 completed with '42'"),
+    "nobody killed": (_without_events, "no worker was killed, stopped or cut off"),
+    "killed at another time": (_other_kill, "no worker was killed, stopped or cut off"),
+    "nobody stopped": (lambda a: _failure(a, FailureKind.WORKER_SHUTDOWN), "no worker was stopped"),
+    "timed out early": (lambda a: _failure(a, FailureKind.TIMED_OUT), "timed_out before its time"),
+    "another failure": (lambda a: _failure(a, FailureKind.RATE_LIMITED), "failed with rate_limited, the"),
+    "unexpected": (lambda a: _failure(a, FailureKind.UNEXPECTED), "failed with unexpected, the"),
+    "unreachable for no reason": (
+        lambda a: _without_events(_failure(a, FailureKind.UNREACHABLE)),
+        "failed with unreachable, the",
+    ),
+}
+
+
+def test_a_good_account_has_no_violations() -> None:
+    assert violations(good_account()) == []
+    assert violations(operated()) == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(name: str) -> None:
+    plant, complaint = PLANTED[name]
+    found = violations(plant(good_account()))
+    assert any(complaint in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"reply": Reply.REFUSED}, "was not accepted, yet it acted"),
+        ({"actor": "bert"}, "anna acted, but never asked to"),
+        ({"name": "fail_work_item"}, "led to completed"),
+        ({"answered_at": at(6.6)}, "not between question and answer"),
+    ],
+)
+def test_an_action_that_counts_otherwise_than_told_is_found(
+    changes: dict[str, object], complaint: str
+) -> None:
+    account = operated()
+    act = replace(account.story.acts[0], **changes)  # type: ignore[arg-type]
+    found = violations(change_story(account, acts=[act]))
+    assert any(complaint in one for one in found), found
+
+
+def test_an_action_whose_answer_was_lost_is_given_the_benefit_of_the_doubt() -> None:
+    account = operated()
+    act = replace(account.story.acts[0], reply=Reply.GONE)
+    account = replace(change_story(account, acts=[act]), uncertain=frozenset({"anna"}))
+    assert violations(account) == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Event("pause worker", at(1), at(6), worker="worker 0"),
+        Event("kill temporal", at(0.5), at(4.5)),
+        Event("refuse", at(1), at(6), worker="worker 0", peer="temporal"),
+    ],
+)
+def test_whatever_silences_a_worker_explains_its_loss(event: Event) -> None:
+    assert violations(replace(good_account(), events=[event])) == []
+
+
+def test_a_cut_to_the_provider_explains_no_lost_worker() -> None:
+    event = Event("cut", at(1), at(1), worker="worker 0", peer="provider")
+    assert violations(replace(good_account(), events=[event])) != []
+
+
+def test_the_smallest_story_tells_of_all_accounts_in_the_order_of_time() -> None:
+    account = _without_events(good_account())
+    account = replace(account, events=[Event("cut", at(1), at(1), peer="provider")])
+    told = smallest_story([(account, violations(account))])
+    times = [float(line.split()[0]) for line in told.splitlines() if line.strip()[:1].isdigit()]
+    assert times == sorted(times)
+    for part in ("! first try", "~~ cut to provider", "history: call of first", "request of first try", "42"):
+        assert part in told
+
+
+def test_an_event_that_is_not_over_lasts() -> None:
+    event = Event("kill temporal", at(1))
+    assert event.overlaps(at(100), at(101))
+    assert not event.overlaps(at(0), at(1) - timedelta(seconds=0.1))
+    assert isinstance(event.at, datetime)

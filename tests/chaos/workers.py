@@ -1,0 +1,207 @@
+"""The worker processes of a run: each is started again when it ends, as a service manager would."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+
+import httpx2
+
+from tasquencer.devkit.processes import ChildProcess
+from tests.chaos.events import Event, Events
+from tests.chaos.wire import Wire
+
+__all__ = ["GRACE_SECONDS", "WorkerPart"]
+
+GRACE_SECONDS = 1.0
+"""How long calls have to end after SIGTERM: less than many take."""
+
+_UNREACHABLE = 3
+"""Exit status of a worker that finds its ledger or Temporal gone when it starts."""
+
+
+_LAST_WORD_SECONDS = 15.0
+"""A worker that has told the error it ends with has ended by then."""
+
+
+class WorkerPart:
+    """A worker, its connections, and whoever starts it again.
+
+    Args:
+        name: `worker 0`, or `witness`.
+        wires: Its connections, by the other end's name: `temporal`, `provider`, `postgres`.
+        environment: What it needs besides its addresses.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        wires: Mapping[str, Wire],
+        environment: Mapping[str, str],
+        events: Events,
+    ) -> None:
+        self.name = name
+        self.wires = wires
+        self.will = folder / f"{name.replace(' ', '-')}.will"
+        self.rss: list[tuple[datetime, int, float]] = []
+        self.cached: list[int] = []
+        self._deaths = folder / "deaths.jsonl"
+        self._log = folder / f"{name.replace(' ', '-')}.log"
+        self._environment = {**os.environ, **environment, **self._addresses()}
+        self._environment |= {"CHAOS_WILL": str(self.will), "CHAOS_DEATHS": str(self._deaths)}
+        self._events = events
+        self._process: ChildProcess | None = None
+        self._gone: list[Event] = []
+        self._expected = 0
+        self._back_after = 0.0
+        self._said_error_at: float | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self.paused = False
+
+    def _addresses(self) -> dict[str, str]:
+        return {
+            "TEMPORAL_ADDRESS": f"127.0.0.1:{self.wires['temporal'].port}",
+            "OPENAI_BASE_URL": f"http://127.0.0.1:{self.wires['provider'].port}/v1",
+            "OPENAI_API_KEY": "not-needed",
+        }
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs, or ran last."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.exit_status is None
+
+    @property
+    def is_back(self) -> bool:
+        """Whether it polls, and none of what made it leave is still felt."""
+        return self.is_running and not self._gone
+
+    async def start(self) -> None:
+        """Start it, and go on starting it until `end`; return once it polls."""
+        self._spawn()
+        assert self._process is not None
+        await self._process.wait_ready(self._is_ready, timeout_seconds=60)
+        self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.name}")
+
+    async def end(self) -> None:
+        """Kill it for good."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._process is not None:
+            self._process.kill()
+
+    def kill(self, event: Event, back_after: float) -> None:
+        """SIGKILL; another process takes its place after so many seconds."""
+        self._leave(event, back_after)
+        if self._process is not None:
+            self._process.send(signal.SIGKILL)
+
+    def stop(self, event: Event, back_after: float) -> None:
+        """SIGTERM."""
+        self._leave(event, back_after)
+        if self._process is not None:
+            self._process.send(signal.SIGTERM)
+
+    async def pause(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so many seconds."""
+        process = self._process
+        if process is None:
+            return
+        self.paused = True
+        process.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            process.send(signal.SIGCONT)
+            self.paused = False
+
+    async def sample(self) -> None:
+        """Note how much memory it takes, and how many workflows it keeps there."""
+        if self.is_running:
+            try:
+                status = Path(f"/proc/{self.pid}/status").read_text()
+            except OSError:
+                return
+            for line in status.splitlines():
+                if line.startswith("VmRSS:"):
+                    self.rss.append((datetime.now(UTC), self.pid, int(line.split()[1]) / 1024))
+            metrics = self._environment.get("TASQ_METRICS_ADDRESS")
+            if metrics is not None and not self.paused:
+                with contextlib.suppress(httpx2.HTTPError):
+                    async with httpx2.AsyncClient(trust_env=False, timeout=1) as client:
+                        told = (await client.get(f"http://{metrics}/metrics")).text
+                    sizes = re.findall(r"^temporal_sticky_cache_size\{.*\} (\d+)", told, re.MULTILINE)
+                    self.cached.append(sum(int(size) for size in sizes))
+
+    def _leave(self, event: Event, back_after: float) -> None:
+        event.pid = self._expected = self.pid
+        self._gone.append(event)
+        self._back_after = back_after
+
+    def _spawn(self) -> None:
+        self.will.unlink(missing_ok=True)
+        self._said_error_at = None
+        options = ["--grace-period", str(GRACE_SECONDS), "--log-level", "WARNING"]
+        self._process = ChildProcess(
+            self.name,
+            [sys.executable, "-m", "tests.chaos.mortal_worker", *options],
+            environment=self._environment,
+            output_file=self._log,
+        )
+
+    async def _is_ready(self) -> bool:
+        return self._process is not None and "tasq worker ready" in self._process.output()
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            assert self._process is not None
+            status = self._process.exit_status
+            if status is None:
+                if (
+                    self._gone
+                    and self.pid not in {event.pid for event in self._gone}
+                    and await self._is_ready()
+                ):
+                    for event in self._gone:
+                        self._events.end(event)
+                    self._gone.clear()
+                continue
+            if self._expected != self.pid:
+                self._gone.append(self._end_of(status))
+            await asyncio.sleep(self._back_after)
+            self._process.kill()
+            self._spawn()
+
+    def _hangs(self) -> bool:
+        """Whether it has said its last word, an error, a good while ago, and is still there."""
+        assert self._process is not None
+        if self._said_error_at is None and self._process.last_line().startswith("error:"):
+            self._said_error_at = monotonic()
+        return self._said_error_at is not None and monotonic() - self._said_error_at > _LAST_WORD_SECONDS
+
+    def _end_of(self, status: int) -> Event:
+        """It ended, and nobody here has done that: by its will, or by itself."""
+        self._back_after = 0.3
+        for line in self._deaths.read_text().splitlines() if self._deaths.exists() else []:
+            death = json.loads(line)
+            if death["pid"] == self.pid and status == -signal.SIGKILL:
+                event = self._events.begin("die at", worker=self.name, pid=self.pid, note=death["moment"])
+                event.at = datetime.fromtimestamp(death["at"], UTC)
+                return event
+        kind = "cannot start" if status == _UNREACHABLE else "worker ended by itself"
+        return self._events.begin(kind, worker=self.name, pid=self.pid, note=f"status {status}")
