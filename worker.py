@@ -226,7 +226,8 @@ def main(
     Example: OPENAI_BASE_URL=http://127.0.0.1:11434/v1 TASQ_MODEL=llama3.2 python worker.py
     """
     logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for name in ("httpx2", "httpcore2", "openai"):  # they log URLs and headers, which may hold credentials
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = Settings.from_environment(os.environ)
     try:

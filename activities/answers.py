@@ -21,6 +21,7 @@ from activities.classify import heed_headers
 from activities.prices import Price
 from activities.redaction import storable
 from activities.reply import (
+    MOST_VALUES,
     Clean,
     Reply,
     ReplyEnd,
@@ -67,13 +68,13 @@ def judge(
         if completion.get("error") or completion.get("object") == "error":
             _report(completion, f"the provider answered an error with status {reply.status_code}", clean)
         text = storable(_text(reply, completion, facts["finish_reason"], clean))
-        if output_schema is not None:
-            _check_output(text, facts["finish_reason"], output_schema, clean)
         answer = AiAnswer.model_validate({"text": text} | facts)
         size = len(answer.model_dump_json().encode())
         if size > MAXIMUM_ANSWER_BYTES:
             limit = f"the limit is {MAXIMUM_ANSWER_BYTES:,}"
             raise _NotAnAnswer(FailureKind.TOO_LARGE, f"the answer has {size:,} bytes as JSON, {limit}")
+        if output_schema is not None:
+            _check_output(text, facts["finish_reason"], output_schema, clean)
         return answer
     except _NotAnAnswer as verdict:
         known = {name: value for name, value in facts.items() if value is not None}
@@ -99,6 +100,8 @@ def _completion(reply: Reply, clean: Clean) -> Completion:
         message = f"the answer broke off after {len(reply.body):,} bytes"
         raise _NotAnAnswer(FailureKind.PROVIDER_ERROR, message, outcome_unknown=True)
     status = f"with status {reply.status_code}"
+    if reply.has_too_many_values:
+        _provider_error(f"JSON {status} that has more than {MOST_VALUES:,} values")
     try:
         completion = json.loads(reply.text, strict=False)
     except RecursionError:

@@ -15,6 +15,7 @@ Answers with status 200 are judged by `activities.answers`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
@@ -83,7 +84,7 @@ def _status(error: openai.APIStatusError, now: datetime, clean: Clean) -> Failur
     said = provider_error_in(error.body, clean)
     message = said.message or _meaning(error.status_code)
     if 300 <= error.status_code < 400:
-        place = one_line(headers.get("location", "").partition("?")[0], clean) or "nowhere"
+        place = one_line(re.split("[?#]", headers.get("location", ""))[0], clean) or "nowhere"
         message = f"it redirects to {place}, which is not followed; correct the base URL"
     kind = _kind(error.status_code, {(said.code or "").lower(), (said.type or "").lower()})
     failure = Failure.of(

@@ -7,6 +7,7 @@ value). What this module returns ends up in Temporal's history, in the ledger an
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -18,7 +19,10 @@ __all__ = ["REDACTED", "Redactor", "storable"]
 REDACTED = "[redacted]"
 
 _SHORTEST_SECRET = 8
-"""Characters. Shorter keys are placeholders for local servers ("test", "ollama") and ordinary words."""
+"""Characters. Shorter keys are placeholders for local servers ("test", "ollama") and ordinary words.
+
+So long, too, are the pieces of a key that are taken out: OpenAI masks a wrong key but for its first eight
+characters and its last four."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -37,7 +41,7 @@ _CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         rf"\1\2{REDACTED}",
     ),
-    (re.compile(r"(?<=://)[^/\s@]+@"), f"{REDACTED}@"),
+    (re.compile(r"(?<=://)[^/?#\s]+@"), f"{REDACTED}@"),
 )
 
 _SECRET_HEADER = re.compile(r"(?i)auth|key|token|secret|cookie")
@@ -56,18 +60,42 @@ class Redactor:
 
     @classmethod
     def of(cls, client: AsyncOpenAI) -> Redactor:
-        """Knows the client's API key and the credentials among its own headers."""
+        """Knows the client's API key and the credentials among its own headers and in its URL."""
         headers = client.default_headers
         named = [value for name, value in headers.items() if _SECRET_HEADER.search(name)]
-        return cls(tuple(_forms([client.api_key, *(value for value in named if isinstance(value, str))])))
+        url = client.base_url
+        basic = b64encode(f"{url.username}:{url.password}".encode()).decode() if url.password else ""
+        secrets = [client.api_key, url.password, basic, *(one for one in named if isinstance(one, str))]
+        return cls(tuple(_forms(secrets)))
 
     def __call__(self, text: str) -> str:
         """The text as it may be recorded. Cut it to length afterwards, or half a key may stay."""
         for secret in self.secrets:
             text = text.replace(secret, REDACTED)
+        text = _without_pieces(text, self.secrets)
         for pattern, replacement in _CREDENTIALS:
             text = pattern.sub(replacement, text)
         return storable(text)
+
+
+def _without_pieces(text: str, secrets: Iterable[str]) -> str:
+    """The text without what is left of a secret that was cut or masked."""
+    size = _SHORTEST_SECRET
+    pieces = {secret[at : at + size] for secret in secrets for at in range(len(secret) - size + 1)}
+    if not any(piece in text for piece in pieces):
+        return text
+    kept: list[str] = []
+    begin = at = 0
+    while at <= len(text) - size:
+        if text[at : at + size] not in pieces:
+            at += 1
+            continue
+        end = at + size
+        while text[end - size + 1 : end + 1] in pieces:
+            end += 1
+        kept += [text[begin:at], REDACTED]
+        begin = at = end
+    return "".join([*kept, text[begin:]])
 
 
 def _forms(secrets: Iterable[str]) -> Iterable[str]:

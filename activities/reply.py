@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 from pydantic import JsonValue
 
 __all__ = [
+    "MOST_VALUES",
     "ProviderError",
     "Reply",
     "ReplyEnd",
@@ -33,6 +35,13 @@ _MESSAGE_LENGTH = 1_000
 _IDENTIFIER_LENGTH = 200
 _READ_LENGTH = 20_000
 """Characters of a text that are looked at for a message; many times what is kept of it."""
+
+MOST_VALUES = 100_000
+"""Values of an answer's JSON; one for a chat has some twenty. Eight megabytes of empty lists would take the
+worker seconds and hundreds of megabytes to read."""
+
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,{\[]', re.DOTALL)
+"""What each value of a JSON text has at least one of, skipping what stands in strings."""
 
 _MOST_TOKENS = 2**31 - 1
 """What an INTEGER column holds; more is garbage."""
@@ -63,6 +72,13 @@ class Reply:
     def text(self) -> str:
         """The body as text; what is not UTF-8 is replaced."""
         return self.body.decode("utf-8-sig", errors="replace")
+
+    @property
+    def has_too_many_values(self) -> bool:
+        """Whether the body, if it is JSON, has so many values that reading it would take too much."""
+        if len(self.body) <= MOST_VALUES:
+            return False
+        return next(islice(_TOKEN.finditer(self.body), MOST_VALUES, None), None) is not None
 
     @property
     def is_html(self) -> bool:

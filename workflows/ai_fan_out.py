@@ -21,7 +21,7 @@ class AiFanOutTask:
     """Input: the JSON object that `AiFanOutRequest` describes. Result: `AiFanOutResult`."""
 
     @workflow.init
-    def __init__(self, raw: object = None) -> None:
+    def __init__(self, raw: object = None, *rest: object) -> None:
         with contextlib.suppress(InvalidRequest):  # `run` says so
             request = parse_fan_out(raw)
             self._task = Task(
@@ -33,9 +33,9 @@ class AiFanOutTask:
             )
 
     @workflow.run
-    async def run(self, raw: object = None) -> AiFanOutResult:
+    async def run(self, raw: object = None, *rest: object) -> AiFanOutResult:
         """Answer all prompts, or as many as the policy asks for."""
-        request, task = accept(parse_fan_out, raw), self._task
+        request, task = accept(parse_fan_out, [raw, *rest] if rest else raw), self._task
         deadline = task.deadline_after(request.deadline_seconds)
 
         async def carry_out(attempts: Attempts, job: AiJob) -> None:

@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
-from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob, CallOptions
-from tasquencer.temporal import ActiveWorkItem
+from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob, CallOptions, returned_answer
+from tasquencer.errors import InvalidRequest
+from tasquencer.failure import Failure, FailureKind
+from tasquencer.temporal import ActiveWorkItem, as_application_error
 
 __all__ = ["answer"]
 
@@ -22,12 +24,19 @@ async def answer(
     limit = timedelta(seconds=options.attempt_timeout_seconds)
     left = None if deadline is None else max(deadline - workflow.now(), _SHORTEST_CALL)
     queue_timeout = options.queue_timeout_seconds
-    return await work_item.execute_activity(
+    # Without `result_type`: an answer that Temporal cannot read as one would leave the task stuck.
+    returned = await work_item.execute_activity(
         "generate",
         job,
         start_to_close_timeout=(limit if left is None else min(limit, left)) + CALL_MARGIN,
         schedule_to_start_timeout=None if queue_timeout is None else timedelta(seconds=queue_timeout),
         schedule_to_close_timeout=None if left is None else left + CALL_MARGIN,
         heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
-        result_type=AiAnswer,
     )
+    try:
+        return returned_answer(returned)
+    except InvalidRequest as problem:
+        message = f"the activity 'generate' returned no answer: {problem}"
+        raise as_application_error(
+            Failure.of(FailureKind.UNEXPECTED, message, outcome_unknown=True)
+        ) from None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from tasquencer.ai import keepable, problems_of, refuse_far_too_many
 from tasquencer.errors import ActionRefused, InvalidRequest, UnknownWorkItem
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.task_state import TaskState
@@ -45,20 +46,20 @@ class RetryNow(_Action):
 class CompleteWorkItem(_Action):
     """End a started work item with this result; its call is stopped."""
 
-    work_item_id: str
-    result: JsonValue
+    work_item_id: _Name
+    result: Annotated[JsonValue, AfterValidator(keepable)]
 
 
 class FailWorkItem(_Action):
     """End a started work item as failed; its call is stopped, the recipe decides about a retry."""
 
-    work_item_id: str
+    work_item_id: _Name
 
 
 class CancelWorkItem(_Action):
     """Give up a work item that has not ended; its call is stopped, the policy decides."""
 
-    work_item_id: str
+    work_item_id: _Name
 
 
 _A = TypeVar("_A", bound=_Action)
@@ -70,15 +71,15 @@ def parse_action(kind: type[_A], raw: object) -> _A:
     Raises:
         InvalidRequest: names each wrong field.
     """
+    if isinstance(raw, dict):
+        refuse_far_too_many(raw, kind)
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise InvalidRequest(
-            [
-                f"{'.'.join(str(part) for part in found['loc']) or 'the argument'}: {found['msg']}"
-                for found in error.errors()
-            ]
-        ) from None
+        problems = problems_of(error)
+        if not isinstance(raw, dict):
+            problems = [f"the argument: {problem}" for problem in problems]
+        raise InvalidRequest(problems) from None
 
 
 def waiting(state: TaskState) -> list[WorkItem]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -34,6 +35,8 @@ __all__ = [
     "CALL_MARGIN",
     "MAXIMUM_ANSWER_BYTES",
     "MAXIMUM_REQUEST_BYTES",
+    "MOST_LABELS",
+    "MOST_MESSAGES",
     "AiAgentRequest",
     "AiAgentResult",
     "AiAnswer",
@@ -46,9 +49,13 @@ __all__ = [
     "Seconds",
     "Whole",
     "ai_job_record",
+    "keepable",
     "limit_size",
     "parse_answer",
     "parse_request",
+    "problems_of",
+    "refuse_far_too_many",
+    "returned_answer",
     "validated",
 ]
 
@@ -68,8 +75,25 @@ So it is the activity that notices the timeout: it closes the connection and rep
 knows. Temporal's own timeout is for an activity that can no longer speak.
 """
 
+MOST_MESSAGES = 5_000
+"""Messages of a conversation."""
+
+MOST_LABELS = 1_000
+"""Entries of a request's metadata."""
+
 _MOST = 2**31 - 1
-"""Of a number that is told by hand: what every database's INTEGER holds (NaN and infinity are beyond it)."""
+"""Of a whole number, or one that is told by hand: what every database's INTEGER holds (NaN and infinity are
+beyond it)."""
+
+_DEEPEST = 100
+"""Lists and objects within one another. JSON parsers give up at some 200, the ledger's own included."""
+
+_MOST_VALUES = 50_000
+"""Values of one piece of foreign JSON. A workflow must not compute for longer than two seconds."""
+
+_MOST_PROBLEMS = 20
+_PROBLEM_LENGTH = 300
+"""What is said of an input that does not validate: so many problems, of so many characters."""
 
 _Request = TypeVar("_Request", bound=BaseModel)
 
@@ -92,27 +116,48 @@ def _filled(text: str) -> str:
     return text
 
 
-def _content(value: JsonValue) -> JsonValue:
-    is_parts = isinstance(value, list) and all(isinstance(part, dict) for part in value)
-    if not value or not (isinstance(value, str) or is_parts):
-        raise ValueError("must be text or a list of content parts (JSON objects), and not empty")
-    waiting: list[JsonValue] = [value]
+def keepable(value: JsonValue) -> JsonValue:
+    """The value, if every part of the way can carry it: Temporal, the ledger's databases, JSON parsers.
+
+    Raises:
+        ValueError: it has text that no database takes, NaN or infinity, is nested too deeply or has too many
+            values.
+    """
+    waiting: list[tuple[JsonValue, int]] = [(value, 0)]
+    seen = 0
     while waiting:
-        part = waiting.pop()
+        part, depth = waiting.pop()
+        seen += 1
         if isinstance(part, str):
             _storable(part)
         elif isinstance(part, float) and not math.isfinite(part):
             raise ValueError("must not contain NaN or infinity (it is not valid JSON)")
-        elif isinstance(part, dict):
-            waiting += [*part, *part.values()]
-        elif isinstance(part, list):
-            waiting += part
+        elif isinstance(part, dict | list):
+            if depth == _DEEPEST:
+                raise ValueError(f"must not be nested deeper than {_DEEPEST} levels")
+            if seen + len(waiting) + len(part) > _MOST_VALUES:
+                raise ValueError(f"must not have more than {_MOST_VALUES:,} values")
+            inner = [*part, *part.values()] if isinstance(part, dict) else part
+            waiting += [(one, depth + 1) for one in inner]
     return value
+
+
+def _content(value: JsonValue) -> JsonValue:
+    is_parts = isinstance(value, list) and all(isinstance(part, dict) for part in value)
+    if not value or not (isinstance(value, str) or is_parts):
+        raise ValueError("must be text or a list of content parts (JSON objects), and not empty")
+    return keepable(value)
 
 
 def _no_truth(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number")
+    return value
+
+
+def _few_labels(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MOST_LABELS:  # before each of them is looked at
+        raise ValueError(f"must have at most {MOST_LABELS:,} entries")
     return value
 
 
@@ -192,14 +237,14 @@ class CallOptions(RequestModel):
     system: FilledText | None = None
     model: FilledText | None = None
     temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
-    max_output_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_output_tokens: Annotated[Whole, Field(ge=1, le=_MOST)] | None = None
     max_retries: Annotated[Whole, Field(ge=0, le=MOST_RETRIES)] = 3
     retry: RetryOptions = RetryOptions()
     attempt_timeout_seconds: Seconds = 300.0
     heartbeat_timeout_seconds: Annotated[_Number, Field(ge=1, le=_LONGEST_SECONDS)] = 30.0
     queue_timeout_seconds: Seconds | None = None
     deadline_seconds: Seconds | None = None
-    metadata: dict[_Text, _Text] = Field(default_factory=dict)
+    metadata: Annotated[dict[_Text, _Text], BeforeValidator(_few_labels)] = Field(default_factory=dict)
 
     def job_of(self, messages: list[ChatMessage]) -> AiJob:
         """What a work item that carries on this conversation has to do."""
@@ -246,7 +291,7 @@ class AiAgentRequest(CallOptions):
     """
 
     prompt: FilledText | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)] | None = None
 
     @model_validator(mode="after")
     def _has_something_to_answer(self) -> Self:
@@ -360,21 +405,48 @@ def parse_answer(raw: JsonValue) -> JsonValue:
         raise InvalidRequest(['result: must be an object such as {"text": "…"}'])
     if "\x00" in text:
         raise InvalidRequest(["result.text: must not contain NUL characters"])
-    if unknown := raw.keys() - AiAnswer.model_fields.keys():
-        raise InvalidRequest([f"result.{name}: unknown field" for name in sorted(unknown)])
+    if unknown := sorted(raw.keys() - AiAnswer.model_fields.keys()):
+        problems = [f"result.{_shown(name)}: unknown field" for name in unknown[:_MOST_PROBLEMS]]
+        raise InvalidRequest([*problems, *_rest(len(unknown))])
     try:
         answer = AiAnswer.model_validate(raw)
     except ValidationError as error:
-        raise InvalidRequest([f"result.{_problem(details)}" for details in error.errors()]) from None
+        raise InvalidRequest([f"result.{problem}" for problem in problems_of(error)]) from None
+    _check_answer(answer, MAXIMUM_ANSWER_BYTES)
+    kept: JsonValue = answer.model_dump(mode="json", exclude_defaults=True)
+    return kept
+
+
+_LATENCY_BYTES = 100
+"""The call learns how long it took when it has measured its answer."""
+
+
+def returned_answer(raw: object) -> AiAnswer:
+    """What the activity `generate` returned, which may be another one than ours, or of a newer release.
+
+    Raises:
+        InvalidRequest: it is no answer, or one that the ledger cannot hold.
+    """
+    try:
+        answer = AiAnswer.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequest([f"result.{problem}" for problem in problems_of(error)]) from None
+    _check_answer(answer, MAXIMUM_ANSWER_BYTES + _LATENCY_BYTES)
+    return answer
+
+
+def _check_answer(answer: AiAnswer, limit: int) -> None:
+    try:
+        keepable(answer.model_dump())
+    except ValueError as error:
+        raise InvalidRequest([f"result: {error}"]) from None
     for name in ("input_tokens", "output_tokens", "cost_usd", "latency_seconds"):
         value = getattr(answer, name)
         if value is not None and not 0 <= value <= _MOST:
             raise InvalidRequest([f"result.{name}: must be a number from 0 to {_MOST}"])
     size = len(answer.model_dump_json().encode())
-    if size > MAXIMUM_ANSWER_BYTES:
-        raise InvalidRequest([f"result: has {size:,} bytes, the limit is {MAXIMUM_ANSWER_BYTES:,}"])
-    kept: JsonValue = answer.model_dump(mode="json", exclude_defaults=True)
-    return kept
+    if size > limit:
+        raise InvalidRequest([f"result: has {size:,} bytes, the limit is {limit:,}"])
 
 
 def parse_request(raw: object) -> AiAgentRequest:
@@ -394,10 +466,34 @@ def validated(model: type[_Request], raw: object, example: str) -> _Request:
         return raw
     if not isinstance(raw, dict):
         raise InvalidRequest([f"the input must be one JSON object such as {example}, not {_named(raw)}"])
+    refuse_far_too_many(raw, model)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise InvalidRequest([_problem(details, model) for details in error.errors()]) from None
+        raise InvalidRequest(problems_of(error, model)) from None
+
+
+def refuse_far_too_many(raw: Mapping[str, object], model: type[BaseModel]) -> None:
+    """Raise `InvalidRequest` for so many unknown fields that Pydantic would take seconds to tell them."""
+    if len(raw) > len(model.model_fields) + _MOST_PROBLEMS:
+        unknown = [name for name in raw if name not in model.model_fields]
+        problems = [f"{_shown(name)}: unknown field" for name in unknown[:_MOST_PROBLEMS]]
+        raise InvalidRequest([*problems, *_rest(len(unknown))])
+
+
+def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """What does not validate, a line for each field: few enough, and short enough, for an error's message.
+
+    Args:
+        error: What Pydantic found.
+        model: Where an unknown field may be a known one, misspelt.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [*(_problem(details, model) for details in found[:_MOST_PROBLEMS]), *_rest(len(found))]
+
+
+def _rest(count: int) -> list[str]:
+    return [f"and {count - _MOST_PROBLEMS:,} more"] if count > _MOST_PROBLEMS else []
 
 
 def limit_size(request: BaseModel, field: str, limit: int) -> None:
@@ -418,12 +514,20 @@ def _named(raw: object) -> str:
     return names.get(type(raw).__name__, type(raw).__name__)
 
 
-def _problem(details: ErrorDetails, model: type[BaseModel] = AiAgentRequest) -> str:
-    place = ".".join(str(part) for part in details["loc"])
+def _problem(details: ErrorDetails, model: type[BaseModel] | None = None) -> str:
+    place = _shown(".".join(_shown(str(part)) for part in details["loc"]))
     if details["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {"retry": RetryOptions, "messages": ChatMessage}
-        known = parts.get(str(details["loc"][0]) if len(details["loc"]) > 1 else "", model).model_fields
-        alike = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
+        alike: list[str] = []
+        if model is not None:
+            parts: dict[str, type[BaseModel]] = {"retry": RetryOptions, "messages": ChatMessage}
+            known = parts.get(str(details["loc"][0]) if len(details["loc"]) > 1 else "", model).model_fields
+            alike = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
         return f"{place}: unknown field" + (f" (did you mean {alike[0]!r}?)" if alike else "")
     message = details["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
+
+
+def _shown(name: str) -> str:
+    """A foreign name as it may stand in an error's message: not too long, and valid text."""
+    name = name if len(name) <= _PROBLEM_LENGTH else name[: _PROBLEM_LENGTH - 1] + "…"
+    return name.encode(errors="replace").decode()

@@ -20,10 +20,12 @@ from tasquencer.ai import (
     limit_size,
     validated,
 )
+from tasquencer.errors import InvalidRequest
 from tasquencer.policy import TaskPolicy, absorb_failures, fail_fast, require_successes, until_exhausted
 from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = [
+    "MAXIMUM_CALLS_BYTES",
     "MAXIMUM_FAN_OUT_BYTES",
     "MOST_PROMPTS",
     "MOST_WORK_ITEMS",
@@ -44,6 +46,10 @@ MOST_WORK_ITEMS = 2_000
 
 MAXIMUM_FAN_OUT_BYTES = 768 * 1024
 """Bytes of a fan-out's request as JSON; what it carries along needs the rest of a Temporal payload."""
+
+MAXIMUM_CALLS_BYTES = 1_536 * 1024
+"""Bytes of all calls of a fan-out as JSON; each has `system` and `metadata`. All may be scheduled at once,
+and Temporal terminates a workflow that schedules more than 4 MiB at once."""
 
 
 class FanOutPolicy(RequestModel):
@@ -222,4 +228,15 @@ def parse_fan_out(raw: object) -> AiFanOutRequest:
     """
     request = validated(AiFanOutRequest, raw, example='{"prompts": ["…", "…"]}')
     limit_size(request, "prompts", MAXIMUM_FAN_OUT_BYTES)
+    asked = len(request.model_dump_json(include={"prompts"}).encode())
+    size = asked + _shared(request) * len(request.prompts)
+    if size > MAXIMUM_CALLS_BYTES:
+        said = f"the calls have {size:,} bytes, for system and metadata go along with each prompt"
+        raise InvalidRequest([f"system, metadata, prompts: {said}; the limit is {MAXIMUM_CALLS_BYTES:,}"])
     return request
+
+
+def _shared(request: AiFanOutRequest) -> int:
+    """Bytes that go along with each prompt."""
+    job = request.job_of([ChatMessage(role="user", content="-")])
+    return len(job.model_dump_json(exclude_defaults=True).encode())

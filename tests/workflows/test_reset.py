@@ -204,7 +204,7 @@ async def test_a_backoff_that_a_reset_has_left_behind_can_be_ended(dev_server: E
         handle = await tasks.start("AiAgentTask", request)
 
         async def waits() -> bool:
-            return len(await tasks.work_items(handle)) == 2
+            return any(event.HasField("timer_started_event_attributes") for event in await history(handle))
 
         await eventually(waits, "the backoff")
         await handle.signal("nothing")  # nobody listens; it makes a workflow task to go back to

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from temporalio.api.common.v1 import Payload
@@ -21,6 +23,10 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 __all__ = ["FailureConverter", "PayloadConverter", "data_converter"]
 
 
+_ANYTHING = (None, Any, object)
+"""Type hints of whoever takes any object."""
+
+
 # The SDK makes a new payload converter for each activation of a workflow, and Pydantic's then builds its
 # serializer and type adapters anew. These are made once; they hold nothing but caches.
 class _LenientJson(PydanticJSONPlainPayloadConverter):
@@ -35,7 +41,7 @@ class _LenientJson(PydanticJSONPlainPayloadConverter):
         try:
             return super().from_payload(payload, type_hint)
         except ValueError:
-            if type_hint not in (None, Any, object):
+            if type_hint not in _ANYTHING:
                 raise
             try:
                 return json.loads(payload.data)
@@ -54,6 +60,18 @@ class PayloadConverter(CompositePayloadConverter):
 
     def __init__(self) -> None:
         super().__init__(*_CONVERTERS)
+
+    def from_payloads(self, payloads: Sequence[Payload], type_hints: list[type] | None = None) -> list[Any]:
+        """See the base class. Whoever takes any object gets the bytes of what has no readable encoding."""
+        values: list[Any] = []
+        for payload, hint in zip_longest(payloads, (type_hints or [])[: len(payloads)]):
+            try:
+                values += super().from_payloads([payload], None if hint is None else [hint])
+            except Exception:
+                if hint not in _ANYTHING:
+                    raise
+                values.append(payload.data)
+        return values
 
 
 class FailureConverter(DefaultFailureConverter):

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import zlib
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from temporalio import activity, workflow
+from temporalio.api.common.v1 import Payload
 from temporalio.exceptions import (
     ApplicationError,
     ApplicationErrorCategory,
@@ -36,14 +39,14 @@ from temporalio.worker import (
 )
 
 from tasquencer.ending import TaskEnd, TaskEndHook, TaskEndState
-from tasquencer.errors import TaskMisused
+from tasquencer.errors import InvalidRequest, TaskMisused
 from tasquencer.task_state import CarriedTask
-from tasquencer.temporal.failures import LEFT_BEHIND
+from tasquencer.temporal.failures import LEFT_BEHIND, task_error
 
 if TYPE_CHECKING:
     from tasquencer.temporal.driver import TaskDriver
 
-__all__ = ["TaskInterceptor", "TaskScope", "carried_task"]
+__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "pack", "unpack"]
 
 _HEADER = "tasquencer-task"
 _RUN_HEADER = "tasquencer-run"
@@ -128,8 +131,26 @@ def carried_task(info: workflow.Info) -> CarriedTask | None:
     payload = info.headers.get(_HEADER)
     if payload is None or info.continued_run_id is None:
         return None
-    carried: CarriedTask = workflow.payload_converter().from_payload(payload, CarriedTask)
+    carried: CarriedTask = workflow.payload_converter().from_payload(unpack(payload), CarriedTask)
     return carried
+
+
+_PACKED = b"tasquencer/zlib"
+
+
+def pack(payload: Payload) -> Payload:
+    """The payload compressed: thousands of work items are alike, and Temporal takes 2 MiB."""
+    return Payload(
+        metadata={"encoding": _PACKED, "packed": payload.metadata["encoding"]},
+        data=zlib.compress(payload.data, 1),
+    )
+
+
+def unpack(payload: Payload) -> Payload:
+    """The payload as it was packed; one of an earlier release, which did not pack, as it is."""
+    if payload.metadata["encoding"] != _PACKED:
+        return payload
+    return Payload(metadata={"encoding": payload.metadata["packed"]}, data=zlib.decompress(payload.data))
 
 
 class TaskInterceptor(Interceptor):
@@ -167,6 +188,7 @@ class _Inbound(WorkflowInboundInterceptor):
         super().init(_Outbound(outbound))
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
+        _refuse_surplus(input)
         scope = TaskScope(input.args)
         vars(workflow.instance())[_ATTRIBUTE] = scope
         result, error = None, None
@@ -184,6 +206,18 @@ class _Inbound(WorkflowInboundInterceptor):
         if error is not None:
             raise error
         return result
+
+
+def _refuse_surplus(given: ExecuteWorkflowInput) -> None:
+    """Python's own TypeError would fail the workflow task again and again."""
+    _, *parameters = inspect.signature(given.run_fn).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return
+    if len(given.args) > len(parameters):
+        expected = "one input" if len(parameters) == 1 else f"{len(parameters)} inputs"
+        raise task_error(
+            InvalidRequest.__name__, f"the workflow takes {expected}, {len(given.args)} were given"
+        )
 
 
 _REASONS = {
@@ -220,6 +254,6 @@ class _Outbound(WorkflowOutboundInterceptor):
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
         scope = TaskScope.find()
         if scope is not None and scope.driver is not None:
-            payload = workflow.payload_converter().to_payload(scope.driver.carry())
+            payload = pack(workflow.payload_converter().to_payload(scope.driver.carry()))
             input.headers = {**input.headers, _HEADER: payload}
         super().continue_as_new(input)
