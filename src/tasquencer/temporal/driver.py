@@ -155,9 +155,9 @@ class TaskDriver:
             and workflow.all_handlers_finished()
         ):
             TaskScope.current().continue_as_new()
-        if (
-            item.run_id == workflow.info().run_id and item.id not in self._successors.values()
-        ):  # just recorded: the whole delay from here
+        is_replacement = item.id in self._successors.values()
+        if item.run_id == workflow.info().run_id and not is_replacement:
+            # Just recorded: the whole delay from here.
             delay = timedelta(seconds=item.delay_seconds)
         else:
             delay = item.not_before - workflow.now()

@@ -20,9 +20,17 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 from tasquencer.failure import Failure, FailureKind
 
-__all__ = ["LEFT_BEHIND", "as_application_error", "failure_of", "is_left_behind", "task_error", "worker_of"]
+__all__ = [
+    "LEFT_BEHIND",
+    "as_application_error",
+    "failure_of",
+    "is_left_behind",
+    "left_behind",
+    "task_error",
+    "worker_of",
+]
 
-LEFT_BEHIND = "LeftBehind"
+_LEFT_BEHIND = "LeftBehind"
 """Type of the error with which the call of a work item ends that a reset of the task has left behind."""
 
 _SDK_TYPES = {
@@ -101,10 +109,20 @@ def failure_of(error: FailureError) -> Failure:
     )
 
 
+def left_behind() -> ApplicationError:
+    """The error of a work item that a reset has left behind; expected, so benign."""
+    return ApplicationError(
+        "a reset of the task has left this attempt behind: nothing was sent",
+        type=_LEFT_BEHIND,
+        non_retryable=True,
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
 def is_left_behind(error: BaseException | None) -> bool:
     """Whether it says that a reset has left the work item behind: that is no outcome of it."""
     cause = error.cause if isinstance(error, ActivityError) else error
-    return isinstance(cause, ApplicationError) and cause.type == LEFT_BEHIND
+    return isinstance(cause, ApplicationError) and cause.type == _LEFT_BEHIND
 
 
 def worker_of(error: FailureError) -> str | None:

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.exceptions import (
-    ApplicationError,
-    ApplicationErrorCategory,
     FailureError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
@@ -41,7 +39,7 @@ from temporalio.worker import (
 from tasquencer.ending import TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.errors import InvalidRequest, TaskMisused
 from tasquencer.task_state import CarriedTask
-from tasquencer.temporal.failures import LEFT_BEHIND, task_error
+from tasquencer.temporal.failures import left_behind, task_error
 
 if TYPE_CHECKING:
     from tasquencer.temporal.driver import TaskDriver
@@ -174,12 +172,7 @@ class _CallInbound(ActivityInboundInterceptor):
         if payload is not None:
             run_id = activity.payload_converter().from_payload(payload, str)
             if run_id != activity.info().workflow_run_id:
-                raise ApplicationError(
-                    "a reset of the task has left this attempt behind: nothing was sent",
-                    type=LEFT_BEHIND,
-                    non_retryable=True,
-                    category=ApplicationErrorCategory.BENIGN,
-                )
+                raise left_behind()
         return await super().execute_activity(input)
 
 

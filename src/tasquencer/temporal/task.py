@@ -38,10 +38,10 @@ from tasquencer.retry import RetryRecipe
 from tasquencer.task_state import MAIN_LINEAGE, RecordOf, StateChangeHook, TaskState, retry_by_recipe
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import (
-    LEFT_BEHIND,
     as_application_error,
     failure_of,
     is_left_behind,
+    left_behind,
     task_error,
     worker_of,
 )
@@ -342,7 +342,7 @@ class ActiveWorkItem:
             result_type: What to read the result as; needed where the activity is given by name.
         """
         if self._driver.is_left_behind(self._item):  # an action may have started it as the reset came
-            raise _left_behind()
+            raise left_behind()
         if self._driver.state.work_item(self.id).state.is_terminal:
             raise _ended("before its call was made")
         call = workflow.start_activity(  # type: ignore[misc]
@@ -379,7 +379,7 @@ class ActiveWorkItem:
                 Failure.of(FailureKind.TIMED_OUT, f"no outcome from outside within {after}")
             ) from None
         if self._driver.is_left_behind(item) and not item.state.is_terminal:
-            raise _left_behind()
+            raise left_behind()
         if item.state is not WorkItemState.COMPLETED:
             raise _ended("without a result")
         return item.result
@@ -439,10 +439,6 @@ class ActiveWorkItem:
 
 def _ended(how: str) -> ApplicationError:
     return ApplicationError(f"the work item was ended {how}", type="WorkItemEnded")
-
-
-def _left_behind() -> ApplicationError:
-    return ApplicationError("a reset of the task has left this work item behind", type=LEFT_BEHIND)
 
 
 def _json(value: BaseModel | JsonValue) -> JsonValue:
