@@ -21,7 +21,6 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 from tasquencer.failure import Failure, FailureKind
 
 __all__ = [
-    "LEFT_BEHIND",
     "as_application_error",
     "failure_of",
     "is_left_behind",
