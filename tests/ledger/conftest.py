@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from tasquencer.ledger import Ledger
 from tasquencer.sql import SCHEMA_VERSION, SqlLedger, upgrade
 from tasquencer.sql.schema import VERSION_TABLE
 from tasquencer.testing import InMemoryLedger
-from tests.support.postgres import EmbeddedPostgres, NoPostgres, embedded_postgres
+from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
 
 DatabaseMaker = Callable[[], Awaitable[str]]
 """Makes a database and returns its URL."""
@@ -31,14 +30,10 @@ _numbers = itertools.count()
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres() -> AsyncIterator[EmbeddedPostgres]:
     """A PostgreSQL server. A machine without one skips, CI fails."""
-    try:
+    with skipping_without_postgres():
         async with embedded_postgres() as server:
             await upgrade(await server.create_database(_SHARED))
             yield server
-    except NoPostgres as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
 
 
 _SHARED = "ledger"

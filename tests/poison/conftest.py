@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-import pytest_asyncio
 
 from activities.client import make_client
 from activities.generate import AiActivities
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.sql import SqlLedger, upgrade
 from tests.support.answers import Answer
-from tests.support.postgres import EmbeddedPostgres, NoPostgres, embedded_postgres
+from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import Script, ScriptedProvider
 from tests.support.tasks import Tasks, tasks_on
 from workflows.ai_agent import AiAgentTask
@@ -48,18 +46,6 @@ async def ground_on(
         ledger = SqlLedger(database_url)
         async with tasks_on(server.address, WORKFLOWS, [generate], ledger=ledger) as tasks:
             yield Ground(tasks, provider)
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def postgres() -> AsyncIterator[EmbeddedPostgres]:
-    """A PostgreSQL server. A machine without one skips, CI fails."""
-    try:
-        async with embedded_postgres() as server:
-            yield server
-    except NoPostgres as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tasquencer.ledger import Ledger
 from tasquencer.sql import SqlLedger, upgrade
-from tests.support.postgres import EmbeddedPostgres, NoPostgres, embedded_postgres
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def postgres() -> AsyncIterator[EmbeddedPostgres]:
-    """A PostgreSQL server. A machine without one skips, CI fails."""
-    try:
-        async with embedded_postgres() as server:
-            yield server
-    except NoPostgres as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+from tests.support.postgres import EmbeddedPostgres
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])

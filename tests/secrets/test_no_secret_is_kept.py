@@ -6,13 +6,11 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from temporalio.client import WorkflowFailureError
@@ -29,7 +27,7 @@ from tests.poison.wire import GOOD, head, sending
 from tests.secrets.search import found_in
 from tests.support import answers
 from tests.support.answers import Answer, raw, status
-from tests.support.postgres import EmbeddedPostgres, NoPostgres, embedded_postgres
+from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import ProviderRequest, ScriptedProvider
 from tests.support.tasks import executable
 
@@ -122,17 +120,6 @@ def script(request: ProviderRequest) -> Answer:
     if request.prompt in FAILURES:
         return FAILURES[request.prompt][0]
     return completion(message={"content": "Hi"})
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def postgres() -> AsyncIterator[EmbeddedPostgres]:
-    try:
-        async with embedded_postgres() as server:
-            yield server
-    except NoPostgres as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
 
 
 def with_password(url: str) -> str:
