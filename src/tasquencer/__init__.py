@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tasquencer.entries import DomainRecord, LedgerEntry
     from tasquencer.errors import (
         ActionRefused,
+        AlreadyEnded,
         BookkeepingRefused,
         IllegalTransition,
         InvalidRequest,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActionRefused",
+    "AlreadyEnded",
     "BookkeepingRefused",
     "Counts",
     "Delay",
@@ -89,6 +91,7 @@ __all__ = [
 
 _HOMES = {
     "ActionRefused": "errors",
+    "AlreadyEnded": "errors",
     "BookkeepingRefused": "errors",
     "Counts": "policy",
     "Delay": "retry",

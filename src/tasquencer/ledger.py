@@ -15,7 +15,7 @@ from typing import Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
 from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerConflict
+from tasquencer.errors import AlreadyEnded, LedgerConflict
 from tasquencer.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
 
 __all__ = [
@@ -45,6 +45,8 @@ class Ledger(ABC):
       the work item's present state, whose sequence does not follow the last one, that leaves a
       terminal state, or that creates a work item whose run, lineage and attempt are taken,
       raises `LedgerConflict`. So does one that contradicts itself (see `is_new`).
+    - Where such an entry only cancels a work item that has completed or failed instead, the conflict is an
+      `AlreadyEnded`: whoever gave the work item up can take its end over.
     - The domain record replaces the one with the same table and work item.
     - `payload`, ids, attempt and the plan of the delay are taken from the entry that creates the
       work item. Later entries set state, result, failure, times, the worker where they name one,
@@ -230,6 +232,7 @@ def is_new(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> bool:
         log: Of the entry's work item, the next states of the transitions that the ledger holds, by sequence.
 
     Raises:
+        AlreadyEnded: the entry cancels what has ended otherwise with this very transition.
         LedgerConflict: the entry contradicts the log or itself: transition and work item disagree on id or
             state, it has ended without a time or has one before its end, it was started without a time, or
             failed without a failure.
@@ -239,7 +242,8 @@ def is_new(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> bool:
     if held is transition.next_state:
         return False
     if held is not None:
-        raise LedgerConflict(
+        gives_up = held.is_terminal and transition.next_state is WorkItemState.CANCELED
+        raise (AlreadyEnded if gives_up else LedgerConflict)(
             item.id, f"its transition {transition.sequence} is {held}, the entry says {transition.next_state}"
         )
     state = log[max(log)] if log else None

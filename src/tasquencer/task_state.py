@@ -395,6 +395,32 @@ class TaskState:
         self._conclude(self._note(None, item, now, TASK_ACTOR, reason), may_continue=True)
         return item
 
+    def adopt(self, known: LedgerEntry, entries: list[LedgerEntry]) -> list[LedgerEntry]:
+        """Take over how a work item ended that was just canceled, for the ledger held its end before.
+
+        Neither hook nor policy is asked: the work item was given up because the task ends.
+
+        Args:
+            known: The end that the ledger holds.
+            entries: What was to be recorded, the cancellation included.
+
+        Returns:
+            The entries, with the known end in the place of the cancellation.
+        """
+        present = self.work_item(known.work_item.id)
+        if present.state is not WorkItemState.CANCELED or not known.work_item.state.is_terminal:
+            raise TaskMisused(f"work item {present.id!r} is {present.state}, the ledger's end is not its own")
+        fields = ("state", "result", "failure", "started_at", "ended_at", "worker")
+        item = present.model_copy(update={name: getattr(known.work_item, name) for name in fields})
+        self._keep(item, present.state)
+        record = self._record(item)
+        told = item.model_copy(update={"payload": None})
+        entry = LedgerEntry(transition=known.transition, work_item=told, record=record)
+        canceled = (item.id, WorkItemState.CANCELED)
+        return [
+            entry if (one.work_item.id, one.transition.next_state) == canceled else one for one in entries
+        ]
+
     def close(self, *, now: datetime, reason: str, lineage: str | None = None) -> None:
         """Cancel what is open, of one lineage or of all; neither hook nor policy is asked."""
         for item in self.open_work_items():
@@ -587,21 +613,23 @@ class TaskState:
             actor=actor,
             reason=reason,
         )
-        self._work_items[item.id] = item
         self._sequences[item.id] = sequence
-        if before is not None:
-            self._states[before.state] -= 1
-        self._states[item.state] += 1
-        self._recount(item.lineage)
+        self._keep(item, None if before is None else before.state)
         # The ledger has the payload from the first entry; it need not travel again.
         told = item if before is None else item.model_copy(update={"payload": None})
-        record = (
-            self._record_of(item, self._lineages[item.lineage].recipe)
-            if self._record_of is not None
-            else None
-        )
-        self._entries.append(LedgerEntry(transition=transition, work_item=told, record=record))
+        entry = LedgerEntry(transition=transition, work_item=told, record=self._record(item))
+        self._entries.append(entry)
         return transition
+
+    def _record(self, item: WorkItem) -> DomainRecord | None:
+        return None if self._record_of is None else self._record_of(item, self.recipe_of(item))
+
+    def _keep(self, item: WorkItem, previous_state: WorkItemState | None) -> None:
+        self._work_items[item.id] = item
+        if previous_state is not None:
+            self._states[previous_state] -= 1
+        self._states[item.state] += 1
+        self._recount(item.lineage)
 
     def _recount(self, name: str) -> None:
         lineage = self._lineages[name]

@@ -1,6 +1,6 @@
 """A worker that dies right after a chosen write, before Temporal hears of it.
 
-`python -m tests.support.dying_worker ADDRESS BASE_URL LEDGER TASK_QUEUE STATE ATTEMPT`
+`python -m tests.support.dying_worker ADDRESS BASE_URL LEDGER TASK_QUEUE STATE ATTEMPT TOGETHER`
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests.activities.calling import activities_for
 from tests.support.held_ledgers import Wanted, leading_to
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_fan_out import AiFanOutTask
 
 __all__ = ["DEAD", "dying_worker"]
 
@@ -24,35 +25,54 @@ DEAD = 77
 """Exit status of a worker that died as it was told to."""
 
 
-class DeadlyLedger(SqlLedger):
-    """Ends its process, without any farewell, once it has written the wanted batch."""
+_HOLD_SECONDS = 0.45
+"""So long a batch is held behind which outcomes are to come together: too short to count as slow."""
 
-    def __init__(self, database: str, wanted: Wanted) -> None:
+
+class DeadlyLedger(SqlLedger):
+    """Ends its process, without any farewell, once it has written the wanted batch.
+
+    With `hold`, a batch that completes something returns late: what comes meanwhile comes together.
+    """
+
+    def __init__(self, database: str, wanted: Wanted, *, hold: bool) -> None:
         super().__init__(database)
         self._wanted = wanted
+        self._hold = hold
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         """See the base class."""
         await super().record(entries)
         if await self._wanted(entries):
             os._exit(DEAD)
+        if self._hold and any(one.transition.next_state is WorkItemState.COMPLETED for one in entries):
+            await asyncio.sleep(_HOLD_SECONDS)
 
 
 async def dying_worker(
-    address: str, base_url: str, database: str, queue: str, state: WorkItemState, attempt: int
+    address: str,
+    base_url: str,
+    database: str,
+    queue: str,
+    state: WorkItemState,
+    attempt: int,
+    together: int = 1,
 ) -> asyncio.subprocess.Process:
-    """Start it: it dies once the work item of this attempt has come to this state in the ledger."""
-    options = [address, base_url, database, queue, state.value, str(attempt)]
+    """Start it: it dies once so many work items of this attempt have come together to this state."""
+    options = [address, base_url, database, queue, state.value, str(attempt), str(together)]
     return await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.support.dying_worker", *options)
 
 
 async def _work_until_death(
-    address: str, base_url: str, database: str, queue: str, state: str, attempt: str
+    address: str, base_url: str, database: str, queue: str, state: str, attempt: str, together: str
 ) -> None:
-    ledger = DeadlyLedger(database, leading_to(WorkItemState(state), int(attempt)))
+    wanted = leading_to(WorkItemState(state), int(attempt), int(together))
+    ledger = DeadlyLedger(database, wanted, hold=int(together) > 1)
     async with (
         activities_for(base_url) as activities,
-        tasks_on(address, [AiAgentTask], [activities.generate], ledger=ledger, task_queue=queue),
+        tasks_on(
+            address, [AiAgentTask, AiFanOutTask], [activities.generate], ledger=ledger, task_queue=queue
+        ),
     ):
         await asyncio.Event().wait()
 

@@ -33,11 +33,12 @@ class Gate:
 Wanted = Callable[[Sequence[LedgerEntry]], Awaitable[bool]]
 
 
-def leading_to(state: WorkItemState, attempt: int = 0) -> Wanted:
-    """The batch in which this attempt comes to this state."""
+def leading_to(state: WorkItemState, attempt: int = 0, together: int = 1) -> Wanted:
+    """The batch in which this attempt, of so many lineages, comes to this state."""
 
     async def is_it(entries: Sequence[LedgerEntry]) -> bool:
-        return any((one.work_item.attempt, one.transition.next_state) == (attempt, state) for one in entries)
+        steps = [(one.work_item.attempt, one.transition.next_state) for one in entries]
+        return steps.count((attempt, state)) >= together
 
     return is_it
 

@@ -6,12 +6,13 @@ from datetime import timedelta
 
 import pytest
 
+from tasquencer.entries import LedgerEntry
 from tasquencer.errors import TaskMisused
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.policy import Counts, Verdict, fail_fast, until_exhausted
 from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import StateChange, TaskFailure
-from tasquencer.work_item import Transition
+from tasquencer.task_state import StateChange, TaskFailure, TaskState
+from tasquencer.work_item import Transition, WorkItemState
 from tests.unit.driving import NOON, after, failed, rate_limited, refused, task
 
 
@@ -251,3 +252,52 @@ def test_a_work_item_whose_turn_comes_after_the_deadline_is_given_up() -> None:
     assert ended.type == "DeadlineExceeded"
     assert ended.message.startswith("retry 1 of 3 was given up: it could not start before the deadline, ")
     assert ended.failure == rate_limited()
+
+
+def test_an_end_that_the_ledger_holds_takes_the_place_of_the_cancellation() -> None:
+    state = task(policy=fail_fast)
+    for name in ("one", "two"):
+        state.begin("job", now=NOON, lineage=name)
+    state.start("w1", now=NOON)
+    state.take_entries()
+    failed(state, "w0", refused())
+    entries = state.take_entries()
+    assert [one.transition.next_state for one in entries if one.work_item.id == "w1"] == ["canceled"]
+
+    known = _end_of(state, "w1", rate_limited(), at=3)
+    adopted = state.adopt(known, entries)
+
+    assert state.work_item("w1").failure == rate_limited()
+    assert state.work_item("w1").payload == "job"
+    assert (state.counts().failed, state.counts().canceled, state.counts().failed_lineages) == (2, 0, 2)
+    assert [one.transition for one in adopted if one.work_item.id == "w1"] == [known.transition]
+    assert [one for one in adopted if one.work_item.id == "w0"] == [
+        one for one in entries if one.work_item.id == "w0"
+    ]
+    assert not state.has_entries
+    assert state.failure().type == "NotRetryable"
+
+
+def test_only_a_cancellation_gives_way_to_what_the_ledger_holds() -> None:
+    state = task()
+    state.begin("job", now=NOON)
+    failed(state, "w0")
+    known = _end_of(state, "w0", refused(), at=3)
+    with pytest.raises(TaskMisused, match="'w0' is failed"):
+        state.adopt(known, state.take_entries())
+
+
+def _end_of(state: TaskState, work_item_id: str, failure: Failure, *, at: float) -> LedgerEntry:
+    """How the work item failed, as a lost worker has recorded it."""
+    update = {"state": WorkItemState.FAILED, "failure": failure, "ended_at": after(at)}
+    return LedgerEntry(
+        transition=Transition(
+            work_item_id=work_item_id,
+            sequence=2,
+            previous_state=WorkItemState.STARTED,
+            next_state=WorkItemState.FAILED,
+            at=after(at),
+            actor="task",
+        ),
+        work_item=state.work_item(work_item_id).model_copy(update=update),
+    )

@@ -7,6 +7,7 @@ history knows. Meanwhile somebody cancels the task, or acts on its work item, or
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ import pytest
 from temporalio.client import Client
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.ledger import WorkItemFilter
 from tasquencer.sql import SqlLedger
+from tasquencer.temporal.histories import Histories
+from tasquencer.temporal.projection import verify
 from tasquencer.work_item import WorkItemState
 from tests.activities.calling import activities_for
 from tests.support import answers
@@ -37,6 +41,7 @@ from tests.workflows.cancel.scene import (
     ends_canceled,
 )
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_fan_out import AiFanOutTask
 
 INITIALIZED = WorkItemState.INITIALIZED
 STARTED = WorkItemState.STARTED
@@ -67,7 +72,7 @@ class Stage:
             activities_for(self.provider.base_url) as activities,
             tasks_on(
                 self.server.address,
-                [AiAgentTask],
+                [AiAgentTask, AiFanOutTask],
                 [activities.generate],
                 ledger=SqlLedger(self.database),
                 task_queue=self.queue,
@@ -84,13 +89,20 @@ async def stage(
     request: Mapping[str, Any],
     state: WorkItemState,
     attempt: int = 0,
+    together: int = 1,
 ) -> AsyncIterator[Stage]:
     queue, database = f"queue-{uuid4()}", f"sqlite:///{folder / 'ledger.db'}"
     async with ScriptedProvider(script) as provider:
-        dying = await dying_worker(server.address, provider.base_url, database, queue, state, attempt)
+        dying = await dying_worker(
+            server.address, provider.base_url, database, queue, state, attempt, together
+        )
         client = await Client.connect(server.address)
         handle: Handle = await client.start_workflow(
-            "AiAgentTask", request, id=queue, task_queue=queue, task_timeout=timedelta(seconds=2)
+            "AiFanOutTask" if "prompts" in request else "AiAgentTask",
+            request,
+            id=queue,
+            task_queue=queue,
+            task_timeout=timedelta(seconds=2),
         )
         try:
             yield Stage(server, provider, database, queue, handle, dying)
@@ -240,6 +252,42 @@ async def test_a_retry_that_was_written_and_is_now_too_late_is_settled(
     assert error.type == "DeadlineExceeded"
     assert (first.state, second.state) == (FAILED, CANCELED)
     assert step.reason == "the task ended without it"
+
+
+async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_task(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    """Two outcomes came together: of each a retry was recorded, and for both it is now too late."""
+    hold = Hold()
+    held = answers.stall(hold, answers.status(503))
+    request = {
+        "prompts": ["one", "two", "three"],
+        "deadline_seconds": 14,
+        "retry": {"initial_interval_seconds": 5},
+        "policy": "until_exhausted",
+    }
+    async with stage(dev_server, tmp_path, [answers.ok(), held, held], request, FAILED, together=2) as scene:
+        await scene.provider.wait_for_requests(3, timeout_seconds=30)
+        async with SqlLedger(scene.database) as ledger:
+            done = WorkItemFilter(states=frozenset({COMPLETED}))
+            await eventually(lambda: ledger.work_items(done), "the answer to the first")
+        hold.release()
+        await scene.death()
+        begun = (await scene.handle.describe()).start_time
+        await asyncio.sleep((begun + timedelta(seconds=10) - datetime.now(UTC)).total_seconds())
+        async with scene.next_worker() as now:
+            error = await failure_of_task(scene.handle)
+            known = await now.work_items(scene.handle)
+            listed = await _listed(scene.handle)
+            told = await Histories(now.tasks.client, [AiFanOutTask]).read(scene.handle.id)
+            assert told is not None
+            verified = await verify(told, now.tasks.ledger)
+    assert error.type == "DeadlineExceeded"
+    assert (verified.differences, verified.gaps) == ([], [])
+    states = Counter((item.attempt, item.state) for item in known)
+    assert states == {(0, COMPLETED): 1, (0, FAILED): 2, (1, CANCELED): 2}
+    first_tries = {item.id: item.state for item in known if item.attempt == 0}
+    assert {item["id"]: item["state"] for item in listed} == first_tries
 
 
 async def _listed(handle: Handle) -> list[dict[str, Any]]:

@@ -13,17 +13,28 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerConflict, LedgerUnavailable
-from tasquencer.ledger import Ledger, Settlement
+from tasquencer.errors import AlreadyEnded, LedgerConflict, LedgerUnavailable
+from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
 from tasquencer.work_item import WorkItemState
 
-__all__ = ["LOCAL_RETRY_THRESHOLD", "RECORD", "RECORD_RETRY", "RECORD_TIMEOUT", "REFUSED", "Bookkeeping"]
+__all__ = [
+    "LOCAL_RETRY_THRESHOLD",
+    "RECORD",
+    "RECORD_RETRY",
+    "RECORD_TIMEOUT",
+    "REFUSED",
+    "Bookkeeping",
+    "already_ended",
+]
 
 RECORD = "tasquencer.record"
 """Name of the activity that writes a batch of entries."""
 
 REFUSED = "LedgerConflict"
 """Type of the error with which the ledger refuses a batch for good."""
+
+_ALREADY_ENDED = "AlreadyEnded"
+"""Type of the error that tells how a work item has ended that the task gives up: its detail is the entry."""
 
 RECORD_TIMEOUT = timedelta(seconds=10)
 RECORD_RETRY = RetryPolicy(
@@ -71,9 +82,7 @@ class Bookkeeping:
         begin = time.monotonic()
         try:
             async with asyncio.timeout(_PATIENCE.total_seconds()):
-                await self._ledger.record([_with_worker(entry) for entry in entries])
-                if settlement is not None:
-                    await self._ledger.settle(settlement)
+                await self._write(entries, settlement)
         except LedgerConflict as conflict:
             raise ApplicationError(str(conflict), type=REFUSED, non_retryable=True) from conflict
         except (LedgerUnavailable, TimeoutError) as error:
@@ -89,6 +98,30 @@ class Bookkeeping:
             self._down = False
             _log.warning("the ledger can be written again")
         return activity.info().attempt > 1 or time.monotonic() - begin > _SLOW_SECONDS
+
+    async def _write(self, entries: Sequence[LedgerEntry], settlement: Settlement | None) -> None:
+        try:
+            await self._ledger.record([_with_worker(entry) for entry in entries])
+        except AlreadyEnded as conflict:
+            (item,) = await self._ledger.work_items(WorkItemFilter(work_item_id=conflict.work_item_id))
+            last = (await self._ledger.transitions(item.id))[-1]
+            known = LedgerEntry(transition=last, work_item=item.model_copy(update={"payload": None}))
+            raise ApplicationError(
+                str(conflict),
+                known,
+                type=_ALREADY_ENDED,
+                non_retryable=True,
+                category=ApplicationErrorCategory.BENIGN,
+            ) from None
+        if settlement is not None:
+            await self._ledger.settle(settlement)
+
+
+def already_ended(error: BaseException | None) -> LedgerEntry | None:
+    """The end that the ledger holds of a work item, if this error of `record` tells one."""
+    if not isinstance(error, ApplicationError) or error.type != _ALREADY_ENDED:
+        return None
+    return LedgerEntry.model_validate(error.details[0])
 
 
 def _with_worker(entry: LedgerEntry) -> LedgerEntry:

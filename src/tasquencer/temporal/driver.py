@@ -10,6 +10,8 @@ history knows. The next worker decides again, from the same history and what cam
 - what it decides alike, the ledger skips;
 - what came since must not come between: an action that ends a work item waits until it is in the history and
   what happened before it is decided (`news`), and an outcome counts before a cancellation that came with it;
+- an outcome that came together with a verdict against the whole task is canceled where the ledger holds it
+  already: the task takes that end over (`AlreadyEnded`);
 - what it decides no more (a retry that a cancellation or a deadline now forbids) is settled when the task
   ends without completing (`Ledger.settle`).
 """
@@ -24,12 +26,19 @@ from pydantic import JsonValue
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
+from tasquencer.entries import LedgerEntry
 from tasquencer.errors import BookkeepingRefused, TaskMisused
 from tasquencer.failure import Failure
 from tasquencer.ledger import Settlement
 from tasquencer.policy import Verdict
 from tasquencer.task_state import TASK_ACTOR, CarriedTask, TaskState
-from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD, RECORD_RETRY, RECORD_TIMEOUT
+from tasquencer.temporal.bookkeeping import (
+    LOCAL_RETRY_THRESHOLD,
+    RECORD,
+    RECORD_RETRY,
+    RECORD_TIMEOUT,
+    already_ended,
+)
 from tasquencer.temporal.scope import TaskScope
 from tasquencer.wording import delay_label, markdown_table, record_label
 from tasquencer.work_item import WorkItem, WorkItemState
@@ -370,23 +379,34 @@ class TaskDriver:
                 for _ in range(_HANDOVER_STEPS):
                     await asyncio.sleep(0)
             entries = self.state.take_entries()
-            workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
             settlement = self._settlement()
-            slow = await workflow.execute_local_activity(
-                RECORD,
-                args=[entries, settlement],
-                result_type=bool,
-                summary=record_label(entries, self.max_retries),
-                start_to_close_timeout=RECORD_TIMEOUT,
-                retry_policy=RECORD_RETRY,
-                local_retry_threshold=LOCAL_RETRY_THRESHOLD,
-            )
+            slow = await self._record(entries, settlement)
             if slow and settlement is None:
                 await self.news()
-        except (ActivityError, ApplicationError) as error:
-            raise BookkeepingRefused(str(error.cause or error)) from error
         finally:
             self._writing = None
+
+    async def _record(self, entries: list[LedgerEntry], settlement: Settlement | None) -> bool:
+        """Write the entries; whether that was slow."""
+        while True:
+            workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
+            try:
+                slow: bool = await workflow.execute_local_activity(
+                    RECORD,
+                    args=[entries, settlement],
+                    result_type=bool,
+                    summary=record_label(entries, self.max_retries),
+                    start_to_close_timeout=RECORD_TIMEOUT,
+                    retry_policy=RECORD_RETRY,
+                    local_retry_threshold=LOCAL_RETRY_THRESHOLD,
+                )
+            except (ActivityError, ApplicationError) as error:
+                known = already_ended(error.cause or error)
+                if known is None:
+                    raise BookkeepingRefused(str(error.cause or error)) from error
+                entries = self.state.adopt(known, entries)
+            else:
+                return slow
 
     def _settlement(self) -> Settlement | None:
         """What the write that is about to begin settles besides: nothing, unless the task ends with it."""
