@@ -239,6 +239,10 @@ class TaskState:
         """The recipe of the work item's lineage."""
         return self._lineages[work_item.lineage].recipe
 
+    def max_retries(self, work_item: WorkItem) -> int:
+        """How many retries the work item's lineage has."""
+        return self.recipe_of(work_item).max_retries
+
     def counts(self) -> Counts:
         """How many work items and lineages stand how."""
         return Counts(

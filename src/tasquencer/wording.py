@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
+from operator import attrgetter
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
@@ -130,9 +132,9 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
     items = list(work_items)
     shown = items[-_ROWS_SHOWN:]
     if len(items) > _ROWS_SHOWN:
-        begun = [item for item in items if not _waits_for_its_first_turn(item)][-_ROWS_SHOWN:]
-        shown = begun or shown
-    lineages = len({item.lineage for item in items}) > 1
+        begun = (item for item in reversed(items) if not _waits_for_its_first_turn(item))
+        shown = list(islice(begun, _ROWS_SHOWN))[::-1] or shown
+    lineages = any(item.lineage != items[0].lineage for item in items)
     header = [*(["lineage"] if lineages else []), "attempt", "state", "delay", "took"]
     lines = [_row(header), "|" + " :-- |" * (len(header) - 1) + " --: |"]
     for item in shown:
@@ -149,7 +151,7 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
             )
         )
     if len(items) > len(shown):
-        states = Counter(item.state for item in items)
+        states = Counter(map(attrgetter("state"), items))  # called at each write, so it must be quick
         counted = ", ".join(f"{states[state]} {state}" for state in WorkItemState if states[state])
         lines.append(
             f"\nThe newest {len(shown)} of {len(items)} work items ({counted}); `tasq show` lists all."

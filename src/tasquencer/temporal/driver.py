@@ -24,30 +24,19 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import BookkeepingRefused, TaskMisused
+from tasquencer.errors import TaskMisused
 from tasquencer.failure import Failure
-from tasquencer.ledger import Settlement
-from tasquencer.policy import Verdict
-from tasquencer.task_state import TASK_ACTOR, CarriedTask, TaskState
-from tasquencer.temporal.bookkeeping import (
-    LOCAL_RETRY_THRESHOLD,
-    RECORD,
-    RECORD_RETRY,
-    RECORD_TIMEOUT,
-    already_ended,
-)
+from tasquencer.task_state import CarriedTask, TaskState
 from tasquencer.temporal.scope import TaskScope
-from tasquencer.wording import delay_label, markdown_table, record_label
+from tasquencer.temporal.turns import Turns
+from tasquencer.temporal.writing import CANCELED, Writing
+from tasquencer.wording import delay_label
 from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["TaskDriver"]
 
 T = TypeVar("T")
-
-_CANCELED = "the task was canceled"
 
 _OUTCOME_STEPS = 10
 """Turns of the loop that the outcome of an activity needs at most to reach the one who waits for it."""
@@ -55,9 +44,6 @@ _OUTCOME_STEPS = 10
 _NEWS = timedelta(milliseconds=1)
 """A timer so short that it only ends the workflow task, and brings the next one. The server may fire it a
 second late; there is no quicker way that does not depend on a free place for an activity."""
-
-_HANDOVER_STEPS = 4
-"""Turns of the loop from the end of one work item to the start of the one that takes its place."""
 
 
 class TaskDriver:
@@ -70,12 +56,8 @@ class TaskDriver:
 
     def __init__(self, state: TaskState, concurrency: int | None = None) -> None:
         self.state = state
-        self._concurrency = concurrency
-        self._running: set[str] = set()
-        self._queued: dict[str, asyncio.Future[None]] = {}
-        self._writing: asyncio.Task[None] | None = None
-        self._must_settle = False
-        self._has_settled = False
+        self._turns = Turns(concurrency)
+        self._writing = Writing(state, hands_over=self._turns.are_limited, news=self.news)
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, asyncio.Task[Any]] = {}
         self._hurried: dict[str, tuple[str, str | None]] = {}
@@ -100,7 +82,7 @@ class TaskDriver:
     async def replace(self, item: WorkItem) -> None:
         """Go on with a new work item in the place of one that a reset has left behind."""
         self._left_behind.discard(item.id)
-        self._running.discard(item.id)
+        self._turns.forget(item.id)
         fresh = self.state.replace(item.id, now=workflow.now(), reason="after a reset of the task")
         self._successors[item.id] = fresh.id
         if item.id in self._hurried:
@@ -115,7 +97,7 @@ class TaskDriver:
 
     def is_ready(self, work_item_id: str) -> bool:
         """Whether the work item waits for nothing but its turn."""
-        return work_item_id in self._queued
+        return self._turns.is_waiting(work_item_id)
 
     def is_hurried(self, work_item_id: str) -> bool:
         """Whether the work item's wait is being ended."""
@@ -152,10 +134,6 @@ class TaskDriver:
         item = self.state.find(activity_id) if activity_id is not None else None
         return item is not None and item.state is WorkItemState.STARTED
 
-    def max_retries(self, item: WorkItem) -> int:
-        """How many retries the work item's lineage has."""
-        return self.state.recipe_of(item).max_retries
-
     async def wait_for(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or go on in a new run that will."""
         if (
@@ -188,53 +166,19 @@ class TaskDriver:
             del self._sleeping[item.id]
 
     async def turn(self, item: WorkItem) -> None:
-        """Return when fewer work items than allowed are started, first come, first served.
-
-        Where a new run is due, nobody gets a turn any more, and the last one to leave opens it.
-        """
-        if self._concurrency is None:
-            return
+        """Return when fewer work items than allowed are started, or go on in a new run if one is due."""
         try:
-            if self._queued or self._is_full():
-                mine = self._queued[item.id] = asyncio.get_running_loop().create_future()
-                self._take_turns()  # where a new run is due there may be nobody left to do so
-                await mine
-            else:
-                self._running.add(item.id)
-            if item.id not in self._running and not self.state.work_item(item.id).state.is_terminal:
+            has_place = await self._turns.take(item.id)
+            if not has_place and not self.state.work_item(item.id).state.is_terminal:
                 await self.flush()
                 await workflow.wait_condition(
                     lambda: self._may_continue_as_new() and workflow.all_handlers_finished()
                 )
                 TaskScope.current().continue_as_new()
         except asyncio.CancelledError:
-            self._queued.pop(item.id, None)
-            self.leave(item)
+            self._turns.leave(item.id)
             self.cancel(item.lineage)
             raise
-
-    def _is_full(self) -> bool:
-        return len(self._running) >= (self._concurrency or 0) or (
-            workflow.info().is_continue_as_new_suggested()
-        )
-
-    def leave(self, item: WorkItem) -> None:
-        """Let the next one have its turn: this work item has ended."""
-        self._running.discard(item.id)
-        self._take_turns()
-
-    def _take_turns(self) -> None:
-        due = bool(self._queued) and workflow.info().is_continue_as_new_suggested()
-        if due and self._running:
-            return
-        while self._queued and (due or len(self._running) < (self._concurrency or 0)):
-            work_item_id = next(iter(self._queued))
-            turn = self._queued.pop(work_item_id)
-            if turn.done():  # canceled, and about to say so
-                continue
-            if not due:
-                self._running.add(work_item_id)
-            turn.set_result(None)
 
     def _stop_what_ended(self) -> None:
         """Of the work items that have just ended, stop the wait or the call, whoever ended them."""
@@ -242,15 +186,13 @@ class TaskDriver:
             doing = self._sleeping.get(work_item_id) or self._calls.get(work_item_id)
             if doing is not None:
                 doing.cancel()
-            turn = self._queued.pop(work_item_id, None)
-            if turn is not None and not turn.done():
-                turn.set_result(None)
+            self._turns.drop(work_item_id)
 
     async def expire(self, item: WorkItem) -> bool:
         """Give the work item up if its deadline has passed, and record that; whether it has."""
         if not self.state.expire(item.id, now=workflow.now()):
             return False
-        self.leave(item)
+        self._turns.leave(item.id)
         await self._settle(item.lineage)
         return True
 
@@ -283,19 +225,19 @@ class TaskDriver:
         """
         canceled = workflow.cancellation_reason() is not None
         if not canceled:
-            self.leave(item)
+            self._turns.leave(item.id)
         await self._settle(item.lineage)
         if canceled:
-            raise asyncio.CancelledError(_CANCELED)
+            raise asyncio.CancelledError(CANCELED)
 
     def cancel(self, lineage: str) -> None:
         """Cancel what is open in the lineage: its task was. `close` records it, for all lineages at once."""
-        self.state.close(now=workflow.now(), reason=_CANCELED, lineage=lineage)
+        self.state.close(now=workflow.now(), reason=CANCELED, lineage=lineage)
 
     async def give_up(self, item: WorkItem, reason: str) -> None:
         """Record the work item as canceled though its task was not; the policy decides."""
         self.state.cancel(item.id, now=workflow.now(), reason=reason)
-        self.leave(item)
+        self._turns.leave(item.id)
         await self._settle(item.lineage)
 
     async def close(self, reason: str) -> None:
@@ -312,7 +254,8 @@ class TaskDriver:
             await self.turns()
         self.state.close(now=workflow.now(), reason=reason)
         forgetful = workflow.cancellation_reason() is not None or self.state.left_out_retries
-        self._must_settle = forgetful and (self.state.has_entries or not self._has_settled)
+        if forgetful:
+            self._writing.settle()
         await self.flush()
 
     async def news(self) -> None:
@@ -344,26 +287,10 @@ class TaskDriver:
         self._left_behind.update(carried.left_behind)
 
     async def flush(self) -> None:
-        """Return once every transition so far is in the ledger.
-
-        A cancellation that arrives meanwhile is raised afterwards; the write itself goes on. What
-        other lineages want to record while a batch is being written goes together into the next.
-        """
+        """Return once every transition so far is in the ledger. A cancellation is raised afterwards."""
         self._stop_what_ended()
-        self._take_turns()
-        canceled: asyncio.CancelledError | None = None
-        while self._writing is not None or self.state.has_entries or self._must_settle:
-            if self._writing is None:
-                self._writing = asyncio.create_task(self._write())
-            writing = self._writing
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError as error:
-                if writing.cancelled():
-                    raise
-                canceled = error
-        if canceled is not None:
-            raise canceled
+        self._turns.go_on()
+        await self._writing.flush()
 
     async def _settle(self, lineage: str) -> None:
         try:
@@ -372,60 +299,8 @@ class TaskDriver:
             self.cancel(lineage)
             raise
 
-    async def _write(self) -> None:
-        try:
-            if self._concurrency is not None:
-                # What the end of one work item lets others begin goes into the same batch.
-                for _ in range(_HANDOVER_STEPS):
-                    await asyncio.sleep(0)
-            entries = self.state.take_entries()
-            settlement = self._settlement()
-            slow = await self._record(entries, settlement)
-            if slow and settlement is None:
-                await self.news()
-        finally:
-            self._writing = None
-
-    async def _record(self, entries: list[LedgerEntry], settlement: Settlement | None) -> bool:
-        """Write the entries; whether that was slow."""
-        while True:
-            workflow.set_current_details(markdown_table(self.state.work_items(), self.max_retries))
-            try:
-                slow: bool = await workflow.execute_local_activity(
-                    RECORD,
-                    args=[entries, settlement],
-                    result_type=bool,
-                    summary=record_label(entries, self.max_retries),
-                    start_to_close_timeout=RECORD_TIMEOUT,
-                    retry_policy=RECORD_RETRY,
-                    local_retry_threshold=LOCAL_RETRY_THRESHOLD,
-                )
-            except (ActivityError, ApplicationError) as error:
-                known = already_ended(error.cause or error)
-                if known is None:
-                    raise BookkeepingRefused(str(error.cause or error)) from error
-                entries = self.state.adopt(known, entries)
-            else:
-                return slow
-
-    def _settlement(self) -> Settlement | None:
-        """What the write that is about to begin settles besides: nothing, unless the task ends with it."""
-        self._has_settled = self._must_settle or self.state.verdict is Verdict.FAIL
-        self._must_settle = False
-        if not self._has_settled:
-            return None
-        return Settlement(
-            task_id=self.state.task_id,
-            run_id=workflow.info().run_id,
-            at=workflow.now(),
-            actor=TASK_ACTOR,
-            reason=_CANCELED if workflow.cancellation_reason() is not None else "the task ended without it",
-        )
-
     def _may_continue_as_new(self) -> bool:
         # What is not yet in the ledger would be lost: the next run only records what it decides itself.
-        return (
-            self._writing is None
-            and not self.state.has_entries
-            and all(item.state is WorkItemState.INITIALIZED for item in self.state.open_work_items())
+        return self._writing.is_done and all(
+            item.state is WorkItemState.INITIALIZED for item in self.state.open_work_items()
         )

@@ -357,7 +357,7 @@ class ActiveWorkItem:
             schedule_to_close_timeout=schedule_to_close_timeout,
             retry_policy=NEVER_RETRY,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=attempt_label(self._item.attempt, self._driver.max_retries(self._item)),
+            summary=attempt_label(self._item.attempt, self._driver.state.max_retries(self._item)),
         )
         return await self._driver.call(self._item, call)
 

@@ -1,0 +1,127 @@
+"""Writes what a task has decided into the ledger, from within its workflow, one batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from tasquencer.entries import LedgerEntry
+from tasquencer.errors import BookkeepingRefused
+from tasquencer.ledger import Settlement
+from tasquencer.policy import Verdict
+from tasquencer.task_state import TASK_ACTOR, TaskState
+from tasquencer.temporal.bookkeeping import (
+    LOCAL_RETRY_THRESHOLD,
+    RECORD,
+    RECORD_RETRY,
+    RECORD_TIMEOUT,
+    already_ended,
+)
+from tasquencer.wording import markdown_table, record_label
+
+__all__ = ["CANCELED", "Writing"]
+
+CANCELED = "the task was canceled"
+"""Why what a canceled task leaves open ends."""
+
+_HANDOVER_STEPS = 4
+"""Turns of the loop from the end of one work item to the start of the one that takes its place."""
+
+
+class Writing:
+    """Takes a `TaskState`'s entries and writes them.
+
+    Args:
+        state: Decides.
+        hands_over: The end of one work item lets others begin, which is to be written with it.
+        news: Awaited after a slow write: the server may have news for the task.
+    """
+
+    def __init__(self, state: TaskState, *, hands_over: bool, news: Callable[[], Awaitable[None]]) -> None:
+        self._state = state
+        self._hands_over = hands_over
+        self._news = news
+        self._batch: asyncio.Task[None] | None = None
+        self._must_settle = False
+        self._has_settled = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that the state has decided is written."""
+        return self._batch is None and not self._state.has_entries
+
+    def settle(self) -> None:
+        """Let the last write settle what the ledger holds and the state has never heard of."""
+        self._must_settle = self._state.has_entries or not self._has_settled
+
+    async def flush(self) -> None:
+        """Return once every transition so far is in the ledger.
+
+        A cancellation that arrives meanwhile is raised afterwards; the write itself goes on. What
+        other lineages want to record while a batch is being written goes together into the next.
+        """
+        canceled: asyncio.CancelledError | None = None
+        while not self.is_done or self._must_settle:
+            if self._batch is None:
+                self._batch = asyncio.create_task(self._write())
+            batch = self._batch
+            try:
+                await asyncio.shield(batch)
+            except asyncio.CancelledError as error:
+                if batch.cancelled():
+                    raise
+                canceled = error
+        if canceled is not None:
+            raise canceled
+
+    async def _write(self) -> None:
+        try:
+            if self._hands_over:
+                for _ in range(_HANDOVER_STEPS):
+                    await asyncio.sleep(0)
+            entries = self._state.take_entries()
+            settlement = self._settlement()
+            slow = await self._record(entries, settlement)
+            if slow and settlement is None:
+                await self._news()
+        finally:
+            self._batch = None
+
+    async def _record(self, entries: list[LedgerEntry], settlement: Settlement | None) -> bool:
+        """Write the entries; whether that was slow."""
+        while True:
+            workflow.set_current_details(markdown_table(self._state.work_items(), self._state.max_retries))
+            try:
+                slow: bool = await workflow.execute_local_activity(
+                    RECORD,
+                    args=[entries, settlement],
+                    result_type=bool,
+                    summary=record_label(entries, self._state.max_retries),
+                    start_to_close_timeout=RECORD_TIMEOUT,
+                    retry_policy=RECORD_RETRY,
+                    local_retry_threshold=LOCAL_RETRY_THRESHOLD,
+                )
+            except (ActivityError, ApplicationError) as error:
+                known = already_ended(error.cause or error)
+                if known is None:
+                    raise BookkeepingRefused(str(error.cause or error)) from error
+                entries = self._state.adopt(known, entries)
+            else:
+                return slow
+
+    def _settlement(self) -> Settlement | None:
+        """What the write that is about to begin settles besides: nothing, unless the task ends with it."""
+        self._has_settled = self._must_settle or self._state.verdict is Verdict.FAIL
+        self._must_settle = False
+        if not self._has_settled:
+            return None
+        return Settlement(
+            task_id=self._state.task_id,
+            run_id=workflow.info().run_id,
+            at=workflow.now(),
+            actor=TASK_ACTOR,
+            reason=CANCELED if workflow.cancellation_reason() is not None else "the task ended without it",
+        )
