@@ -27,8 +27,9 @@ class TaskRun:
     """A task as the one who started it knows it.
 
     Attributes:
-        outcome: What the client was told at the end: `completed`, `failed` or `canceled`, with the result or
-            the error's type and message; None: nothing, until time was up.
+        outcome: What the client was told at the end: how it ended, with the result or the error's type and
+            message; None: nothing, until time was up.
+        terminated_because: The reason somebody gave who terminated the task, or tried to.
         listed: What its query says at the end; None: it does not answer.
     """
 
@@ -38,6 +39,7 @@ class TaskRun:
     outcome: tuple[str, Mapping[str, Any], str, str] | None = None
     acts: Sequence[Act] = ()
     uncertain: frozenset[str] = frozenset()
+    terminated_because: str | None = None
     listed: Sequence[Mapping[str, Any]] | None = None
     query_error: str = ""
 
@@ -48,7 +50,7 @@ class Account:
 
     Attributes:
         story: As `tests.stories` has it.
-        outcome: See `TaskRun`.
+        outcome: See `TaskRun`, and so for `terminated_because`.
         events: Of the whole run that touch the time of this task.
         last_fault_at: When the faults stopped.
     """
@@ -61,6 +63,12 @@ class Account:
     last_fault_at: datetime
     uncertain: frozenset[str] = frozenset()
     query_error: str = ""
+    terminated_because: str | None = None
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether Temporal ended the task, which had no chance to settle its work items."""
+        return self.history.state in ("terminated", "timed out")
 
     def events_between(self, kinds: Sequence[str], begin: datetime, end: datetime) -> list[Event]:
         """What of these kinds was under way between the two times."""
@@ -125,6 +133,7 @@ def make_account(
         acts=run.acts,
         sightings=sightings,
         lost_at=frozenset(history.lost_at),
+        run_timeout_seconds=run.plan.run_timeout_seconds,
         deaths=[event.at for event in touching if event.kind in DEATHS],
     )
     return Account(
@@ -136,4 +145,5 @@ def make_account(
         last_fault_at=last_fault_at,
         uncertain=run.uncertain,
         query_error=run.query_error,
+        terminated_because=run.terminated_because,
     )

@@ -7,7 +7,7 @@ accounts, and what a fault excuses and what it does not. All are pure functions 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from tasquencer.failure import FailureKind
@@ -17,7 +17,7 @@ from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account
 from tests.chaos.events import DEATHS
 from tests.stories import action_checks, ending_checks, lineage_checks, record_checks
-from tests.stories.story import CANCEL_TASK, Call, Story, label_of, text_of
+from tests.stories.story import CANCEL_TASK, Call, Reply, Story, label_of, text_of
 
 __all__ = ["CHECKS", "violations"]
 
@@ -46,8 +46,10 @@ _CONNECTION = ("cut", "refuse", "stall")
 
 
 def the_stories_are_as_ever(account: Account) -> Iterator[str]:
-    """See `_ALWAYS`."""
+    """See `_ALWAYS`. The policy of a task that was cut off had no say in its end."""
     for check in _ALWAYS:
+        if account.is_cut_off and check is ending_checks.the_policy_decides:
+            continue
         try:
             yield from check(account.story)
         except (KeyError, IndexError, TypeError) as error:  # the story is too contradictory for it
@@ -60,9 +62,10 @@ def the_task_ended(account: Account) -> Iterator[str]:
     if account.outcome is None or history.state == "open":
         yield "lost: the task has not ended, long after the faults"
         return
-    if history.state in ("terminated", "timed out"):
-        yield f"lost: the task was {history.state}, nobody asked for that"
-        return
+    if history.state == "terminated" and account.terminated_because is None:
+        yield "lost: the task was terminated, nobody asked for that"
+    if history.state == "timed out":
+        yield from _timed_out(account)
     state, result, kind, message = account.outcome
     if (state, dict(result)) != (history.state, dict(history.result)):
         yield f"the client was told {state} {result}, the history says {history.state} {history.result}"
@@ -70,14 +73,41 @@ def the_task_ended(account: Account) -> Iterator[str]:
         yield f"the client was told {kind} {message}, the history says {history.error_type} {history.message}"
 
 
+def _timed_out(account: Account) -> Iterator[str]:
+    history, limit = account.history, account.story.run_timeout_seconds
+    if limit is None or history.run_started_at is None or history.closed_at is None:
+        yield "lost: the task was timed out, nobody asked for that"
+    elif history.closed_at - history.run_started_at < timedelta(seconds=limit):
+        yield "lost: the task was timed out before its time"
+    elif not account.events:
+        yield "lost: the task was timed out, though nothing kept it from ending before"
+
+
 def nothing_is_open(account: Account) -> Iterator[str]:
-    """I6."""
-    if account.history.state in ("completed", "failed", "canceled"):
-        for item in account.story.items:
-            if not item.state.is_terminal:
-                yield f"I6: the task is closed, {label_of(item)} ({item.id}) is {item.state}"
-            elif account.story.ended_by(item) == RECONCILER:  # no task is terminated here, so all can settle
-                yield f"I6: the task left {label_of(item)} ({item.id}) open, the reconciler had to settle it"
+    """I6: a task settles its work items itself, or the reconciler does where it had no chance to."""
+    history = account.history
+    if history.state == "open":
+        return
+    for item in account.story.items:
+        name = f"{label_of(item)} ({item.id})"
+        if not item.state.is_terminal:
+            yield f"I6: the task is closed, {name} is {item.state}"
+        elif account.story.ended_by(item) != RECONCILER:
+            continue
+        elif not account.is_cut_off:
+            yield f"I6: the task left {name} open, the reconciler had to settle it"
+        else:
+            reason = account.story.transitions[item.id][-1].reason
+            if reason != (wanted := _why_settled(account)):
+                yield f"I6: {name} was settled because of {reason!r}, expected {wanted!r}"
+            if item.ended_at and history.closed_at and item.ended_at < history.closed_at:
+                yield f"I6: {name} was settled before its task was closed"
+
+
+def _why_settled(account: Account) -> str:
+    if account.history.state == "terminated":
+        return f"the task was terminated: {account.terminated_because}"
+    return "the task ran into Temporal's timeout"
 
 
 def each_request_was_recorded_first(account: Account) -> Iterator[str]:
@@ -135,7 +165,10 @@ def the_workflow_never_stumbles(account: Account) -> Iterator[str]:
 
 
 def the_query_agrees(account: Account) -> Iterator[str]:
-    """What the task tells of itself at its end is what the ledger tells, except of what it forgot."""
+    """What the task tells of itself at its end is what the ledger tells, except of what it forgot.
+
+    Of a task that was cut off the ledger may know more: its last workflow task's writes, the settlement.
+    """
     if account.listed is None or account.history.state == "open":
         return
     told = {str(row["id"]): row for row in account.listed}
@@ -143,15 +176,20 @@ def the_query_agrees(account: Account) -> Iterator[str]:
     for item in account.story.items:
         row = told.pop(item.id, None)
         if row is None:
-            if item.id not in forgotten:
+            if item.id not in forgotten and not account.is_cut_off:
                 yield f"the task does not know {label_of(item)} ({item.id}) of the ledger"
             continue
         for name in ("state", "attempt", "lineage", "delay_reason", "failure_kind"):
             mine = item.failure.kind if name == "failure_kind" and item.failure else getattr(item, name, None)
-            if mine != row[name]:
+            if mine != row[name] and not (account.is_cut_off and _has_gone_on(account, item, row)):
                 yield f"{label_of(item)}: {name} is {mine!r} in the ledger, {row[name]!r} in the task"
     for stranger in told:
         yield f"the task knows {stranger}, the ledger does not"
+
+
+def _has_gone_on(account: Account, item: WorkItem, row: Mapping[str, object]) -> bool:
+    """Whether the ledger knows of the state that the task tells, and of a later one."""
+    return row["state"] in [step.next_state for step in account.story.transitions[item.id][:-1]]
 
 
 def each_end_has_its_cause(account: Account) -> Iterator[str]:
@@ -217,7 +255,7 @@ def a_cancel_is_obeyed(account: Account) -> Iterator[str]:
     history = account.history
     if history.state == "canceled" and history.cancel_at is None:
         yield "I7: the task ended canceled, nobody canceled it"
-    if history.cancel_at is not None and history.state not in ("canceled", "open"):
+    if history.cancel_at is not None and history.state not in ("canceled", "open") and not account.is_cut_off:
         yield f"I7: the task was canceled, yet it {history.state}"
     if history.cancel_at is None:
         for act in account.story.acts:
@@ -227,9 +265,13 @@ def a_cancel_is_obeyed(account: Account) -> Iterator[str]:
 
 
 def each_action_counts_once(account: Account) -> Iterator[str]:
-    """What operators were told is what the ledger says, unless an answer was lost with a connection."""
+    """What operators were told is what the ledger says, unless an answer was lost with a connection, or with
+    the task."""
+    unsure = set(account.uncertain)
+    if account.is_cut_off:
+        unsure |= {act.actor for act in account.story.acts if act.reply != Reply.ACCEPTED} | {RECONCILER}
     for complaint in action_checks.each_action_counts_once(account.story):
-        if not any(actor in complaint for actor in account.uncertain):
+        if not any(actor in complaint for actor in unsure):
             yield complaint
 
 
@@ -250,9 +292,9 @@ CHECKS: Sequence[Check] = (
 def violations(account: Account) -> list[str]:
     """What each check finds; nothing for a task that kept its promises."""
     if not account.story.items:
-        # A task that is canceled before a worker has looked at it does nothing at all.
-        nothing_to_do = account.history.cancel_at is not None and not account.story.calls
-        if account.history.state == "canceled" and nothing_to_do:
-            return []
+        # A task that is canceled, or cut off, before a worker has looked at it does nothing at all.
+        is_canceled = account.history.state == "canceled" and account.history.cancel_at is not None
+        if (is_canceled or account.is_cut_off) and not account.story.calls:
+            return list(the_task_ended(account))
         return [*the_task_ended(account), "the ledger has no work item of the task"]
     return [complaint for check in CHECKS for complaint in check(account)]

@@ -8,13 +8,23 @@ from typing import Any
 
 from tasquencer.ai import AiAgentRequest
 from tasquencer.failure import Failure, FailureKind
+from tasquencer.temporal.reconciling import RECONCILER
 from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tests.chaos.accounts import Account
 from tests.chaos.events import Event
 from tests.chaos.histories import History
 from tests.stories.story import Act, Call, Ending, Given, Reply, Story
 
-__all__ = ["BEGIN", "at", "change_item", "change_story", "good_account", "operated"]
+__all__ = [
+    "BEGIN",
+    "at",
+    "change_item",
+    "change_story",
+    "good_account",
+    "operated",
+    "terminated",
+    "timed_out",
+]
 
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -96,6 +106,48 @@ def operated() -> Account:
     return replace(
         account, history=replace(account.history, result=result), outcome=("completed", result, "", "")
     )
+
+
+def terminated() -> Account:
+    """The same where somebody terminated the task in its second call, and the reconciler settled that."""
+    return replace(
+        _cut_off("terminated", "the task was terminated: because bert says so"),
+        terminated_because="because bert says so",
+    )
+
+
+def timed_out() -> Account:
+    """The same where a pause of the worker made the task run into its timeout."""
+    account = change_story(
+        _cut_off("timed out", "the task ran into Temporal's timeout"), run_timeout_seconds=12
+    )
+    history = replace(account.history, closed_at=at(12))
+    return replace(account, history=history, events=[*account.events, Event("pause worker", at(6.5), at(14))])
+
+
+def _cut_off(how: str, reason: str) -> Account:
+    account = good_account()
+    listed = [*account.story.listed[:1], _listed(account.story.items[1].model_copy(update=_STARTED))]
+    account = change_item(account, "second", state=WorkItemState.CANCELED, result=None, ended_at=at(20))
+    second = account.story.items[1]
+    *steps, last = account.story.transitions["second"]
+    settled = {"next_state": WorkItemState.CANCELED, "at": at(20), "actor": RECONCILER, "reason": reason}
+    account = change_story(
+        account,
+        transitions={
+            **account.story.transitions,
+            "second": [*steps, last.model_copy(update=settled)],
+        },
+        jobs={**account.story.jobs, "second": _job(second)},
+        ending=Ending(how, at(0), at(7.1)),
+        sightings=[],
+        listed=listed,
+    )
+    history = replace(account.history, state=how, result={}, run_started_at=at(0))
+    return replace(account, history=history, outcome=(how, {}, "", ""), listed=listed)
+
+
+_STARTED = {"state": WorkItemState.STARTED, "result": None, "ended_at": None}
 
 
 def change_story(account: Account, **changes: Any) -> Account:

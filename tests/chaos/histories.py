@@ -22,6 +22,7 @@ class History:
 
     Attributes:
         runs: Run ids, the first one first.
+        run_started_at: When the last of them began.
         state: `completed`, `failed`, `canceled`, `terminated`, `timed out`, or `open`.
         error_type: Of the failure.
         scheduled: When each call was scheduled, by activity id; several times for an id would be one each.
@@ -32,6 +33,7 @@ class History:
 
     runs: list[str] = field(default_factory=list)
     started_at: datetime | None = None
+    run_started_at: datetime | None = None
     closed_at: datetime | None = None
     cancel_at: datetime | None = None
     state: str = "open"
@@ -76,7 +78,7 @@ def _take(history: History, event: HistoryEvent, began: Mapping[int, datetime]) 
         case "workflow_execution_started_event_attributes":
             started = event.workflow_execution_started_event_attributes
             history.runs.append(started.original_execution_run_id)
-            history.started_at = history.started_at or at
+            history.started_at, history.run_started_at = history.started_at or at, at
         case "workflow_execution_cancel_requested_event_attributes":
             history.cancel_at = min(history.cancel_at or at, at)
         case "workflow_execution_completed_event_attributes":

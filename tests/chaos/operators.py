@@ -14,7 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.sql.databases import Database
 from tests.chaos.ledger_rows import items_of
-from tests.chaos.plan import OperatorPlan
+from tests.chaos.plan import TERMINATE, OperatorPlan
 from tests.stories.story import CANCEL_TASK, Act, Reply
 
 __all__ = ["Handle", "Operators"]
@@ -30,6 +30,7 @@ class Operators:
 
     Attributes:
         acts: What they did.
+        terminated_because: The reason somebody gave who terminated the task, or tried to.
         uncertain: Actors whose action may have been taken though its answer was lost: the update was sent
             more than once, and the last answer says that the task has ended, or would not have it again.
     """
@@ -38,11 +39,15 @@ class Operators:
     ledger: Database
     acts: list[Act] = field(default_factory=list)
     uncertain: set[str] = field(default_factory=set)
+    terminated_because: str | None = None
 
     async def act(self, plan: OperatorPlan, number: int) -> None:
         """Do what is planned."""
         await asyncio.sleep(plan.after_seconds)
         actor = f"operator-{number}-of-{self.handle.id}"
+        if plan.name == TERMINATE:
+            await self._terminate(f"because {actor} says so")
+            return
         payload: dict[str, Any] = {"actor": actor, "reason": f"because {actor} says so"}
         target = None
         if plan.name not in ("retry_now", CANCEL_TASK):
@@ -54,6 +59,17 @@ class Operators:
         reply, says, value = await self._until_answered(plan.name, payload, actor)
         act = Act(plan.name, actor, f"update-{actor}", target, sent_at, datetime.now(UTC), reply, says, value)
         self.acts.append(act)
+
+    async def _terminate(self, reason: str) -> None:
+        self.terminated_because = reason
+        while True:
+            try:
+                await self.handle.terminate(reason=reason)
+                return
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:  # it has ended
+                    return
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _pick(self, part: float) -> str:
         while True:

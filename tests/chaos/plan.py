@@ -13,6 +13,7 @@ __all__ = [
     "FAULTS",
     "HEARTBEAT_SECONDS",
     "MOMENTS",
+    "TERMINATE",
     "Fault",
     "Kind",
     "OperatorPlan",
@@ -24,6 +25,9 @@ __all__ = [
 
 HEARTBEAT_SECONDS = 3.0
 """Heartbeat timeout of all calls."""
+
+TERMINATE = "terminate_task"
+"""Temporal's own terminate, among the operators' actions."""
 
 Kind = str
 
@@ -123,12 +127,17 @@ class OperatorPlan:
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """A task and who acts on it."""
+    """A task and who acts on it.
+
+    Attributes:
+        run_timeout_seconds: After which Temporal ends a run of it; None: never.
+    """
 
     name: str
     workflow: str
     request: Mapping[str, Any]
     operators: Sequence[OperatorPlan]
+    run_timeout_seconds: float | None = None
 
 
 def plan_tasks(options: Options) -> list[TaskPlan]:
@@ -164,7 +173,10 @@ def _task(dice: random.Random, name: str) -> TaskPlan:
     if dice.random() < 0.2:
         names = dice.choices([*LEADS_TO, CANCEL_TASK], [3, 2, 3, 1, 3], k=dice.choice([1, 1, 2]))
         operators = [OperatorPlan(one, dice.uniform(0, 4), dice.random()) for one in names]
-    return TaskPlan(name, "AiFanOutTask" if is_fan_out else "AiAgentTask", request, operators)
+    if dice.random() < 0.06:
+        operators.append(OperatorPlan(TERMINATE, dice.uniform(0, 6), 0))
+    run_timeout = dice.choice([6, 8]) if dice.random() < 0.08 else None
+    return TaskPlan(name, "AiFanOutTask" if is_fan_out else "AiAgentTask", request, operators, run_timeout)
 
 
 def plan_faults(options: Options) -> Iterator[Fault]:

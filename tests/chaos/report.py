@@ -68,6 +68,8 @@ def table(outcome: Outcome) -> str:
     )
     acts = Counter(f"{act.name} {act.reply}" for account in outcome.accounts for act in account.story.acts)
     lines.append(("operators' actions", _counted(acts)))
+    settled = Counter({cause.value: count for cause, count in outcome.reconciled.settled.items()})
+    lines.append(("settled by the reconciler", _counted(settled)))
     faults = Counter(event.kind for event in outcome.events if event.kind in FAULTS)
     lines.append(("faults", _counted(faults)))
     lines.append(("  died at", _counted(Counter(e.note for e in outcome.events.of_kinds(["die at"])))))
@@ -94,6 +96,8 @@ def missed_aims(outcome: Outcome) -> list[str]:
     missed = [
         str(event) for event in outcome.events.of_kinds(["worker ended by itself", "worker does not end"])
     ]
+    if outcome.reconciled.undecided:
+        missed.append(f"the reconciler could not decide about {outcome.reconciled.undecided} work items")
     slowest = max(recoveries(outcome)[_QUIET], default=0.0)
     if slowest > RECOVERY_SECONDS:
         missed.append(

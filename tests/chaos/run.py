@@ -7,19 +7,27 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from temporalio import exceptions
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.exceptions import (
+    ApplicationError,
+    CancelledError,
+    TerminatedError,
+    WorkflowAlreadyStartedError,
+)
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError
 
 from tasquencer.devkit.processes import free_port
 from tasquencer.settings import DEFAULT_TASK_QUEUE
 from tasquencer.sql.databases import Database, database_at
+from tasquencer.temporal.reconciling import Reconciliation
+from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.work_item import WorkItem
 from tests.chaos.accounts import Account, TaskRun, calls_in, make_account
 from tests.chaos.events import Events
@@ -42,6 +50,11 @@ _LEAD = 12
 
 _AGAIN_SECONDS = 0.3
 
+_GRACE_SECONDS = 2.0
+"""The reconciler leaves alone what has ended later."""
+
+_RECONCILED_WITHIN = timedelta(seconds=60)
+
 _ANSWERED_SECONDS = 60
 """Whoever acts on a task has an answer so long after its end; Temporal's long polls alone take 20 s."""
 
@@ -55,6 +68,7 @@ class Outcome:
         cached: How many workflows the witness kept in memory, at the same times.
         sightings: How many work items were seen ended while it ran.
         unlooked: How many requests arrived while the provider could not look into the ledger.
+        reconciled: What the reconciler did at the end.
     """
 
     options: Options
@@ -65,6 +79,7 @@ class Outcome:
     seconds: float
     sightings: int
     unlooked: int
+    reconciled: Reconciliation
 
 
 @dataclass
@@ -91,6 +106,7 @@ async def run(options: Options, folder: Path) -> Outcome:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
+        reconciled = await _reconcile(stage)
         accounts = await _accounts(stage)
     stage.events.save(folder / "events.jsonl")
     return Outcome(
@@ -102,6 +118,7 @@ async def run(options: Options, folder: Path) -> Outcome:
         seconds=time.monotonic() - begin,
         sightings=len(stage.sightings),
         unlooked=sum(call.held is None for account in accounts for call in account.story.calls),
+        reconciled=reconciled,
     )
 
 
@@ -194,6 +211,7 @@ async def _task(stage: _Stage, plan: TaskPlan) -> None:
             task.cancel()
         await asyncio.gather(*acting, return_exceptions=True)
         mine.acts, mine.uncertain = people.acts, frozenset(people.uncertain)
+        mine.terminated_because = people.terminated_because
 
 
 async def _start(client: Client, plan: TaskPlan, task_id: str) -> Handle:
@@ -205,6 +223,9 @@ async def _start(client: Client, plan: TaskPlan, task_id: str) -> Handle:
                 id=task_id,
                 task_queue=DEFAULT_TASK_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                run_timeout=None
+                if plan.run_timeout_seconds is None
+                else timedelta(seconds=plan.run_timeout_seconds),
             )
         except WorkflowAlreadyStartedError:  # and the answer was lost
             return client.get_workflow_handle(task_id)
@@ -219,6 +240,10 @@ async def _outcome(handle: Handle) -> tuple[str, Mapping[str, Any], str, str]:
         except WorkflowFailureError as error:
             if isinstance(error.cause, CancelledError):
                 return "canceled", {}, "", ""
+            if isinstance(error.cause, TerminatedError):
+                return "terminated", {}, "", ""
+            if isinstance(error.cause, exceptions.TimeoutError):
+                return "timed out", {}, "", ""
             kind = error.cause.type if isinstance(error.cause, ApplicationError) else None
             return "failed", {}, kind or type(error.cause).__name__, getattr(error.cause, "message", "")
         except RPCError:
@@ -234,6 +259,19 @@ async def _watch(stage: _Stage) -> None:
         with suppress(*stage.ledger.outages):
             for item in await ended_since(stage.ledger, stage.sightings.keys()):
                 stage.sightings[item.id] = item
+
+
+async def _reconcile(stage: _Stage) -> Reconciliation:
+    """Have the workers settle what tasks have left open that were cut off."""
+    await asyncio.sleep(_GRACE_SECONDS)
+    return await stage.client.execute_workflow(
+        RECONCILE_WORKFLOW,
+        {"grace_seconds": _GRACE_SECONDS},
+        id="chaos-reconcile",
+        task_queue=DEFAULT_TASK_QUEUE,
+        result_type=Reconciliation,
+        execution_timeout=_RECONCILED_WITHIN,
+    )
 
 
 async def _accounts(stage: _Stage) -> list[Account]:

@@ -14,7 +14,15 @@ from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account
 from tests.chaos.checks import violations
 from tests.chaos.events import Event
-from tests.chaos.good_account import at, change_item, change_story, good_account, operated
+from tests.chaos.good_account import (
+    at,
+    change_item,
+    change_story,
+    good_account,
+    operated,
+    terminated,
+    timed_out,
+)
 from tests.chaos.report import smallest_story
 from tests.stories.story import Call, Given, Reply
 
@@ -170,9 +178,9 @@ PLANTED: dict[str, tuple[Callable[[Account], Account], str]] = {
 }
 
 
-def test_a_good_account_has_no_violations() -> None:
-    assert violations(good_account()) == []
-    assert violations(operated()) == []
+@pytest.mark.parametrize("account", [good_account, operated, terminated, timed_out])
+def test_a_good_account_has_no_violations(account: Callable[[], Account]) -> None:
+    assert violations(account()) == []
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -180,6 +188,104 @@ def test_a_planted_violation_is_found(name: str) -> None:
     plant, complaint = PLANTED[name]
     found = violations(plant(good_account()))
     assert any(complaint in one for one in found), found
+
+
+def _settled_as(account: Account, **changes: object) -> Account:
+    *steps, last = account.story.transitions["second"]
+    steps.append(last.model_copy(update=changes))
+    return change_story(account, transitions={**account.story.transitions, "second": steps})
+
+
+def _settled_early(account: Account) -> Account:
+    account = change_item(account, "second", ended_at=at(7))
+    return _settled_as(account, at=at(7))
+
+
+def _acted(account: Account, reply: Reply) -> Account:
+    act = replace(operated().story.acts[0], name="cancel_work_item", reply=reply)
+    return _settled_as(change_story(account, acts=[act]), actor="anna", reason=act.reason, at=at(7))
+
+
+PLANTED_IN_WHAT_WAS_CUT_OFF: dict[str, tuple[Callable[[], Account], Callable[[Account], Account], str]] = {
+    "terminated by nobody": (
+        terminated,
+        lambda a: replace(a, terminated_because=None),
+        "lost: the task was terminated, nobody asked for that",
+    ),
+    "no timeout": (
+        timed_out,
+        lambda a: change_story(a, run_timeout_seconds=None),
+        "lost: the task was timed out, nobody asked for that",
+    ),
+    "before its time": (
+        timed_out,
+        lambda a: _history(a, closed_at=at(11)),
+        "lost: the task was timed out before its time",
+    ),
+    "for no reason": (
+        timed_out,
+        _without_events,
+        "lost: the task was timed out, though nothing kept it from ending before",
+    ),
+    "told otherwise": (
+        terminated,
+        lambda a: replace(a, outcome=("canceled", {}, "", "")),
+        "the client was told canceled",
+    ),
+    "left open by a terminate": (
+        terminated,
+        _left_open,
+        "I6: the task is closed, retry 1 (second) is started",
+    ),
+    "left open by a timeout": (timed_out, _left_open, "I6: the task is closed, retry 1 (second) is started"),
+    "settled without the reason": (
+        terminated,
+        lambda a: _settled_as(a, reason="the task was terminated"),
+        "I6: retry 1 (second) was settled because of 'the task was terminated', expected",
+    ),
+    "settled for another reason": (
+        timed_out,
+        lambda a: _settled_as(a, reason="the task was terminated: because bert says so"),
+        "because bert says so', expected \"the task ran into Temporal's timeout\"",
+    ),
+    "settled under way": (terminated, _settled_early, "I6: retry 1 (second) was settled before its task was"),
+    "the ledger is behind": (
+        terminated,
+        lambda a: replace(a, listed=[a.story.listed[0], {**a.story.listed[1], "state": "completed"}]),
+        "retry 1: state is <WorkItemState.CANCELED: 'canceled'> in the ledger, 'completed' in the task",
+    ),
+    "unknown to the ledger": (
+        terminated,
+        lambda a: change_story(a, items=a.story.items[:1]),
+        "the task knows second, the ledger does not",
+    ),
+    "a stranger acted": (
+        terminated,
+        lambda a: change_story(_acted(a, Reply.ACCEPTED), acts=[]),
+        "anna acted, but never asked to",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED_IN_WHAT_WAS_CUT_OFF)
+def test_a_planted_violation_is_found_in_a_task_that_was_cut_off(name: str) -> None:
+    good, plant, complaint = PLANTED_IN_WHAT_WAS_CUT_OFF[name]
+    found = violations(plant(good()))
+    assert any(complaint in one for one in found), found
+
+
+def test_an_action_that_was_taken_and_not_answered_before_a_terminate_may_have_acted() -> None:
+    account = _acted(terminated(), Reply.LOST)
+    account = change_item(account, "second", ended_at=at(7))
+    assert violations(account) == []
+
+
+@pytest.mark.parametrize("cut_off", [terminated, timed_out])
+def test_a_task_that_was_cut_off_before_its_first_record_has_nothing(cut_off: Callable[[], Account]) -> None:
+    account = change_story(cut_off(), items=[], transitions={}, calls=[], listed=[])
+    account = replace(account, listed=[])
+    assert violations(account) == []
+    assert violations(change_story(account, calls=cut_off().story.calls)) != []
 
 
 @pytest.mark.parametrize(

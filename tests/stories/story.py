@@ -142,6 +142,7 @@ class Story:
         lost_at: When the workflow tasks began that came to nothing. What they recorded is in the ledger, and
             was decided again later.
         deaths: When a worker died or was stopped.
+        run_timeout_seconds: After which Temporal ends a run; the task has to end before.
         replay: Why the history does not replay; empty: it does.
     """
 
@@ -157,11 +158,15 @@ class Story:
     sightings: Sequence[WorkItem] = ()
     lost_at: frozenset[datetime] = frozenset()
     deaths: Sequence[datetime] = ()
+    run_timeout_seconds: float | None = None
     replay: str = ""
 
     @property
     def deadline(self) -> datetime | None:
-        seconds = self.request.deadline_seconds
+        limits = [self.request.deadline_seconds]
+        if self.run_timeout_seconds is not None:
+            limits.append(self.run_timeout_seconds - min(30, self.run_timeout_seconds / 4))
+        seconds = min((limit for limit in limits if limit is not None), default=None)
         return None if seconds is None else self.ending.started_at + timedelta(seconds=seconds)
 
     @property
