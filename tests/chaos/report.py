@@ -140,6 +140,8 @@ def slowest_stories(outcome: Outcome, number: int = 3) -> str:
 def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
     by_pid = {event.pid: event for event in outcome.events.of_kinds(["kill worker", "die at"])}
     for account in outcome.accounts:
+        if account.is_cut_off:
+            continue
         scheduled = dict(account.history.scheduled)
         for item in account.story.items:
             pid = (item.worker or "").partition("@")[0]

@@ -249,15 +249,15 @@ PLANTED_IN_WHAT_WAS_CUT_OFF: dict[str, tuple[Callable[[], Account], Callable[[Ac
         "because bert says so', expected \"the task ran into Temporal's timeout\"",
     ),
     "settled under way": (terminated, _settled_early, "I6: retry 1 (second) was settled before its task was"),
-    "the ledger is behind": (
+    "no replay": (
         terminated,
-        lambda a: replace(a, listed=[a.story.listed[0], {**a.story.listed[1], "state": "completed"}]),
-        "retry 1: state is <WorkItemState.CANCELED: 'canceled'> in the ledger, 'completed' in the task",
+        lambda a: replace(a, query_error="nondeterminism"),
+        "I10: the closed task does not answer",
     ),
-    "unknown to the ledger": (
+    "a call unknown to the ledger": (
         terminated,
-        lambda a: change_story(a, items=a.story.items[:1]),
-        "the task knows second, the ledger does not",
+        lambda a: _history(a, scheduled=[*a.history.scheduled, ("x", at(3))]),
+        "I1: the history has a call of x",
     ),
     "a stranger acted": (
         terminated,
@@ -278,6 +278,12 @@ def test_an_action_that_was_taken_and_not_answered_before_a_terminate_may_have_a
     account = _acted(terminated(), Reply.LOST)
     account = change_item(account, "second", ended_at=at(7))
     assert violations(account) == []
+
+
+def test_a_task_that_was_cut_off_in_its_first_workflow_task_answers_no_query() -> None:
+    says = "RPCError: Workflow execution closed before WorkflowTaskStarted event"
+    assert violations(replace(terminated(), listed=None, query_error=says)) == []
+    assert violations(replace(good_account(), listed=None, query_error=says)) != []
 
 
 @pytest.mark.parametrize("cut_off", [terminated, timed_out])
