@@ -18,6 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.errors import TemporalUnreachable
 from tasquencer.temporal.converter import data_converter
+from tasquencer.temporal.delivery import OUTAGES
 
 __all__ = ["DEFAULT_ADDRESS", "check_namespace", "connect", "report_outages"]
 
@@ -97,16 +98,13 @@ async def report_outages(client: Client) -> NoReturn:
                 GetSystemInfoRequest(), timeout=timedelta(seconds=_CONNECT_SECONDS)
             )
         except RPCError as error:
-            if not down and error.status in _OUTAGES:
+            if not down and error.status in OUTAGES:
                 down = True
                 _log.error("Temporal at %s does not answer; the worker waits for it", address)
         else:
             if down:
                 down = False
                 _log.warning("Temporal answers again")
-
-
-_OUTAGES = {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}
 
 
 def _configured() -> dict[str, Any]:

@@ -39,6 +39,7 @@ from temporalio.worker import (
 from tasquencer.ending import TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.errors import InvalidRequest, TaskMisused
 from tasquencer.task_state import CarriedTask
+from tasquencer.temporal.delivery import Delivery
 from tasquencer.temporal.failures import left_behind, task_error
 
 if TYPE_CHECKING:
@@ -152,7 +153,10 @@ def unpack(payload: Payload) -> Payload:
 
 
 class TaskInterceptor(Interceptor):
-    """Puts a `TaskScope` around each workflow run."""
+    """Puts a `TaskScope` around each workflow run, and a `Delivery` behind each call."""
+
+    def __init__(self) -> None:
+        self._delivery = Delivery()
 
     def workflow_interceptor_class(
         self,
@@ -163,17 +167,30 @@ class TaskInterceptor(Interceptor):
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """See the base class."""
-        return _CallInbound(next)
+        return _CallInbound(next, self._delivery)
 
 
 class _CallInbound(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, delivery: Delivery) -> None:  # noqa: A002
+        super().__init__(next)
+        self._delivery = delivery
+
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         payload = input.headers.get(_RUN_HEADER)
-        if payload is not None:
-            run_id = activity.payload_converter().from_payload(payload, str)
-            if run_id != activity.info().workflow_run_id:
-                raise left_behind()
-        return await super().execute_activity(input)
+        if payload is None:
+            return await super().execute_activity(input)
+        run_id = activity.payload_converter().from_payload(payload, str)
+        if run_id != activity.info().workflow_run_id:
+            raise left_behind()
+        if input.executor is not None:  # an activity in a thread has no client to ask
+            return await super().execute_activity(input)
+        try:
+            outcome = await super().execute_activity(input)
+        except Exception:
+            await self._delivery.possible(activity.client())
+            raise
+        await self._delivery.possible(activity.client())
+        return outcome
 
 
 class _Inbound(WorkflowInboundInterceptor):

@@ -1,0 +1,55 @@
+"""Outcomes are handed in once Temporal answers.
+
+The SDK tries for ten seconds to hand in what an activity came to, whatever the retry configuration of the
+client says (Core's `init_worker` overwrites it), and then drops it: each longer outage would lose answers
+that were paid for. So a call keeps its outcome until Temporal answers, or until the activity is canceled
+because its start-to-close timeout or the worker's grace period is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from time import monotonic
+
+from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+__all__ = ["OUTAGES", "Delivery"]
+
+OUTAGES = {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}
+"""How a request ends that Temporal does not answer."""
+
+_FRESH_SECONDS = 1.0
+"""Who asked so short a time ago need not ask again: in an outage that has just begun the SDK's tries do."""
+
+_PATIENCE = timedelta(seconds=5)
+_AGAIN_SECONDS = 0.5
+
+
+class Delivery:
+    """Knows whether Temporal answers. One per worker, shared by its calls: one of them asks for all."""
+
+    def __init__(self) -> None:
+        self._answered_at = -_FRESH_SECONDS
+        self._asking = asyncio.Lock()
+
+    async def possible(self, client: Client) -> None:
+        """Return once Temporal answers, or when the activity is canceled: it is handed in then, too."""
+        with contextlib.suppress(asyncio.CancelledError):
+            async with self._asking:
+                while monotonic() - self._answered_at > _FRESH_SECONDS:
+                    if await _answers(client):
+                        self._answered_at = monotonic()
+                    else:
+                        await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _answers(client: Client) -> bool:
+    try:
+        await client.workflow_service.get_system_info(GetSystemInfoRequest(), timeout=_PATIENCE)
+    except RPCError as error:
+        return error.status not in OUTAGES
+    return True
