@@ -14,7 +14,7 @@ import traceback
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import httpx2
 import openai
@@ -31,9 +31,6 @@ from tasquencer.ai import AiAnswer, AiJob
 from tasquencer.errors import TasquencerError
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.temporal.failures import as_application_error
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletionMessageParam
 
 __all__ = ["HEARTBEAT_INTERVAL", "AiActivities", "ClientRetries"]
 
@@ -150,7 +147,10 @@ class AiActivities:
             options["response_format"] = {"type": "json_schema", "json_schema": schema}
         async with self._client.chat.completions.with_streaming_response.create(
             model=model,
-            messages=[cast("ChatCompletionMessageParam", message.model_dump()) for message in job.messages],
+            # Passed on as they are. As an argument, the client matches each message with all its types, which
+            # takes a sixth of the CPU time of a call.
+            messages=[],
+            extra_body={"messages": [message.model_dump() for message in job.messages]},
             extra_headers={"Idempotency-Key": work_item_id},
             timeout=httpx2.Timeout(
                 limit_seconds, connect=connect if limit_seconds is None else min(connect, limit_seconds)
