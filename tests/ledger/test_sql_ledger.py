@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
 import pytest
 import sqlalchemy as sa
 from pydantic import JsonValue
+from sqlalchemy.dialects import sqlite
 
 from tasquencer.entries import DomainRecord
 from tasquencer.errors import LedgerConflict, LedgerUnavailable
@@ -17,6 +19,7 @@ from tasquencer.ledger import Place, WorkItemFilter
 from tasquencer.sql import SqlLedger, schema_version, upgrade
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.reading import open_work_items_query, work_items_query
+from tasquencer.sql.schema import UtcTime
 from tasquencer.work_item import WorkItemState
 from tests.ledger.stories import START, Life, after, ai_job
 from tests.ledger.test_immutability import run
@@ -143,6 +146,18 @@ async def test_a_cut_connection_is_replaced_without_an_error(postgres: EmbeddedP
         await administrator.close()
 
 
+# Times
+
+
+@pytest.mark.parametrize("at", [START, START.replace(year=999, microsecond=0)], ids=str)
+def test_sqlite_keeps_a_time_as_sqlalchemy_writes_it(at: datetime) -> None:
+    dialect = sqlite.dialect()
+    ours = UtcTime().bind_processor(dialect)
+    theirs = sa.DateTime().dialect_impl(dialect).bind_processor(dialect)
+    assert ours is not None and theirs is not None
+    assert ours(at) == theirs(at.replace(tzinfo=None))
+
+
 # Two processes
 
 
@@ -203,7 +218,15 @@ async def test_an_unknown_domain_table_or_column_is_refused(sql_ledger: SqlLedge
 
 @pytest.mark.parametrize(
     "values",
-    [{"status": "paused"}, {"prompt": None}, {"input_tokens": 2**70}, {"prompt": {"a": 1}}, {"attempt": 4}],
+    [
+        {"status": "paused"},
+        {"prompt": None},
+        {"input_tokens": 2**70},
+        {"prompt": {"a": 1}},
+        {"attempt": 4},
+        {"cost_usd": "much"},
+        {"cost_usd": [1]},
+    ],
     ids=str,
 )
 async def test_a_domain_record_that_does_not_fit_is_refused_as_such(

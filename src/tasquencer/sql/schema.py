@@ -6,6 +6,7 @@ change terminal work items, terminal AI jobs and any transition (also by TRUNCAT
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -54,6 +55,17 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
             raise ValueError(f"the ledger takes aware times, not {value!r}")
         in_utc = value.astimezone(UTC)
         return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
+
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[datetime | None], object] | None:
+        """For SQLite the text itself: SQLAlchemy would put it together from the parts of the time."""
+        if dialect.name != "sqlite":
+            return super().bind_processor(dialect)
+
+        def text(value: datetime | None) -> str | None:
+            in_utc = self.process_bind_param(value, dialect)
+            return None if in_utc is None else in_utc.isoformat(" ", "microseconds")
+
+        return text
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Aware, UTC."""

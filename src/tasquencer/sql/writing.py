@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tasquencer.entries import DomainRecord, LedgerEntry
 from tasquencer.errors import LedgerConflict
 from tasquencer.ledger import Settlement, as_recorded, caught_up, is_new
+from tasquencer.sql.prepared import execute_many, rows_of
 from tasquencer.sql.schema import is_open, work_item_transitions, work_items
 from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
@@ -30,15 +31,19 @@ PARAMETERS = 1_000
 Row = dict[str, Any]
 
 # Statements are built once: building one takes longer than running it.
-_LOG = sa.select(
-    work_item_transitions.c.work_item_id, work_item_transitions.c.sequence, work_item_transitions.c.next_state
-).where(work_item_transitions.c.work_item_id.in_(sa.bindparam("ids", expanding=True)))
 _CREATE = sa.insert(work_items)
 _APPEND = sa.insert(work_item_transitions)
 _SETTABLE = (
     "state", "result", "failure_kind", "failure_message", "failure", "started_at", "ended_at", "worker",
 )  # fmt: skip
 _DELAY = ("delay_seconds", "delay_reason", "not_before")
+
+
+@functools.cache
+def _log(ids: int) -> sa.Select[tuple[str, int, str]]:
+    columns = work_item_transitions.c
+    wanted = columns.work_item_id.in_([sa.bindparam(str(number), type_=sa.Text) for number in range(ids)])
+    return sa.select(columns.work_item_id, columns.sequence, columns.next_state).where(wanted)
 
 
 @functools.cache
@@ -74,12 +79,12 @@ def write(
         return
     # The same order everywhere, so that two writers of the same work items do not deadlock.
     if plan.created:
-        connection.execute(_CREATE, [_whole_row(item) for _, item in sorted(plan.created.items())])
+        execute_many(connection, _CREATE, [_row(item) for _, item in sorted(plan.created.items())])
     plan.transitions.sort(key=lambda transition: (transition.work_item_id, transition.sequence))
-    connection.execute(_APPEND, [dict(transition) for transition in plan.transitions])
+    execute_many(connection, _APPEND, [vars(transition) for transition in plan.transitions])
     for columns, ids in ((_SETTABLE, plan.changed.keys() - plan.delayed), (_SETTABLE + _DELAY, plan.delayed)):
         if ids:
-            connection.execute(_update(columns), [_change(plan.changed[key], columns) for key in sorted(ids)])
+            execute_many(connection, _update(columns), [_row(plan.changed[key]) for key in sorted(ids)])
     _write_records(connection, plan.records, domain_tables)
 
 
@@ -114,7 +119,7 @@ def settle(
         for key, state in states.items()
     ]
     if steps:
-        connection.execute(_APPEND, [dict(step) for step in steps])
+        execute_many(connection, _APPEND, [vars(step) for step in steps])
     for first in range(0, len(ids), PARAMETERS):
         some = ids[first : first + PARAMETERS]
         ended = {"state": WorkItemState.CANCELED, "ended_at": settlement.at}
@@ -150,8 +155,11 @@ def _taken(item: WorkItem, holder: str) -> LedgerConflict:
 def _logs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[int, WorkItemState]]:
     logs: dict[str, dict[int, WorkItemState]] = {key: {} for key in ids}
     for first in range(0, len(ids), PARAMETERS):
-        some = ids[first : first + PARAMETERS]
-        for key, sequence, state in connection.execute(_LOG, {"ids": some}):
+        some = list(ids[first : first + PARAMETERS])
+        # Places for the next power of two, the last id in those left over: few statements for all sizes.
+        places = 1 << (len(some) - 1).bit_length()
+        some += some[-1:] * (places - len(some))
+        for key, sequence, state in rows_of(connection, _log(places), some):
             logs[key][sequence] = WorkItemState(state)
     return logs
 
@@ -189,39 +197,13 @@ def _plan(entries: Sequence[LedgerEntry], logs: dict[str, dict[int, WorkItemStat
 
 
 def _row(item: WorkItem) -> Row:
-    """The columns that follow a work item through its life."""
+    """The work item's columns, and its id once more for the statement that sets them."""
     failure = item.failure
-    return {
-        "state": item.state,
-        "result": item.result,
+    return vars(item) | {
         "failure_kind": None if failure is None else failure.kind,
         "failure_message": None if failure is None else failure.message,
         "failure": None if failure is None else failure.model_dump(mode="json"),
-        "delay_seconds": item.delay_seconds,
-        "delay_reason": item.delay_reason,
-        "not_before": item.not_before,
-        "started_at": item.started_at,
-        "ended_at": item.ended_at,
-        "worker": item.worker,
-    }
-
-
-def _change(item: WorkItem, columns: Sequence[str]) -> Row:
-    row = _row(item)
-    return {"same_id": item.id} | {name: row[name] for name in columns}
-
-
-def _whole_row(item: WorkItem) -> Row:
-    return {
-        "id": item.id,
-        "task_id": item.task_id,
-        "run_id": item.run_id,
-        "task_type": item.task_type,
-        "lineage": item.lineage,
-        "attempt": item.attempt,
-        "payload": item.payload,
-        "created_at": item.created_at,
-        **_row(item),
+        "same_id": item.id,
     }
 
 
@@ -241,7 +223,12 @@ def _write_records(
         row: dict[str, JsonValue] = dict.fromkeys(_emptied(table)) | dict(record.values)
         groups.setdefault((record.table, frozenset(row)), []).append(row | {"work_item_id": key})
     for (name, columns), rows in groups.items():
-        connection.execute(_upsert(domain_tables[name], columns, connection.dialect.name), rows)
+        table = domain_tables[name]
+        statement = _upsert(table, columns, connection.dialect.name)
+        if columns | {"work_item_id"} == set(table.c.keys()):
+            execute_many(connection, statement, rows)
+        else:  # SQLAlchemy knows what the others are by default
+            connection.execute(statement, rows)
 
 
 @functools.cache
