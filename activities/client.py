@@ -34,9 +34,9 @@ def make_client(
     )
 
 
-async def read_reply(response: openai.AsyncAPIResponse[object]) -> Reply:
+async def read_reply(response: httpx2.Response) -> Reply:
     """The answer with as much of its body as came and as we want."""
-    body, end = await _read(response.http_response, MAXIMUM_BODY_BYTES)
+    body, end = await _read(response, MAXIMUM_BODY_BYTES)
     return Reply(response.status_code, _lowered(response.headers), body, end)
 
 

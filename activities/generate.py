@@ -14,7 +14,7 @@ import traceback
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import openai
@@ -137,26 +137,34 @@ class AiActivities:
         self, job: AiJob, model: str, work_item_id: str, limit_seconds: float | None
     ) -> Reply:
         connect = CONNECT_LIMIT.total_seconds()
-        options: dict[str, Any] = {}
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [message.model_dump() for message in job.messages],
+        }
         if job.temperature is not None:
-            options["temperature"] = job.temperature
+            body["temperature"] = job.temperature
         if job.max_output_tokens is not None:
-            options[output_limit_field(self._client.base_url, model)] = job.max_output_tokens
+            body[output_limit_field(self._client.base_url, model)] = job.max_output_tokens
         if job.output_schema is not None:
             schema = {"name": "output", "schema": job.output_schema, "strict": True}
-            options["response_format"] = {"type": "json_schema", "json_schema": schema}
-        async with self._client.chat.completions.with_streaming_response.create(
-            model=model,
-            # Passed on as they are. As an argument, the client matches each message with all its types, which
-            # takes a sixth of the CPU time of a call.
-            messages=[],
-            extra_body={"messages": [message.model_dump() for message in job.messages]},
-            extra_headers={"Idempotency-Key": work_item_id},
-            timeout=httpx2.Timeout(
-                limit_seconds, connect=connect if limit_seconds is None else min(connect, limit_seconds)
-            ),
-            **options,
-        ) as response:
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        # Not `chat.completions.create`: it matches all of the body with its types, a fifth of a call's CPU time.
+        posting = self._client.post(
+            "/chat/completions",
+            body=body,
+            options={
+                "headers": {"Idempotency-Key": work_item_id},
+                "timeout": httpx2.Timeout(
+                    limit_seconds, connect=connect if limit_seconds is None else min(connect, limit_seconds)
+                ),
+                "security": {"bearer_auth": True},
+            },
+            cast_to=httpx2.Response,
+            stream=True,
+            stream_cls=openai.AsyncStream[object],
+        )
+        response = cast("httpx2.Response", await posting)
+        async with contextlib.aclosing(response):
             return await read_reply(response)
 
 
