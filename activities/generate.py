@@ -148,7 +148,7 @@ class AiActivities:
         if job.output_schema is not None:
             schema = {"name": "output", "schema": job.output_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        # Not `chat.completions.create`: it matches all of the body with its types, a fifth of a call's CPU time.
+        # Not `chat.completions.create`: it matches the body with its types, a fifth of a call's CPU time.
         posting = self._client.post(
             "/chat/completions",
             body=body,

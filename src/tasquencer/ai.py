@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
 from tasquencer.entries import DomainRecord
 from tasquencer.errors import InvalidRequest
@@ -206,10 +206,14 @@ class AiJob(RequestModel):
     @property
     def prompt(self) -> str:
         """The job as one text: the sole user message, or else the conversation as JSON."""
-        asked = [message for message in self.messages if message.role not in ("system", "developer")]
-        if len(asked) == 1 and isinstance(asked[0].content, str):
-            return asked[0].content
-        return json.dumps([message.model_dump() for message in self.messages], ensure_ascii=False)
+        return _as_text([message.model_dump() for message in self.messages])
+
+
+def _as_text(messages: list[dict[str, Any]]) -> str:
+    asked = [message for message in messages if message["role"] not in ("system", "developer")]
+    if len(asked) == 1 and isinstance(asked[0]["content"], str):
+        return asked[0]["content"]
+    return json.dumps(messages, ensure_ascii=False)
 
 
 class RetryOptions(RequestModel):
@@ -368,7 +372,9 @@ def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
 
     `status` is `pending` while the work item is initialized, then the work item's state.
     """
-    job = AiJob.model_validate(work_item.payload)
+    job = cast("dict[str, Any]", work_item.payload)
+    if work_item.state is WorkItemState.INITIALIZED:  # a hook may have made it; from then on it stays
+        AiJob.model_validate(job)
     facts: dict[str, JsonValue] = {}
     if isinstance(work_item.result, dict):
         facts = work_item.result
@@ -377,8 +383,8 @@ def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
     return DomainRecord(
         table=AI_JOBS,
         values={
-            "prompt": job.prompt,
-            "model": facts.get("model") or job.model,
+            "prompt": _as_text(job["messages"]),
+            "model": facts.get("model") or job.get("model"),
             "max_retries": recipe.max_retries,
             "attempt": work_item.attempt,
             "status": "pending" if work_item.state is WorkItemState.INITIALIZED else work_item.state.value,
@@ -437,14 +443,19 @@ def returned_answer(raw: object) -> AiAnswer:
 
 def _check_answer(answer: AiAnswer, limit: int) -> None:
     try:
-        keepable(answer.model_dump())
-    except ValueError as error:
-        raise InvalidRequest([f"result: {error}"]) from None
+        written = to_json(answer)
+    except PydanticSerializationError:  # it is no valid Unicode text
+        written = b""
+    if not written or rb"\u0000" in written:
+        try:
+            keepable(answer.model_dump())
+        except ValueError as error:
+            raise InvalidRequest([f"result: {error}"]) from None
     for name in ("input_tokens", "output_tokens", "cost_usd", "latency_seconds"):
         value = getattr(answer, name)
         if value is not None and not 0 <= value <= _MOST:
             raise InvalidRequest([f"result.{name}: must be a number from 0 to {_MOST}"])
-    size = len(answer.model_dump_json().encode())
+    size = len(written)
     if size > limit:
         raise InvalidRequest([f"result: has {size:,} bytes, the limit is {limit:,}"])
 

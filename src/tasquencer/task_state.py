@@ -199,6 +199,7 @@ class TaskState:
         self._sequences: dict[str, int] = {}
         self._lineages: dict[str, _Lineage] = {}
         self._entries: list[LedgerEntry] = []
+        self._ended: list[str] = []
         self._states = Counter[WorkItemState]()
         self._standings = Counter[WorkItemState | None]()
         self._decisive: Transition | None = None
@@ -246,7 +247,11 @@ class TaskState:
     def counts(self) -> Counts:
         """How many work items and lineages stand how."""
         return Counts(
-            **{state.value: self._states[state] for state in WorkItemState},
+            initialized=self._states[WorkItemState.INITIALIZED],
+            started=self._states[WorkItemState.STARTED],
+            completed=self._states[WorkItemState.COMPLETED],
+            failed=self._states[WorkItemState.FAILED],
+            canceled=self._states[WorkItemState.CANCELED],
             open_lineages=self._standings[None],
             completed_lineages=self._standings[WorkItemState.COMPLETED],
             failed_lineages=self._standings[WorkItemState.FAILED],
@@ -265,11 +270,11 @@ class TaskState:
 
     def just_ended(self) -> list[str]:
         """Ids of the work items whose end is to be recorded."""
-        return [entry.work_item.id for entry in self._entries if entry.work_item.state.is_terminal]
+        return list(self._ended)
 
     def take_entries(self) -> list[LedgerEntry]:
         """What is to be recorded since the last call, in order."""
-        entries, self._entries = self._entries, []
+        entries, self._entries, self._ended = self._entries, [], []
         return entries
 
     # Events
@@ -623,6 +628,8 @@ class TaskState:
         told = item if before is None else item.model_copy(update={"payload": None})
         entry = LedgerEntry(transition=transition, work_item=told, record=self._record(item))
         self._entries.append(entry)
+        if item.state.is_terminal:
+            self._ended.append(item.id)
         return transition
 
     def _record(self, item: WorkItem) -> DomainRecord | None:
