@@ -192,3 +192,31 @@ def test_a_ledger_of_a_newer_release_is_one_line_and_status_3(tasq: Tasq, tmp_pa
     result = tasq("list")
     assert result.exit_code == 3
     assert "'9999'" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_prune_removes_old_tasks_when_told_to(tasq: Tasq, tell: Tell) -> None:
+    now = (datetime.now(UTC) - NOON).total_seconds()
+    tell(Story("old", begin=now - 7200).start(now - 7199).complete(now - 7198))
+    tell(Story("old-and-open", begin=now - 7200).start(now - 7199))
+    tell(Story("new", begin=now - 1800).start(now - 1799).complete(now - 1798))
+
+    prune = ("ledger", "prune", "--ended-before", "1h")
+    assert tasq(*prune, "--dry-run").stdout.startswith(
+        "1 task with 1 work item would be removed: ended before"
+    )
+    assert json.loads(tasq(*prune, "--yes", "--json").stdout) == {
+        "tasks": 1,
+        "work_items": 1,
+        "dry_run": False,
+    }
+    assert tasq(*prune).stdout.startswith("0 tasks with 0 work items removed")  # nothing to ask about
+    left = [item["task_id"] for item in json.loads(tasq("list", "--json").stdout)]
+    assert left == ["new", "old-and-open"]
+
+
+@pytest.mark.parametrize("time", ["soon", "2999-01-01"])
+def test_prune_refuses_a_time_that_is_none_or_to_come(tasq: Tasq, time: str) -> None:
+    result = tasq("ledger", "prune", "--ended-before", time, "--yes")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --ended-before: ")
+    assert len(result.stderr.splitlines()) == 1

@@ -15,6 +15,7 @@ import typer
 
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
+from tasquencer.cli.pruning import prune
 from tasquencer.cli.times import parse_since
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ Workflow = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
 
 history_commands = typer.Typer(
-    no_args_is_help=True, help="Compare the ledger with the histories of the tasks, and restore what it lost."
+    no_args_is_help=True,
+    help="Compare the ledger with the histories of the tasks, restore what it lost, remove what is old.",
 )
+history_commands.command(epilog=examples("tasq ledger prune --ended-before 90d --dry-run"))(prune)
 
 
 @history_commands.command(epilog=examples("tasq ledger verify --since 1d", "tasq ledger verify TASK --json"))
@@ -88,7 +91,7 @@ def rebuild(
 async def _verify(
     task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
 ) -> ExitCode:
-    from tasquencer.cli.rendering import printable
+    from tasquencer.cli.rendering import counted, printable
     from tasquencer.temporal.projection import verify
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "differences": [], "gaps": []}
@@ -104,15 +107,17 @@ async def _verify(
                     print(printable(str(one)), flush=True)
     _end(report, as_json=as_json)
     if not as_json:
-        counted = f"{_count(report['tasks'], 'task')}, {_count(report['work_items'], 'work item')} compared"
-        print(f"{counted}: {_count(len(report['differences']), 'difference')}")
+        compared = (
+            f"{counted(report['tasks'], 'task')}, {counted(report['work_items'], 'work item')} compared"
+        )
+        print(f"{compared}: {counted(len(report['differences']), 'difference')}")
     return ExitCode.FAILED if report["differences"] else ExitCode.COMPLETED
 
 
 async def _rebuild(
     task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
 ) -> ExitCode:
-    from tasquencer.cli.rendering import printable
+    from tasquencer.cli.rendering import counted, printable
     from tasquencer.temporal.projection import rebuild
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "transitions": 0, "added": [], "refused": []}
@@ -140,16 +145,14 @@ async def _rebuild(
         print(printable(f"not added: {one}"), file=sys.stderr)
     if not as_json:
         what = _added(report["work_items"], report["transitions"])
-        print(f"{_count(report['tasks'], 'task')} replayed: {what}")
+        print(f"{counted(report['tasks'], 'task')} replayed: {what}")
     return ExitCode.FAILED if report["refused"] else ExitCode.COMPLETED
 
 
 def _added(work_items: int, transitions: int) -> str:
-    return f"{_count(work_items, 'work item')}, {_count(transitions, 'transition')} added"
+    from tasquencer.cli.rendering import counted
 
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+    return f"{counted(work_items, 'work item')}, {counted(transitions, 'transition')} added"
 
 
 def _end(report: dict[str, Any], *, as_json: bool) -> None:

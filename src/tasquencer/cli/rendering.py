@@ -21,6 +21,7 @@ __all__ = [
     "attempt_of",
     "attempts_table",
     "cost_label",
+    "counted",
     "listing_table",
     "live_table",
     "printable",
@@ -48,6 +49,11 @@ _LISTED_MESSAGE_LENGTH = 200
 _MESSAGE_LENGTH = 500
 
 _TIME = "%Y-%m-%d %H:%M:%S"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 task`, `1,234 tasks`."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,155 @@
+"""Removing old tasks from a ledger, each as a whole: the one exception to "nothing that has ended changes".
+
+The triggers that refuse it are put aside within the transaction that deletes, so nobody else ever finds them
+missing, and they are back whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+
+import sqlalchemy as sa
+
+from tasquencer.sql.databases import database_at
+from tasquencer.sql.migrate import check_schema
+from tasquencer.sql.schema import ai_jobs, work_item_transitions, work_items
+
+__all__ = ["Old", "old_tasks", "prune"]
+
+_PAGE = 500
+"""Work items looked at in one transaction: writers wait for it."""
+
+_TABLES = (ai_jobs, work_item_transitions, work_items)
+"""In the order in which their rows can go."""
+
+_Place = tuple[datetime, int, str]
+
+
+@dataclass(frozen=True)
+class Old:
+    """How much of a ledger is old."""
+
+    tasks: int = 0
+    work_items: int = 0
+
+
+async def old_tasks(database_url: str, before: datetime) -> Old:
+    """How many tasks have only work items that ended before this time.
+
+    Raises:
+        LedgerUnavailable: the database cannot be reached or used.
+        SchemaMismatch: it has another schema than this release.
+    """
+    of_task = (
+        sa.select(sa.func.count().label("work_items"))
+        .select_from(work_items)
+        .group_by(work_items.c.task_id)
+        .having(
+            sa.func.count() == sa.func.count(work_items.c.ended_at),
+            sa.func.max(work_items.c.ended_at) < before,
+        )
+        .subquery()
+    )
+    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(of_task.c.work_items), 0)).select_from(
+        of_task
+    )
+    database = database_at(database_url, command_seconds=None)
+    try:
+        await check_schema(database)
+        tasks, items = await database.read(lambda connection: connection.execute(query).one())
+        return Old(tasks, int(items))
+    except database.outages as error:
+        raise database.unavailable(error) from error
+    finally:
+        await database.close()
+
+
+async def prune(database_url: str, before: datetime, progress: Callable[[Old], None] = lambda _: None) -> Old:
+    """Delete the tasks that have only work items that ended before this time; what was deleted.
+
+    Page by page, beside workers; interrupted, it has deleted a part, and goes on when run again.
+
+    Args:
+        before: Aware.
+        progress: Called after each page with what was deleted so far.
+
+    Raises:
+        LedgerUnavailable: the database cannot be reached or used, its user may not alter the tables, or
+            a table of somebody else's refers to a work item.
+        SchemaMismatch: it has another schema than this release.
+    """
+    database = database_at(database_url)
+    done = Old()
+    place: _Place | None = None
+    try:
+        await check_schema(database)
+        while True:
+            page = await database.read(partial(_page, before=before, after=place))
+            if not page:
+                return done
+            last = page[-1]
+            place = (last.created_at, last.attempt, last.id)
+            tasks = sorted({row.task_id for row in page})
+            if await database.read(partial(_old_of, task_ids=tasks, before=before)):
+                deleted = await database.write(partial(_delete, task_ids=tasks, before=before))
+                done = Old(done.tasks + deleted.tasks, done.work_items + deleted.work_items)
+                progress(done)
+    except database.outages as error:
+        raise database.unavailable(error) from error
+    finally:
+        await database.close()
+
+
+def _page(
+    connection: sa.Connection, before: datetime, after: _Place | None
+) -> list[sa.Row[tuple[datetime, int, str, str]]]:
+    order = (work_items.c.created_at, work_items.c.attempt, work_items.c.id)
+    query = sa.select(*order, work_items.c.task_id).where(work_items.c.created_at < before)
+    if after is not None:
+        query = query.where(sa.tuple_(*order) > sa.tuple_(*after))
+    return list(connection.execute(query.order_by(*order).limit(_PAGE)))
+
+
+def _old_of(connection: sa.Connection, task_ids: list[str], before: datetime) -> list[str]:
+    """Those of the tasks that are old."""
+    is_recent = sa.or_(work_items.c.ended_at.is_(None), work_items.c.ended_at >= before)
+    query = sa.select(work_items.c.task_id).where(work_items.c.task_id.in_(task_ids), is_recent).distinct()
+    recent = set(connection.execute(query).scalars())
+    return [task_id for task_id in task_ids if task_id not in recent]
+
+
+def _delete(connection: sa.Connection, task_ids: list[str], before: datetime) -> Old:
+    with _without_triggers(connection):  # from here on nobody else writes
+        tasks = _old_of(connection, task_ids, before)
+        query = sa.select(work_items.c.id).where(work_items.c.task_id.in_(tasks))
+        ids = list(connection.execute(query).scalars())
+        for table in _TABLES:
+            key = table.c.id if table is work_items else table.c.work_item_id
+            for first in range(0, len(ids), _PAGE):
+                connection.execute(sa.delete(table).where(key.in_(ids[first : first + _PAGE])))
+    return Old(len(tasks), len(ids))
+
+
+@contextmanager
+def _without_triggers(connection: sa.Connection) -> Iterator[None]:
+    """Delete what is immutable, within this transaction."""
+    names = [table.name for table in _TABLES]
+    if connection.dialect.name == "postgresql":
+        for name in names:
+            connection.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER {name}_immutable")
+        yield
+        for name in names:
+            connection.exec_driver_sql(f"ALTER TABLE {name} ENABLE TRIGGER {name}_immutable")
+        return
+    find = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?"
+    triggers = [f"{name}_no_delete" for name in names]
+    statements = [connection.exec_driver_sql(find, (name,)).scalar_one() for name in triggers]
+    for name in triggers:
+        connection.exec_driver_sql(f"DROP TRIGGER {name}")
+    yield
+    for statement in statements:
+        connection.exec_driver_sql(statement)

@@ -1,0 +1,101 @@
+"""Old tasks go as a whole, and nothing else does, on both databases."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+
+from tasquencer.errors import LedgerUnavailable, SchemaMismatch
+from tasquencer.ledger import WorkItemFilter
+from tasquencer.sql import SqlLedger
+from tasquencer.sql.pruning import Old, old_tasks, prune
+from tasquencer.work_item import WorkItemState
+from tests.ledger.stories import Life, after, ai_job
+from tests.ledger.test_immutability import run
+
+BEFORE = after(3600)
+
+
+async def _task(ledger: SqlLedger, name: str, *ends: WorkItemState) -> None:
+    """A task whose attempts came to these states at noon."""
+    for attempt, state in enumerate(ends):
+        life = Life(id=f"{name}-{attempt}", task_id=name, run_id=name, attempt=attempt)
+        entries = life.until(state)
+        entries[-1] = entries[-1].model_copy(update={"record": ai_job(state.value)})
+        await ledger.record(entries)
+
+
+async def _recent_task(ledger: SqlLedger) -> None:
+    """A task that ended the day after, with the id `new`."""
+    life = Life(id="new-0", task_id="new", run_id="new")
+    entries = life.until(WorkItemState.STARTED)
+    await ledger.record([*entries, life.completed(record=ai_job("completed"), at=after(86_400))])
+
+
+async def _ids(ledger: SqlLedger) -> list[str]:
+    return sorted(item.id for item in await ledger.work_items(WorkItemFilter(limit=10_000)))
+
+
+async def test_whole_tasks_go_and_the_others_stay(database: str, sql_ledger: SqlLedger) -> None:
+    await _task(sql_ledger, "old", WorkItemState.FAILED, WorkItemState.COMPLETED)
+    await _task(sql_ledger, "open", WorkItemState.FAILED, WorkItemState.STARTED)
+    await _recent_task(sql_ledger)
+    await _task(sql_ledger, "given-up", WorkItemState.CANCELED)
+
+    assert await old_tasks(database, BEFORE) == Old(tasks=2, work_items=3)
+    assert await prune(database, BEFORE) == Old(tasks=2, work_items=3)
+
+    assert await _ids(sql_ledger) == ["new-0", "open-0", "open-1"]
+    assert await sql_ledger.transitions("old-0") == []
+    assert await sql_ledger.domain_records("ai_jobs", ["old-0", "old-1", "given-up-0"]) == {}
+    assert len(await sql_ledger.transitions("open-1")) == 2
+    assert await old_tasks(database, BEFORE) == await prune(database, BEFORE) == Old()
+
+
+async def test_many_tasks_go_page_by_page(database: str, sql_ledger: SqlLedger) -> None:
+    for number in range(600):
+        ended = WorkItemState.STARTED if number % 100 == 0 else WorkItemState.COMPLETED
+        await _task(sql_ledger, f"task-{number:03}", ended)
+    told: list[Old] = []
+    assert await prune(database, BEFORE, told.append) == Old(tasks=594, work_items=594)
+    assert [old.tasks for old in told] == sorted(old.tasks for old in told)
+    assert len(told) > 1
+    assert len(await _ids(sql_ledger)) == 6
+
+
+async def test_what_stays_is_immutable_as_before(database: str, sql_ledger: SqlLedger) -> None:
+    await _task(sql_ledger, "old", WorkItemState.COMPLETED)
+    await _recent_task(sql_ledger)
+    await prune(database, BEFORE)
+    for statement in (
+        "DELETE FROM work_items",
+        "DELETE FROM work_item_transitions",
+        "DELETE FROM ai_jobs",
+        "UPDATE work_items SET worker = 'x'",
+    ):
+        with pytest.raises(sa.exc.DBAPIError, match="immutable"):
+            await run(database, statement)
+
+
+async def test_a_row_of_somebody_elses_that_refers_to_a_work_item_keeps_all_of_its_page(
+    database: str, sql_ledger: SqlLedger
+) -> None:
+    await _task(sql_ledger, "old", WorkItemState.COMPLETED)
+    await run(
+        database,
+        "CREATE TABLE invoices (work_item_id text REFERENCES work_items (id))",
+        "INSERT INTO invoices VALUES ('old-0')",
+    )
+    try:
+        with pytest.raises(LedgerUnavailable, match=r"(?i)foreign key"):
+            await prune(database, BEFORE)
+        assert await _ids(sql_ledger) == ["old-0"]
+        with pytest.raises(sa.exc.DBAPIError, match="immutable"):
+            await run(database, "DELETE FROM work_items")
+    finally:
+        await run(database, "DROP TABLE invoices")
+
+
+async def test_a_database_without_the_schema_is_refused(tmp_path: object) -> None:
+    with pytest.raises(SchemaMismatch):
+        await prune(f"sqlite:///{tmp_path}/empty.db", BEFORE)
