@@ -1,17 +1,20 @@
 """A worker that dies right after a chosen write, before Temporal hears of it.
 
-`python -m tests.support.dying_worker ADDRESS BASE_URL LEDGER TASK_QUEUE STATE ATTEMPT TOGETHER`
+`python -m tests.support.dying_worker ADDRESS BASE_URL LEDGER TASK_QUEUE STATE ATTEMPT [TOGETHER HOLD]`
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.sql import SqlLedger
+from tasquencer.temporal import bookkeeping
 from tasquencer.work_item import WorkItemState
 from tests.activities.calling import activities_for
 from tests.support.held_ledgers import Wanted, leading_to
@@ -25,17 +28,14 @@ DEAD = 77
 """Exit status of a worker that died as it was told to."""
 
 
-_HOLD_SECONDS = 0.45
-"""So long a batch is held behind which outcomes are to come together: too short to count as slow."""
-
-
 class DeadlyLedger(SqlLedger):
     """Ends its process, without any farewell, once it has written the wanted batch.
 
-    With `hold`, a batch that completes something returns late: what comes meanwhile comes together.
+    A batch that completes something returns only when the file `hold` is there: what comes meanwhile comes
+    together.
     """
 
-    def __init__(self, database: str, wanted: Wanted, *, hold: bool) -> None:
+    def __init__(self, database: str, wanted: Wanted, hold: Path | None) -> None:
         super().__init__(database)
         self._wanted = wanted
         self._hold = hold
@@ -45,8 +45,9 @@ class DeadlyLedger(SqlLedger):
         await super().record(entries)
         if await self._wanted(entries):
             os._exit(DEAD)
-        if self._hold and any(one.transition.next_state is WorkItemState.COMPLETED for one in entries):
-            await asyncio.sleep(_HOLD_SECONDS)
+        completes = any(one.transition.next_state is WorkItemState.COMPLETED for one in entries)
+        while completes and self._hold is not None and not self._hold.exists():
+            await asyncio.sleep(0.01)
 
 
 async def dying_worker(
@@ -57,17 +58,29 @@ async def dying_worker(
     state: WorkItemState,
     attempt: int,
     together: int = 1,
+    hold: Path | None = None,
 ) -> asyncio.subprocess.Process:
     """Start it: it dies once so many work items of this attempt have come together to this state."""
-    options = [address, base_url, database, queue, state.value, str(attempt), str(together)]
+    options = [address, base_url, database, queue, state.value, str(attempt)]
+    if hold is not None:
+        options += [str(together), str(hold)]
     return await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.support.dying_worker", *options)
 
 
 async def _work_until_death(
-    address: str, base_url: str, database: str, queue: str, state: str, attempt: str, together: str
+    address: str,
+    base_url: str,
+    database: str,
+    queue: str,
+    state: str,
+    attempt: str,
+    together: str = "1",
+    hold: str | None = None,
 ) -> None:
     wanted = leading_to(WorkItemState(state), int(attempt), int(together))
-    ledger = DeadlyLedger(database, wanted, hold=int(together) > 1)
+    ledger = DeadlyLedger(database, wanted, None if hold is None else Path(hold))
+    if hold is not None:  # a write that is held is not to count as slow
+        bookkeeping._SLOW_SECONDS = math.inf
     async with (
         activities_for(base_url) as activities,
         tasks_on(

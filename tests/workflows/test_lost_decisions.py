@@ -20,7 +20,6 @@ import pytest
 from temporalio.client import Client
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal.histories import Histories
 from tasquencer.temporal.projection import verify
@@ -90,11 +89,13 @@ async def stage(
     state: WorkItemState,
     attempt: int = 0,
     together: int = 1,
+    hold: Path | None = None,
+    task_timeout: timedelta = timedelta(seconds=2),
 ) -> AsyncIterator[Stage]:
     queue, database = f"queue-{uuid4()}", f"sqlite:///{folder / 'ledger.db'}"
     async with ScriptedProvider(script) as provider:
         dying = await dying_worker(
-            server.address, provider.base_url, database, queue, state, attempt, together
+            server.address, provider.base_url, database, queue, state, attempt, together, hold
         )
         client = await Client.connect(server.address)
         handle: Handle = await client.start_workflow(
@@ -102,7 +103,7 @@ async def stage(
             request,
             id=queue,
             task_queue=queue,
-            task_timeout=timedelta(seconds=2),
+            task_timeout=task_timeout,
         )
         try:
             yield Stage(server, provider, database, queue, handle, dying)
@@ -258,23 +259,34 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
     """Two outcomes came together: of each a retry was recorded, and for both it is now too late."""
-    hold = Hold()
-    held = answers.stall(hold, answers.status(503))
+    answer, hold = Hold(), tmp_path / "both have failed"
+    held = answers.stall(answer, answers.status(503))
     request = {
         "prompts": ["one", "two", "three"],
-        "deadline_seconds": 14,
-        "retry": {"initial_interval_seconds": 5},
+        "deadline_seconds": 30,
+        "retry": {"initial_interval_seconds": 20.5},
         "policy": "until_exhausted",
     }
-    async with stage(dev_server, tmp_path, [answers.ok(), held, held], request, FAILED, together=2) as scene:
+    async with stage(
+        dev_server,
+        tmp_path,
+        [answers.ok(), held, held],
+        request,
+        FAILED,
+        together=2,
+        hold=hold,
+        task_timeout=timedelta(seconds=10),
+    ) as scene:
         await scene.provider.wait_for_requests(3, timeout_seconds=30)
-        async with SqlLedger(scene.database) as ledger:
-            done = WorkItemFilter(states=frozenset({COMPLETED}))
-            await eventually(lambda: ledger.work_items(done), "the answer to the first")
-        hold.release()
+        answer.release()
+
+        async def all_have_ended() -> bool:
+            return not (await scene.handle.describe()).raw_description.pending_activities
+
+        await eventually(all_have_ended, "the end of all three calls")
+        hold.touch()
         await scene.death()
-        begun = (await scene.handle.describe()).start_time
-        await asyncio.sleep((begun + timedelta(seconds=10) - datetime.now(UTC)).total_seconds())
+        # Ten seconds later Temporal gives the workflow task to another worker.
         async with scene.next_worker() as now:
             error = await failure_of_task(scene.handle)
             known = await now.work_items(scene.handle)
