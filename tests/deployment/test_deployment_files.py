@@ -150,6 +150,19 @@ def test_a_model_provider_that_is_not_configured_stays_unset_in_the_worker(tmp_p
     assert seen(OPENAI_API_KEY="k", TASQ_MODEL="m") == {"OPENAI_API_KEY": "k", "TASQ_MODEL": "m"}
 
 
+def test_a_version_reaches_the_worker_where_it_is_set(tmp_path: Path) -> None:
+    """An empty one would be half a version."""
+    version = {
+        "TEMPORAL_DEPLOYMENT_NAME": "tasq",
+        "TEMPORAL_WORKER_BUILD_ID": "2.0",
+        "TASQ_VERSIONING": "auto-upgrade",
+    }
+    for given in ({}, version):
+        rendered = compose_config(tmp_path, **PASSWORDS, **given)
+        worker = json.loads(rendered.stdout)["services"]["worker"]["environment"]
+        assert {name: worker[name] for name in version if worker.get(name) is not None} == given
+
+
 def test_the_example_environment_names_every_variable_of_the_compose_file() -> None:
     compose = (ROOT / "docker-compose.yml").read_text()
     used = set(re.findall(r"\$\{(\w+)", compose)) | set(re.findall(r"^ +([A-Z_]+):$", compose, re.MULTILINE))

@@ -7,25 +7,32 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import (
+    Client,
+    ScheduleActionExecutionStartWorkflow,
+    ScheduleHandle,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+)
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from tasquencer.devkit.http_server import Exchange
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal import TasquencerPlugin, schedules
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, Hold, ok, rate_limited
 from tests.support.calls import GONE, ScriptedCalls
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import Tasks
+from tests.support.tasks import Tasks, eventually
 from tests.upgrades.deployments import QUICK_DRAINAGE, Deployment
 from tests.upgrades.test_patching import NEW_PATH, OLD_PATH, in_backoff
 from tests.upgrades.variants import Careless, First, Patched, look_up
@@ -173,6 +180,72 @@ async def test_tasks_that_upgrade_by_themselves_go_on_with_the_current_build(
             items = await stage.work_items(task)
         assert carried_out_by(first, items[:1])
         assert carried_out_by(second, items[1:])
+
+
+async def test_a_run_of_the_reconciler_whose_build_is_gone_keeps_the_next_ones_waiting_for_a_limited_time(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "_LONGEST_RUN", timedelta(seconds=15))
+    no_schedule = {"TASQ_RECONCILE_EVERY": "0"}
+    async with ScriptedProvider() as provider:
+        stage = await Stage.on(deployment.server, provider, tmp_path)
+        elsewhere = tmp_path / "elsewhere.db"
+        async with stage.worker(settings=version(deployment, "1.0", **no_schedule)) as first:
+            await deployment.set_current("1.0")
+            stage.ledger_file.rename(elsewhere)  # so that a run cannot end
+            await schedules.create_schedule(stage.client, stage.task_queue, timedelta(seconds=1))
+            schedule = stage.client.get_schedule_handle(schedules.schedule_id(stage.task_queue))
+            waiting = stage.client.get_workflow_handle(await eventually(lambda: _ran(schedule), "a run"))
+            await eventually(lambda: _waits_for_the_ledger(waiting), "the run to wait for the ledger")
+            first.kill()
+        elsewhere.rename(stage.ledger_file)
+        async with stage.worker(settings=version(deployment, "2.0", **no_schedule)):
+            await deployment.set_current("2.0")
+
+            async def goes_on() -> bool:
+                latest = await _ran(schedule)
+                assert latest is not None
+                described = await stage.client.get_workflow_handle(latest).describe()
+                return described.status is WorkflowExecutionStatus.COMPLETED
+
+            assert not await goes_on()
+            await eventually(goes_on, "a run on the next build", seconds=60)
+        await schedule.delete()
+    assert (await waiting.describe()).status is WorkflowExecutionStatus.TIMED_OUT
+
+
+async def test_the_schedule_of_the_reconciler_runs_on_workers_with_a_version(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    async with ScriptedProvider() as provider:
+        stage = await Stage.on(deployment.server, provider, tmp_path)
+        schedule = stage.client.get_schedule_handle(schedules.schedule_id(stage.task_queue))
+        often = version(deployment, "1.0", TASQ_RECONCILE_EVERY="1")
+        async with stage.worker(settings=often):
+            await deployment.set_current("1.0")
+            workflow_id = await eventually(lambda: _ran(schedule), "a run of the schedule")
+            found = await stage.client.get_workflow_handle(workflow_id).result()
+            assert found == {"open_work_items": 0, "settled": {}, "undecided": 0}
+        async with stage.worker(settings=often | {"TEMPORAL_WORKER_BUILD_ID": "2.0"}):
+            await deployment.set_current("2.0")
+            before = (await schedule.describe()).info.num_actions
+
+            async def goes_on() -> bool:
+                return (await schedule.describe()).info.num_actions > before + 1
+
+            await eventually(goes_on, "runs of the schedule on the next build", seconds=60)
+        await schedule.delete()
+
+
+async def _waits_for_the_ledger(workflow: Handle) -> bool:
+    pending = (await workflow.describe()).raw_description.pending_activities
+    return bool(pending) and pending[0].HasField("last_failure")
+
+
+async def _ran(schedule: ScheduleHandle) -> str | None:
+    done = [one.action for one in (await schedule.describe()).info.recent_actions]
+    ids = [one.workflow_id for one in done if isinstance(one, ScheduleActionExecutionStartWorkflow)]
+    return ids[-1] if ids else None
 
 
 @pytest.mark.parametrize(

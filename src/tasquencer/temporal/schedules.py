@@ -33,6 +33,10 @@ RECONCILE_WORKFLOW = "ReconcileLedger"
 _CATCH_UP = timedelta(minutes=1)
 """After an outage of Temporal the runs that were missed longer ago are left out: one is as good as many."""
 
+_LONGEST_RUN = timedelta(hours=1)
+"""A run that waits for ever, such as one that is pinned to a build that is gone, would let no other begin. What
+it has settled is settled: the next one goes on from there."""
+
 
 def schedule_id(task_queue: str) -> str:
     """The schedule of the workers on this task queue: they share a ledger."""
@@ -85,6 +89,7 @@ def _schedule(task_queue: str, every: timedelta) -> Schedule:
             RECONCILE_WORKFLOW,
             id=f"reconcile-ledger-{task_queue}",
             task_queue=task_queue,
+            execution_timeout=_LONGEST_RUN,
             static_summary="settles what closed tasks have left open",
         ),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
