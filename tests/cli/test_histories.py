@@ -15,10 +15,12 @@ import pytest
 from temporalio.client import WorkflowHandle
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.ledger import WorkItemFilter
 from tasquencer.sql import SqlLedger, upgrade
 from tests.cli.conftest import Tasq
 from tests.cli.processes import finish
 from tests.support.calls import GONE, ScriptedCalls
+from tests.support.postgres import embedded_postgres, skipping_without_postgres
 from tests.support.tasks import eventually, tasks_on
 from workflows.ai_agent import AiAgentTask
 
@@ -121,6 +123,29 @@ async def test_rebuild_adds_what_is_missing_and_says_so(kept: Kept, tmp_path: Pa
     assert json.loads(again.stdout) == {
         "tasks": 1, "work_items": 0, "transitions": 0, "added": [], "refused": [], "gaps": [],
     }  # fmt: skip
+
+
+@pytest.mark.postgresql
+async def test_rebuild_fills_an_empty_ledger_on_postgresql(kept: Kept) -> None:
+    with skipping_without_postgres():
+        async with embedded_postgres() as server:
+            url = await server.create_database("ledger")
+            await upgrade(url)
+            environment = kept.environment | {"TASQ_DATABASE_URL": url}
+            rebuilt = await finish("ledger", "rebuild", kept.task.id, environment=environment)
+            assert (rebuilt.code, rebuilt.stderr) == (0, "")
+            assert "1 task replayed: 2 work items, 6 transitions added\n" in rebuilt.stdout
+            again = await finish("ledger", "rebuild", kept.task.id, environment=environment)
+            assert again.stdout == "1 task replayed: 0 work items, 0 transitions added\n"
+            checked = await finish("ledger", "verify", kept.task.id, environment=environment)
+            assert (checked.code, checked.stderr) == (0, "")
+            assert checked.stdout == "1 task, 2 work items compared: 0 differences\n"
+            wanted = WorkItemFilter(task_id=kept.task.id)
+            async with SqlLedger(url) as there, SqlLedger(f"sqlite:///{kept.file}") as here:
+                items, rebuilt_items = await here.work_items(wanted), await there.work_items(wanted)
+                for item, same in zip(items, rebuilt_items, strict=True):
+                    assert same == item.model_copy(update={"worker": same.worker})
+                    assert await there.transitions(item.id) == await here.transitions(item.id)
 
 
 async def test_without_a_task_it_takes_those_that_temporal_lists(kept: Kept, tmp_path: Path) -> None:

@@ -130,6 +130,22 @@ async def test_a_table_that_is_gone_is_an_outage(database: str, sql_ledger: SqlL
 
 
 @pytest.mark.postgresql
+@pytest.mark.parametrize(("setting", "warnings"), [("off", 1), ("on", 0), ("local", 0)])
+async def test_a_database_that_may_forget_what_it_has_committed_is_warned_of_in_one_line(
+    postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture, setting: str, warnings: int
+) -> None:
+    url = await postgres.create_database(f"commits_{setting}")
+    await upgrade(url)
+    await run(url, f"ALTER DATABASE commits_{setting} SET synchronous_commit = {setting}")
+    async with SqlLedger(url) as ledger:
+        await ledger.work_items(WorkItemFilter())
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("tasquencer")]
+    assert len(said) == warnings
+    assert all(line.startswith(f"ledger {ledger.database}: synchronous_commit is off") for line in said)
+    assert all("\n" not in line for line in said)
+
+
+@pytest.mark.postgresql
 async def test_a_cut_connection_is_replaced_without_an_error(postgres: EmbeddedPostgres) -> None:
     url = await postgres.create_database("cut")
     await upgrade(url)

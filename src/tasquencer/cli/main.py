@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -65,6 +66,7 @@ def tasq(
 
 def main() -> None:
     """Run the command that the command line names, and end the process."""
+    logging.getLogger("tasquencer").addHandler(logging.NullHandler())  # its warnings are for workers
     try:
         app()
     except SystemExit as end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
@@ -24,6 +25,8 @@ __all__ = ["SqlLedger"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 _TRIES = 5
 """How often a transaction is tried that lost a race or found its connection gone stale."""
 
@@ -40,7 +43,7 @@ class SqlLedger(Ledger):
     """The ledger in SQLite or PostgreSQL.
 
     A SQLite file is created if need be and migrates by itself when it is opened. A PostgreSQL database must
-    have been migrated (`tasq db upgrade`).
+    have been migrated (`tasq db upgrade`); one that may forget what it has committed is warned of.
 
     Args:
         database_url: `sqlite:///file.db`, `sqlite://` (in memory), `postgresql://user@host/database`.
@@ -68,8 +71,18 @@ class SqlLedger(Ledger):
                 await upgrade_database(self._database)
             else:
                 await check_schema(self._database)
+                await self._warn_of_forgetting()
         except self._database.outages as error:
             raise self._database.unavailable(error) from error
+
+    async def _warn_of_forgetting(self) -> None:
+        setting = sa.text("SELECT current_setting('synchronous_commit')")
+        if await self._database.read(lambda connection: connection.scalar(setting)) == "off":
+            _log.warning(
+                "ledger %s: synchronous_commit is off, a crash of the database may lose what requests were made; "
+                "set it to on: ALTER DATABASE … SET synchronous_commit = on",
+                self.database,
+            )
 
     async def close(self) -> None:
         """See `Ledger.close`."""

@@ -34,8 +34,8 @@ _CATCH_UP = timedelta(minutes=1)
 """After an outage of Temporal the runs that were missed longer ago are left out: one is as good as many."""
 
 _LONGEST_RUN = timedelta(hours=1)
-"""A run that waits for ever, such as one that is pinned to a build that is gone, would let no other begin. What
-it has settled is settled: the next one goes on from there."""
+"""A run that waits for ever, such as one that is pinned to a build that is gone, would let no other one
+begin. What it has settled is settled: the next one goes on from there."""
 
 
 def schedule_id(task_queue: str) -> str:
