@@ -79,8 +79,8 @@ class SqlLedger(Ledger):
         setting = sa.text("SELECT current_setting('synchronous_commit')")
         if await self._database.read(lambda connection: connection.scalar(setting)) == "off":
             _log.warning(
-                "ledger %s: synchronous_commit is off, a crash of the database may lose commits, and so calls; "
-                "set it to on: ALTER DATABASE … SET synchronous_commit = on",
+                "ledger %s: synchronous_commit is off, a crash of the database may lose what it has "
+                "committed; set it to on: ALTER DATABASE … SET synchronous_commit = on",
                 self.database,
             )
 
