@@ -74,6 +74,8 @@ class Operators:
             check(raw)
             return await act(raw)
 
+        # The SDK would compile the text of the annotations for each task.
+        handler.__annotations__ = {"raw": object}
         return handler
 
     async def _retry_now(self, raw: object = None) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import zlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from temporalio import activity, workflow
@@ -220,14 +221,21 @@ class _Inbound(WorkflowInboundInterceptor):
 
 def _refuse_surplus(given: ExecuteWorkflowInput) -> None:
     """Python's own TypeError would fail the workflow task again and again."""
-    _, *parameters = inspect.signature(given.run_fn).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+    if not given.args:
         return
-    if len(given.args) > len(parameters):
-        expected = "one input" if len(parameters) == 1 else f"{len(parameters)} inputs"
+    most = _most_inputs(given.run_fn)
+    if most is not None and len(given.args) > most:
+        expected = "one input" if most == 1 else f"{most} inputs"
         raise task_error(
             InvalidRequest.__name__, f"the workflow takes {expected}, {len(given.args)} were given"
         )
+
+
+@functools.lru_cache
+def _most_inputs(run: Callable[..., Any]) -> int | None:
+    _, *parameters = inspect.signature(run).parameters.values()
+    endless = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+    return None if endless else len(parameters)
 
 
 _REASONS = {

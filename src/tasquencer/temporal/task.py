@@ -130,7 +130,10 @@ class Task:
         carried = carried_task(info)
         if carried is not None:
             self._driver.resume(carried)
-        workflow.set_query_handler("work_items", self._listed)
+        # A lambda has no annotations: the SDK would compile their text for each task.
+        workflow.set_query_handler(
+            "work_items", lambda: [_listing(item) for item in self._state.work_items()]
+        )
         Operators(self._driver, result_of).register()
 
     @property
@@ -205,9 +208,6 @@ class Task:
         if self._state.verdict is Verdict.FAIL:
             ended = self._state.failure()
             raise task_error(ended.type, ended.message, ended.failure)
-
-    def _listed(self) -> list[dict[str, Any]]:
-        return [_listing(item) for item in self._state.work_items()]
 
 
 class Attempts:
