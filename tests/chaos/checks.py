@@ -80,7 +80,7 @@ def _timed_out(account: Account) -> Iterator[str]:
         yield "lost: the task was timed out, nobody asked for that"
     elif history.closed_at - history.run_started_at < timedelta(seconds=limit):
         yield "lost: the task was timed out before its time"
-    elif not account.events:
+    elif not account.events and not account.story.lost_at:
         yield "lost: the task was timed out, though nothing kept it from ending before"
 
 
