@@ -1,7 +1,8 @@
 """`python -m benchmarks.comeback`: how many requests a provider gets when it is back after an outage.
 
 Tasks are started together and meet a provider that answers 503 for a while, with waits of 0.5 s, 1 s … 8 s
-until it answers. Temporal's dev server, a ledger on SQLite, the worker a process of its own; each jitter in turn.
+until it answers. Temporal's dev server, a ledger on SQLite, the worker a process of its own; each jitter in
+turn.
 """
 
 from __future__ import annotations
