@@ -83,10 +83,12 @@ class EmbeddedPostgres:
 
 
 @asynccontextmanager
-async def embedded_postgres(*, timeout_seconds: float = 30.0) -> AsyncIterator[EmbeddedPostgres]:
+async def embedded_postgres(
+    *, timeout_seconds: float = 30.0, durable: bool = False
+) -> AsyncIterator[EmbeddedPostgres]:
     """Run an empty PostgreSQL server for the length of the block.
 
-    Durability is off (no fsync): the data lives as long as the block.
+    The data lives as long as the block, so durability is off (no fsync) unless that is what is measured.
 
     Raises:
         NoPostgres: no program was found.
@@ -112,7 +114,15 @@ async def embedded_postgres(*, timeout_seconds: float = 30.0) -> AsyncIterator[E
             port = free_port()
             server = ChildProcess(
                 _NAME,
-                [program / "bin/postgres", "-D", data, "-p", str(port), *_SERVER_OPTIONS],
+                [
+                    program / "bin/postgres",
+                    "-D",
+                    data,
+                    "-p",
+                    str(port),
+                    *_SERVER_OPTIONS,
+                    *(() if durable else _NOT_DURABLE),
+                ],
                 user=user,
                 environment=_ENVIRONMENT,
                 death_signal=signal.SIGQUIT,  # immediate shutdown, with its own children
@@ -156,8 +166,9 @@ _CLUSTER_OPTIONS = [
 _SERVER_OPTIONS = (
     *("-h", "127.0.0.1"),
     *("-k", ""),  # no Unix socket: its folder would have to exist and be ours
-    *("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"),
+    *("-c", "max_connections=200"),
 )
+_NOT_DURABLE = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
