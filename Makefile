@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
 
 # uv is only the installer here: it writes lock files without hosts or paths, and the same ones every time.
 COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
@@ -11,10 +12,10 @@ COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser check format bench chaos lock upgrade clean
+.PHONY: help setup demo test browser check format bench peers bench-peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## create .venv with everything, exactly as pinned in requirements.lock
 
@@ -40,6 +41,11 @@ bench: setup ## measure beside plain Temporal: tasks per second, fan-outs, how f
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.control $(CONTROL_ARGS)
 
+bench-peers: peers ## measure beside DBOS and Restate (needs npm, for Restate's server)
+	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
+
+peers: setup $(PEERS)/.installed
+
 chaos: setup ## kill, stop and cut off the parts while tasks run (CHAOS_ARGS="--seed 7 --tasks 2000 --faults 300")
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
@@ -48,11 +54,15 @@ lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping version
 	$(COMPILE) -c requirements.lock --extra sql --extra ai --extra cli -o requirements-worker.lock pyproject.toml
 	$(COMPILE) -c requirements.lock --group build -o requirements-build.lock
 
+lock-peers: $(BIN)/uv # pin again what bench-peers measures us beside
+	$(COMPILE) $(LOCK_ARGS) -c requirements.lock -o benchmarks/peers/requirements.lock benchmarks/peers/requirements.in
+	cd benchmarks/peers && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
+
 upgrade: ## like lock, with the newest versions that fit
 	@$(MAKE) lock LOCK_ARGS=--upgrade
 
 clean: ## remove .venv and everything the tools left behind
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) benchmarks/peers/node_modules build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv: requirements-build.lock
@@ -67,6 +77,14 @@ $(BIN)/uv: requirements-build.lock
 $(STAMP): $(BIN)/uv pyproject.toml requirements.lock
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --no-build --compile-bytecode requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# What the product is measured beside, and what draws the plots: never in the product's own environment.
+# Without scripts: the one of Restate's package reports the installation to somebody.
+$(PEERS)/.installed: $(BIN)/uv benchmarks/peers/requirements.lock benchmarks/peers/package-lock.json
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(PEERS)
+	$(BIN)/uv pip sync --python $(PEERS)/bin/python --require-hashes --no-build benchmarks/peers/requirements.lock
+	npm ci --prefix benchmarks/peers --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 # The one test that needs more than Python packages: Temporal's Web UI in a real browser.

@@ -12,12 +12,15 @@ import argparse
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +33,7 @@ from tasquencer.ai import AiAgentRequest
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.ledger import WorkItemFilter
 from tasquencer.review import REVIEW_KIND
-from tasquencer.sql.databases import Database, database_at
+from tasquencer.sql.databases import Database, SqliteDatabase, database_at
 from tasquencer.sql.reading import domain_records_in, open_work_items_query, transitions_in, work_items_query
 from tasquencer.sql.schema import ai_jobs
 from tasquencer.work_item import WorkItemState
@@ -99,6 +102,9 @@ async def fill(database: Database, count: int) -> None:
     def insert(connection: sa.Connection) -> None:
         name = connection.dialect.name
         dialect, on_sqlite = _DIALECTS[name], name == "sqlite"
+        if on_sqlite:  # ids are random: without a large cache each page would be written many times
+            (usual,) = connection.exec_driver_sql("PRAGMA cache_size").one()
+            connection.exec_driver_sql("PRAGMA cache_size = -4000000")
         end: object = now.strftime("%Y-%m-%d %H:%M:%S.%f") if on_sqlite else now
         values: dict[str, object] = {"count": count, "end": end, "step": SPAN.total_seconds() / count}
         values |= {"payload": _PAYLOAD, "answer": _ANSWER, "failure": _FAILURE}
@@ -147,6 +153,8 @@ async def fill(database: Database, count: int) -> None:
             "CASE WHEN state = 'completed' THEN 'Io, Europa and Ganymede.' END, failure_message, "
             "CASE WHEN state = 'completed' THEN 'stop' END, 12, 9, 0.0001, 0.5 FROM work_items",
         )
+        if on_sqlite:
+            connection.exec_driver_sql(f"PRAGMA cache_size = {usual}")
 
     await database.write(insert)
 
@@ -214,6 +222,9 @@ def main() -> None:
         "--work-items", type=positive, default=1_000_000, help="work items in each ledger (1000000)"
     )
     parser.add_argument("--no-postgresql", action="store_true", help="measure SQLite only")
+    parser.add_argument(
+        "--also", metavar="SQL", action="append", default=[], help="run this once filled, to try an index"
+    )
     parser.add_argument("--no-commands", action="store_true", help="measure the queries only")
     options = parser.parse_args()
     if options.quick:
@@ -231,8 +242,9 @@ async def _run(options: argparse.Namespace) -> None:
         for name, database in opened.items():
             filling = time.monotonic()
             await fill(database, options.work_items)
-            if name == "PostgreSQL":
-                await database.read(lambda connection: connection.exec_driver_sql("VACUUM ANALYZE"))
+            for statement in options.also:
+                await database.write(partial(_run_sql, statement))
+            await _tidy(database, urls[name])
             print(f"{name} filled in {time.monotonic() - filling:.0f} s", flush=True)
         asked = questions(datetime.now(UTC), f"task-{options.work_items // 14 * 5}")
         queries: dict[tuple[str, str], list[float]] = {}
@@ -278,6 +290,20 @@ async def _run(options: argparse.Namespace) -> None:
         for name in urls
     ]
     save(options.json, told, {"queries": table}, {"questions": everything, "plans": plans})
+
+
+def _run_sql(statement: str, connection: sa.Connection) -> None:
+    connection.exec_driver_sql(statement)
+
+
+async def _tidy(database: Database, url: str) -> None:
+    """As after some time in use: SQLite's log written back, PostgreSQL vacuumed."""
+    if isinstance(database, SqliteDatabase):
+        file = sa.make_url(url).database
+        with closing(sqlite3.connect(file or "")) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    else:
+        await database.read(lambda connection: connection.exec_driver_sql("VACUUM ANALYZE"))
 
 
 async def _query_seconds(database: Database, question: Question) -> float:

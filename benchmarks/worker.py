@@ -9,9 +9,11 @@ import argparse
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import openai
 from pydantic import JsonValue
@@ -22,6 +24,7 @@ from temporalio.worker import Worker
 from activities.client import make_client
 from activities.generate import HEARTBEAT_INTERVAL, AiActivities
 from benchmarks.bare import BareAsk, BareFanOut
+from benchmarks.by_hand import AskBetweenActivities, AskInActivity, ByHand
 from benchmarks.measure import BARE_QUEUE, TASK_QUEUE, UNRECORDED_QUEUE
 from tasquencer.entries import LedgerEntry
 from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
@@ -95,14 +98,20 @@ async def serve(address: str, base_url: str, ledger_url: str) -> None:
     # Temporal logs each failed try of the bare activity with its trace; a side that logs less is no faster.
     logging.getLogger("temporalio").setLevel(logging.CRITICAL)
     async with make_client(api_key="not-needed", base_url=base_url) as provider, AsyncExitStack() as workers:
-        ours = AiActivities(provider, MODEL).generate
+        ours: list[Callable[..., object]] = [AiActivities(provider, MODEL).generate]
+        ask = BareActivities(provider).ask
+        folder = workers.enter_context(TemporaryDirectory(prefix="tasquencer-bench-"))
+        by_hand = ByHand(Path(folder) / "by-hand.db", ask)
+        yardsticks = [BareAsk, BareFanOut, AskInActivity, AskBetweenActivities]
+        theirs: list[Callable[..., object]] = [ask]
+        theirs += [by_hand.ask_and_record, by_hand.record_start, by_hand.record_end]
         tasks = [AiAgentTask, AiFanOutTask]
-        for queue, workflows, call, plugins in (
-            (BARE_QUEUE, [BareAsk, BareFanOut], BareActivities(provider).ask, []),
+        for queue, workflows, calls, plugins in (
+            (BARE_QUEUE, yardsticks, theirs, []),
             (TASK_QUEUE, tasks, ours, [TasquencerPlugin(SqlLedger(ledger_url))]),
             (UNRECORDED_QUEUE, tasks, ours, [TasquencerPlugin(NoLedger())]),
         ):
-            worker = await _worker(address, queue, workflows, call, plugins)
+            worker = await _worker(address, queue, workflows, calls, plugins)
             await workers.enter_async_context(worker)
             while not worker.is_running:  # it opens its ledger first
                 await asyncio.sleep(0.01)
@@ -113,13 +122,17 @@ async def serve(address: str, base_url: str, ledger_url: str) -> None:
 
 
 async def _worker(
-    address: str, queue: str, workflows: Sequence[type], call: object, plugins: Sequence[Plugin]
+    address: str,
+    queue: str,
+    workflows: Sequence[type],
+    calls: Sequence[Callable[..., object]],
+    plugins: Sequence[Plugin],
 ) -> Worker:
     return Worker(
         await Client.connect(address, plugins=plugins),
         task_queue=queue,
         workflows=workflows,
-        activities=[call],  # type: ignore[list-item]
+        activities=calls,
         max_concurrent_activities=100,
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,

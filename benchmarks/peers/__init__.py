@@ -1,0 +1,1 @@
+"""`python -m benchmarks.peers`: beside Temporal's native retry, DBOS and Restate."""
