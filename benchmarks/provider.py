@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections import Counter
 
 __all__ = ["failing", "waiting"]
@@ -51,9 +52,12 @@ _FAILURE = _response(
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, counts: Counter[str], seen: Counter[str]) -> None:
+    def __init__(
+        self, counts: Counter[str], seen: Counter[str], arrivals: dict[str, list[float]] | None
+    ) -> None:
         self._counts = counts
         self._seen = seen
+        self._arrivals = arrivals
         self._received = bytearray()
         self._transport: asyncio.WriteTransport | None = None
 
@@ -73,7 +77,7 @@ class _Connection(asyncio.Protocol):
             body = bytes(self._received[end:whole])
             del self._received[:whole]
             if not body:
-                self._transport.write(_response("200 OK", self._counts))
+                self._transport.write(_response("200 OK", self._told()))
                 continue
             prompt: str = json.loads(body)["messages"][-1]["content"]
             answer = self._answer(prompt)
@@ -84,9 +88,18 @@ class _Connection(asyncio.Protocol):
             else:
                 self._transport.write(answer)
 
+    def _told(self) -> dict[str, object]:
+        told: dict[str, object] = dict(self._counts)
+        if self._arrivals is not None:
+            told["arrivals"] = dict(self._arrivals)
+            self._arrivals.clear()
+        return told
+
     def _answer(self, prompt: str) -> bytes:
         word, times, *_ = prompt.split(" ")
         if word == "fail":
+            if self._arrivals is not None:
+                self._arrivals.setdefault(prompt, []).append(time.time())
             self._seen[prompt] += 1
             if self._seen[prompt] <= int(times):
                 self._counts["failed"] += 1
@@ -98,7 +111,10 @@ class _Connection(asyncio.Protocol):
 
 async def _serve() -> None:
     counts, seen = Counter(answered=0, failed=0), Counter[str]()
-    server = await asyncio.get_running_loop().create_server(lambda: _Connection(counts, seen), "127.0.0.1", 0)
+    arrivals: dict[str, list[float]] | None = {} if "--arrivals" in sys.argv[1:] else None
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(counts, seen, arrivals), "127.0.0.1", 0
+    )
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
