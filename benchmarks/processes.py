@@ -27,7 +27,8 @@ async def module_running(
     )
 
     async def has_spoken() -> bool:
-        return child.output().endswith("\n") and bool(child.last_line())
+        said = child.output()
+        return said.endswith("\n") and "Traceback" not in said
 
     try:
         await child.wait_ready(has_spoken, timeout_seconds=60)
