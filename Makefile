@@ -12,10 +12,10 @@ COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser check format bench peers bench-peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test browser check format bench bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## create .venv with everything, exactly as pinned in requirements.lock
 
@@ -37,14 +37,14 @@ format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure beside plain Temporal: tasks per second, fan-outs, how fast a task obeys
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
-	$(BIN)/python -m benchmarks.control $(CONTROL_ARGS)
+bench: setup ## measure everything, about 45 minutes (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
+	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
-bench-peers: peers ## measure beside DBOS and Restate (needs npm, for Restate's server)
-	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
+peers: setup $(PEERS)/.installed ## install what `make bench` measures us beside: DBOS, Restate (needs npm)
 
-peers: setup $(PEERS)/.installed
+bench-docs: peers ## write the results of `make bench` into docs/performance.md, with the plots
+	$(BIN)/python -m benchmarks.page
+	$(PEERS)/bin/python -m benchmarks.plots
 
 chaos: setup ## kill, stop and cut off the parts while tasks run (CHAOS_ARGS="--seed 7 --tasks 2000 --faults 300")
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
@@ -54,7 +54,7 @@ lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping version
 	$(COMPILE) -c requirements.lock --extra sql --extra ai --extra cli -o requirements-worker.lock pyproject.toml
 	$(COMPILE) -c requirements.lock --group build -o requirements-build.lock
 
-lock-peers: $(BIN)/uv # pin again what bench-peers measures us beside
+lock-peers: $(BIN)/uv # pin again what `make peers` installs
 	$(COMPILE) $(LOCK_ARGS) -c requirements.lock -o benchmarks/peers/requirements.lock benchmarks/peers/requirements.in
 	cd benchmarks/peers && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 

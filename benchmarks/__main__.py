@@ -75,6 +75,14 @@ async def _run(options: argparse.Namespace) -> None:
         if comparison.aim is not None:
             verdict = f" (aim: {comparison.aim:.2f}, {'reached' if ratio >= comparison.aim else 'missed'})"
         print(f"\n{ours} / {yardstick}: {ratio:.2f}{verdict}", flush=True)
+        for side in comparison.sides:
+            if side.aim is not None:
+                ratio = median(
+                    one.tasks_per_second / other.tasks_per_second
+                    for one, other in zip(rounds[ours], rounds[side.name], strict=True)
+                )
+                verdict = "reached" if ratio >= side.aim else "missed"
+                print(f"{ours} / {side.name}: {ratio:.2f} (aim: {side.aim:.2f}, {verdict})", flush=True)
     print(f"\nTook {time.monotonic() - begin:.0f} s. Each figure is the median of its rounds.")
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(known, results), indent=2) + "\n")

@@ -34,7 +34,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 import activities.generate
 import worker
 from activities.client import make_client
-from benchmarks.report import facts
+from benchmarks.figures import known, print_facts, save
 from tasquencer.devkit.http_server import Exchange, HttpServer
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
@@ -200,6 +200,10 @@ def main() -> None:
         metavar="SECONDS",
         help=f"seconds between two heartbeats of a call (default: the product's, {product:g})",
     )
+    parser.add_argument("--quick", action="store_true", help="3 tries of each kind: does it run at all?")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything measured to this file, too"
+    )
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)  # be the worker: address, base URL, ledger
     options = parser.parse_args()
     heartbeats = [timedelta(seconds=seconds) for seconds in options.heartbeat or [product]]
@@ -207,7 +211,7 @@ def main() -> None:
         address, base_url, ledger = options.work
         asyncio.run(_work(address, base_url, ledger, heartbeats[0]))
     else:
-        asyncio.run(_run(options.tries, heartbeats))
+        asyncio.run(_run(3 if options.quick else options.tries, heartbeats, options.json))
 
 
 def _positive(number: Callable[[str], float]) -> Callable[[str], float]:
@@ -220,19 +224,23 @@ def _positive(number: Callable[[str], float]) -> Callable[[str], float]:
     return parse
 
 
-async def _run(tries: int, heartbeats: Sequence[timedelta]) -> None:
+async def _run(tries: int, heartbeats: Sequence[timedelta], file: Path | None) -> None:
     begin = time.monotonic()
     measured: list[Measurement] = []
     async with embedded_temporal(ui=False) as server:
         client = await Client.connect(server.address)
         info = await client.workflow_service.get_system_info(GetSystemInfoRequest())
-        for name, value in facts(info.server_version).items():
-            print(f"{name + ':':<17}{value}")
-        print(f"{'load:':<17}{tries} tries of each kind, one at a time", flush=True)
+        told = known(info.server_version, load=f"{tries} tries of each kind, one at a time")
+        print_facts(told)
         for heartbeat in heartbeats:
             measured += await _measure(server.address, client, tries, heartbeat)
     print(f"\n{table(measured)}")
     print(f"\nTook {time.monotonic() - begin:.0f} s.")
+    everything = [
+        {"name": one.aim.name, "heartbeat": one.heartbeat.total_seconds(), "seconds": one.seconds}
+        for one in measured
+    ]
+    save(file, told, {"control": table(measured)}, {"tries": everything})
 
 
 async def _measure(address: str, client: Client, tries: int, heartbeat: timedelta) -> list[Measurement]:

@@ -84,6 +84,8 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 def milliseconds(seconds: float) -> str:
     value = seconds * 1000
+    if value >= 1000:
+        return f"{seconds:.2f} s"
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
 
 

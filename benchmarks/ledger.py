@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from benchmarks.figures import (
     markdown,
     milliseconds,
     p50_p99,
+    percentile,
     print_facts,
     save,
     spread,
@@ -132,12 +133,14 @@ async def _run(options: argparse.Namespace) -> None:
     print(f"\nTook {time.monotonic() - begin:.0f} s.")
     everything = [
         {
-            "database": side[0],
-            "commit": side[1],
-            "at_once": side[2],
-            "rounds": list(map(asdict, measured[side])),
+            "database": database,
+            "commit": kind,
+            "at_once": at_once,
+            "transitions_per_second": [one.per_second for one in measured[database, kind, at_once]],
+            "p50_seconds": [percentile(one.latencies, 50) for one in measured[database, kind, at_once]],
+            "p99_seconds": [percentile(one.latencies, 99) for one in measured[database, kind, at_once]],
         }
-        for side in sides
+        for database, kind, at_once in sides
     ]
     save(options.json, told, {"ledger": table}, {"sides": everything})
 

@@ -90,6 +90,7 @@ def as_json(known: Mapping[str, object], results: Mapping[str, tuple[Comparison,
     """Everything measured, round by round."""
     return {
         "facts": dict(known),
+        "tables": {name: comparison_table(*result) for name, result in results.items()},
         "comparisons": {
             name: {
                 "title": comparison.title,
