@@ -79,7 +79,11 @@ def _bars(labels: Sequence[str], rounds: Sequence[Sequence[float]], unit: str, o
     axes.barh(labels, middles, color=colors, height=0.65, xerr=ranges, error_kw={"elinewidth": 1})
     for place, (middle, values) in enumerate(zip(middles, rounds, strict=True)):
         axes.annotate(
-            f"{middle:,.4g}", (max(values), place), xytext=(4, 0), textcoords="offset points", va="center"
+            f"{middle:,.0f}" if middle >= 100 else f"{middle:.1f}",
+            (max(values), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
         )
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

@@ -182,7 +182,7 @@ async def _side(client: Client, address: str, side: str, tasks: int, cached: int
                 rate = await _fall_asleep(client, side, WARM_UP, origin, time.time() + 7200)
                 few = await _settled_memory(worker)
                 expected = tasks / rate
-                wake = time.time() + 1.5 * expected + SLACK_SECONDS
+                wake = time.time() + 2 * expected + SLACK_SECONDS
                 begin = time.monotonic()
                 await _fall_asleep(client, side, tasks // 2, origin, wake)
                 half = await _settled_memory(worker)

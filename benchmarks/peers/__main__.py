@@ -274,27 +274,29 @@ async def _run(options: argparse.Namespace) -> None:
 
 
 def _table(sides: Sequence[Side], measured: dict[str, list[Round]]) -> str:
-    ours = next(rounds for name, rounds in measured.items() if name.startswith(OURS))
+    ours = {timers: measured[f"{OURS}, {timers}"] for timers in ("exact timers", "as it comes")}
     rows = []
     for side in sides:
         rounds = measured[side.name]
         speeds = [one.tasks_per_second for one in rounds]
-        shares = [a.tasks_per_second / b.tasks_per_second for a, b in zip(ours, rounds, strict=True)]
+        shares = [
+            [mine.tasks_per_second / one.tasks_per_second for mine, one in zip(own, rounds, strict=True)]
+            for own in ours.values()
+        ]
         rows.append(
             [
                 side.name,
                 f"{median(speeds):.1f}",
                 spread(speeds, 1),
-                f"{median(shares):.2f}",
-                spread(shares),
+                *(f"{median(values):.2f} ({spread(values)})" for values in shares),
                 milliseconds(median(one.latency_seconds for one in rounds)),
                 milliseconds(median(one.worker_cpu_seconds / one.tasks for one in rounds)),
                 milliseconds(median(one.server_cpu_seconds / one.tasks for one in rounds)),
                 side.keeps,
             ]
         )
-    header = ["", "tasks/s", "(range)", "ours / this", "(range)", "latency", "worker CPU", "server CPU"]
-    return markdown([*header, "what is kept"], rows)
+    header = ["", "tasks/s", "(range)", *(f"ours, {timers} / this" for timers in ours)]
+    return markdown([*header, "latency", "worker CPU", "server CPU", "what is kept"], rows)
 
 
 async def _round(side: Side, tasks: int, at_once: int, origin: str) -> Round:
