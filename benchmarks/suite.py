@@ -41,6 +41,13 @@ PARTS = (
     Part("control", "benchmarks.control", "how fast a running task obeys", 5),
     Part("start", "benchmarks.start", "how long one waits at the start", 3),
     Part("peers", "benchmarks.peers", "tasks a second beside DBOS and Restate", 10),
+    Part(
+        "peers-on-disk",
+        "benchmarks.peers",
+        "the same with Temporal's histories on disk",
+        10,
+        ("--temporal-on-disk",),
+    ),
     Part("queries", "benchmarks.queries", "tasq list and tasq show with 1,000,000 work items", 15),
     Part("sleepers", "benchmarks.sleepers", "10,000 tasks asleep", 30),
 )
@@ -51,7 +58,7 @@ def main() -> None:
         prog="python -m benchmarks.suite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{part.name:<12} {part.minutes:>2} min  {part.what}" for part in PARTS),
+        epilog="\n".join(f"{part.name:<14} {part.minutes:>2} min  {part.what}" for part in PARTS),
     )
     names = [part.name for part in PARTS]
     parser.add_argument("--only", metavar="NAMES", help="some of them, with commas in between")
@@ -70,11 +77,11 @@ def main() -> None:
         if part.name not in wanted or (part.is_long and not (options.all or options.quick or options.only)):
             continue
         print(f"\n== {part.name}: {part.what}", flush=True)
-        if part.name == "peers" and not options.only and not PEERS.exists():
+        if part.module == "benchmarks.peers" and not options.only and not PEERS.exists():
             print("left out: `make peers` installs what it needs")
             continue
         command = [sys.executable, "-m", part.module, "--json", options.results / f"{part.name}.json"]
-        command += ["--quick"] if options.quick else []
+        command += [*part.options, *(["--quick"] if options.quick else [])]
         begin = time.monotonic()
         if subprocess.run(command, check=False).returncode:
             failed.append(part.name)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.figures import markdown, milliseconds, percentile, save
 from benchmarks.page import PAGE, filled, tables_in
-from benchmarks.suite import PARTS
+from benchmarks.suite import PARTS, Part
 
 TOP = Path(__file__).parents[2]
 
@@ -35,15 +35,15 @@ def test_a_benchmark_explains_its_options(
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_what_the_suite_gives_a_benchmark_is_an_option_of_it(
-    part: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    part: Part, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = part.module  # type: ignore[attr-defined]
+    module = part.module
     name = f"{module}.__main__" if module in ("benchmarks", "benchmarks.peers") else module
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit):
         importlib.import_module(name).main()
     described = capsys.readouterr().out
-    assert "--json" in described and "--quick" in described
+    assert [option for option in ("--json", "--quick", *part.options) if option not in described] == []
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_result_takes_the_place_of_the_last_one_on_the_page(tmp_path: Path) ->
 def test_the_page_has_a_place_for_the_table_of_each_benchmark() -> None:
     places = set(re.findall(r"<!-- table: (\S+) -->", (TOP / PAGE).read_text()))
     others = {part.name for part in PARTS} - {"comparisons"}
-    assert places == others | {"A", "B", "C", "D", "peers-on-disk"}
+    assert places == others | {"A", "B", "C", "D"}
 
 
 @pytest.mark.parametrize(
