@@ -38,11 +38,12 @@ from tasquencer.temporal import TasquencerPlugin, connect
 from tasquencer.temporal.connection import check_namespace, report_outages
 from tasquencer.temporal.schedules import create_schedule, schedule_id
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_batch import AiBatchTask
 from workflows.ai_fan_out import AiFanOutTask
 from workflows.reconcile_ledger import ReconcileLedger
 from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft, ReconcileLedger]
+WORKFLOWS = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft, ReconcileLedger]
 
 _STICKY_TIMEOUT = timedelta(seconds=2)
 """How long Temporal waits for a lost worker to take up its tasks before another one may."""
@@ -255,7 +256,7 @@ async def serve(settings: Settings, tuning: Tuning) -> int:
             ledger = SqlLedger(settings.database_url)
         with _setting("TASQ_METRICS_ADDRESS"):
             runtime = _runtime(tuning.metrics_address)
-        client = await connect(plugins=[TasquencerPlugin(ledger)], runtime=runtime)
+        client = await connect(plugins=[TasquencerPlugin(ledger, ledger.batches)], runtime=runtime)
         await check_namespace(client)
         worker = _worker(client, provider, settings, tuning)
         running = asyncio.create_task(worker.run())

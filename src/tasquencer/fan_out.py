@@ -36,6 +36,7 @@ __all__ = [
     "PromptResult",
     "lineage_of",
     "parse_fan_out",
+    "policy_by_name",
 ]
 
 MOST_PROMPTS = 500
@@ -83,7 +84,8 @@ class FanOutPolicy(RequestModel):
         return fail_fast if self.name == "fail_fast" else until_exhausted
 
 
-def _by_name(value: object) -> object:
+def policy_by_name(value: object) -> object:
+    """A policy's bare name as the object that `FanOutPolicy` is."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -102,7 +104,7 @@ class AiFanOutRequest(CallOptions):
 
     prompts: Annotated[list[FilledText], Field(min_length=1, max_length=MOST_PROMPTS)]
     concurrency: Annotated[Whole, Field(ge=1, le=MOST_PROMPTS)] = 10
-    policy: Annotated[FanOutPolicy, BeforeValidator(_by_name)] = FanOutPolicy()
+    policy: Annotated[FanOutPolicy, BeforeValidator(policy_by_name)] = FanOutPolicy()
 
     @model_validator(mode="after")
     def _stays_within_a_task(self) -> Self:

@@ -21,6 +21,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from tasquencer.batch_store import BatchStore
 from tasquencer.ledger import Ledger, WorkItemFilter
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
@@ -105,12 +106,13 @@ async def tasks_on(
     activities: Sequence[Callable[..., Any]],
     *,
     ledger: Ledger | None = None,
+    batches: BatchStore | None = None,
     task_queue: str | None = None,
     grace_period: timedelta = timedelta(0),
 ) -> AsyncIterator[Tasks]:
     """A worker on the dev server at this address."""
     ledger = ledger or InMemoryLedger()
-    client = await Client.connect(server, plugins=[TasquencerPlugin(ledger)])
+    client = await Client.connect(server, plugins=[TasquencerPlugin(ledger, batches)])
     async with _worker(client, workflows, activities, task_queue, grace_period) as queue:
         yield Tasks(client, queue, ledger)
 

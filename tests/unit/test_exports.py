@@ -16,6 +16,9 @@ import tasquencer
 FLOORS = [
     "actions",
     "ai",
+    "batch",
+    "batch_store",
+    "batch_window",
     "comparison",
     "ending",
     "entries",

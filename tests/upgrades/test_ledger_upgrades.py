@@ -27,6 +27,8 @@ from tests.support.provider import ScriptedProvider
 from tests.support.tasks import eventually
 from tests.upgrades.releases import Release, next_release
 
+NEXT, NEXT_BUT_ONE = (f"{int(SCHEMA_VERSION) + more:04}" for more in (1, 2))
+
 EXPAND = f"""
 oldest_compatible = "{SCHEMA_VERSION}"
 
@@ -46,8 +48,8 @@ def upgrade():
 """
 """As docs/upgrading.md asks for it."""
 
-CONTRACT = """
-oldest_compatible = "0002"
+CONTRACT = f"""
+oldest_compatible = "{NEXT}"
 
 from alembic import op
 
@@ -205,10 +207,10 @@ async def test_live_workers_of_the_release_before_lose_nothing_while_the_schema_
             said = await asyncio.gather(*(output_of(upgrade) for upgrade in upgrades))
         assert await connection.fetchval(INDEX_IS_VALID)
     assert sorted(said) == [
-        "The ledger already has schema 0002.\n",
-        f"The ledger went from schema {SCHEMA_VERSION} to schema 0002.\n",
+        f"The ledger already has schema {NEXT}.\n",
+        f"The ledger went from schema {SCHEMA_VERSION} to schema {NEXT}.\n",
     ]
-    assert await schema_version(postgresql_url) == "0002"
+    assert await schema_version(postgresql_url) == NEXT
     await all_there(postgresql_url, writers.recorded)
 
 
@@ -241,16 +243,16 @@ async def test_a_release_works_on_a_newer_schema_that_is_declared_compatible_and
     database_url: str, expanding: Release
 ) -> None:
     assert (await expanding.tasq("db", "upgrade", database_url=database_url))[0] == 0
-    assert await upgrade(database_url) == ("0002", "0002")
+    assert await upgrade(database_url) == (NEXT, NEXT)
     async with SqlLedger(database_url) as ledger:
         await ledger.record(Life().until(WorkItemState.FAILED))
         assert [item.id for item in await ledger.work_items(WorkItemFilter())] == ["a"]
-    assert await schema_version(database_url) == "0002"
+    assert await schema_version(database_url) == NEXT
 
 
 @pytest.mark.parametrize(
     ("migrations", "found"),
-    [((UNDECLARED,), "0002"), ((EXPAND, CONTRACT), "0003")],
+    [((UNDECLARED,), NEXT), ((EXPAND, CONTRACT), NEXT_BUT_ONE)],
     ids=["undeclared", "contracted"],
 )
 async def test_a_release_refuses_a_newer_schema_that_is_not(

@@ -4,14 +4,26 @@ SQLite serves one machine and needs no set-up: the file migrates by itself when 
 serves several workers; there `upgrade` (the command `tasq db upgrade`) brings the schema up to date.
 """
 
+from tasquencer.sql.batches import SqlBatches
 from tasquencer.sql.ledger import SqlLedger
 from tasquencer.sql.migrate import schema_version, upgrade
-from tasquencer.sql.schema import SCHEMA_VERSION, ai_jobs, metadata, work_item_transitions, work_items
+from tasquencer.sql.schema import (
+    SCHEMA_VERSION,
+    ai_jobs,
+    batch_rows,
+    batches,
+    metadata,
+    work_item_transitions,
+    work_items,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SqlBatches",
     "SqlLedger",
     "ai_jobs",
+    "batch_rows",
+    "batches",
     "metadata",
     "schema_version",
     "upgrade",

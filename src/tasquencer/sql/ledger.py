@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
 from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
+from tasquencer.sql.batches import SqlBatches
 from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
 from tasquencer.sql.group_commit import GroupCommit
 from tasquencer.sql.migrate import check_schema, upgrade_database
@@ -64,6 +65,11 @@ class SqlLedger(Ledger):
         """The database's URL, fit to be shown: without driver, options and password."""
         return self._database.name
 
+    @property
+    def batches(self) -> SqlBatches:
+        """The batches in the same database; open as long as the ledger is."""
+        return SqlBatches(self._read, self._change_or_wait)
+
     async def open(self) -> None:
         """See `Ledger.open`."""
         try:
@@ -97,10 +103,9 @@ class SqlLedger(Ledger):
 
     async def settle(self, settlement: Settlement) -> list[str]:
         """See `Ledger.settle`."""
-        try:
-            return await self._change(lambda connection: settle(connection, settlement, self._domain_tables))
-        except _Refused as refused:
-            raise self._database.unavailable(refused.error) from refused.error
+        return await self._change_or_wait(
+            lambda connection: settle(connection, settlement, self._domain_tables)
+        )
 
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         """See `Ledger.work_items`."""
@@ -137,6 +142,13 @@ class SqlLedger(Ledger):
             )
         except _Refused as refused:
             raise self._refusal(batch, refused.error) from refused.error
+
+    async def _change_or_wait(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do the work in a transaction; what keeps being refused counts as an outage."""
+        try:
+            return await self._change(work)
+        except _Refused as refused:
+            raise self._database.unavailable(refused.error) from refused.error
 
     async def _change(
         self, work: Callable[[sa.Connection], T], explain: Callable[[], Awaitable[None]] | None = None

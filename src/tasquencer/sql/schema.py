@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from tasquencer.ai import AI_JOBS
+from tasquencer.batch import RowState
+from tasquencer.batch_store import BatchState
 from tasquencer.work_item import DelayReason, WorkItemState
 
 __all__ = [
@@ -22,15 +24,18 @@ __all__ = [
     "Json",
     "UtcTime",
     "ai_jobs",
+    "batch_rows",
+    "batches",
     "is_failed",
     "is_open",
+    "is_pending",
     "metadata",
     "schema_compatibility",
     "work_item_transitions",
     "work_items",
 ]
 
-SCHEMA_VERSIONS = ("0001",)
+SCHEMA_VERSIONS = ("0001", "0002")
 """Every schema version so far, oldest first: the numbers of the migrations."""
 
 SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
@@ -198,6 +203,59 @@ ai_jobs = sa.Table(
     sa.CheckConstraint("attempt >= 0 AND attempt <= max_retries", name="ai_jobs_attempt_within_retries"),
 )
 """The domain record of AI work items."""
+
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("defaults", Json, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("filled_at", UtcTime),
+    sa.Column("ended_at", UtcTime),
+    sa.CheckConstraint(_one_of("state", [state.value for state in BatchState]), name="batches_state_known"),
+)
+"""One row for each batch of prompts."""
+
+is_pending = sa.text("state = 'pending'")
+"""True of pending rows of batches, written as the index for them has it."""
+
+batch_rows = sa.Table(
+    "batch_rows",
+    metadata,
+    sa.Column("batch_id", sa.Text, sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("row_id", sa.Text, nullable=False),
+    sa.Column("request", Json, nullable=False),
+    sa.Column("request_bytes", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer),
+    sa.Column("ended_at", UtcTime),
+    sa.Column("work_item_id", sa.Text),
+    sa.Column("attempts", sa.Integer),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("cost_usd", sa.Double),
+    sa.Column("failure", Json),
+    sa.UniqueConstraint("batch_id", "row_id", name="batch_rows_id_once"),
+    sa.CheckConstraint(_one_of("state", [state.value for state in RowState]), name="batch_rows_state_known"),
+    sa.CheckConstraint("(state = 'pending') = (ended_at IS NULL)", name="batch_rows_ended_has_time"),
+    sa.CheckConstraint(
+        "state <> 'completed' OR work_item_id IS NOT NULL", name="batch_rows_completed_has_work_item"
+    ),
+)
+"""One row for each prompt of a batch. The answers are in `ai_jobs`."""
+
+sa.Index(
+    "batch_rows_pending",
+    batch_rows.c.batch_id,
+    batch_rows.c.position,
+    sqlite_where=is_pending,
+    postgresql_where=is_pending,
+)
+sa.Index("batch_rows_ended", batch_rows.c.batch_id, batch_rows.c.number)
 
 schema_compatibility = sa.Table(
     "tasquencer_schema_compatibility",

@@ -9,15 +9,18 @@ Give it to the client only; the worker takes it over from there.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+from tasquencer.batch_store import BatchStore
 from tasquencer.ledger import Ledger
+from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.converter import data_converter
 from tasquencer.temporal.reconciling import ReconciliationActivity
@@ -41,15 +44,29 @@ class TasquencerPlugin(SimplePlugin):
 
     Args:
         ledger: Opened when the worker starts to run, closed after it has stopped.
+        batches: The batches beside it (`SqlLedger.batches`), for a worker that carries out `AiBatchTask`.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, batches: BatchStore | None = None) -> None:
         self._ledger = ledger
+        activities: list[Callable[..., Any]] = [
+            Bookkeeping(ledger).record,
+            ReconciliationActivity(ledger).reconcile,
+        ]
+        if batches is not None:
+            of_batches = BatchActivities(batches, ledger)
+            activities += [
+                of_batches.begin,
+                of_batches.load,
+                of_batches.record,
+                of_batches.follow,
+                of_batches.end,
+            ]
         super().__init__(
             "tasquencer.TasquencerPlugin",
             data_converter=data_converter,
             interceptors=[TaskInterceptor()],
-            activities=[Bookkeeping(ledger).record, ReconciliationActivity(ledger).reconcile],
+            activities=activities,
             workflow_runner=_passing_through,
             run_context=self._open_ledger,
         )

@@ -7,10 +7,8 @@ anywhere, begin again, and run twice at a time, beside tasks under way.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -32,6 +30,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from tasquencer.errors import InvalidRequest, LedgerUnavailable
 from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement
 from tasquencer.reconciliation import Cause, Judgement, Run, RunStatus, judge, reason_of
+from tasquencer.temporal.heartbeats import heartbeats
 
 __all__ = [
     "DEFAULT_GRACE",
@@ -64,7 +63,6 @@ _CONCURRENCY = 20
 """Tasks that Temporal is asked about at once."""
 
 _QUERY_TIMEOUT = timedelta(seconds=5)
-_HEARTBEAT_SECONDS = 5.0
 
 
 class Reconciliation(BaseModel):
@@ -337,7 +335,7 @@ class ReconciliationActivity:
         """Reconcile one page; again from its begin if that is interrupted."""
         grace = timedelta(seconds=request.grace_seconds)
         try:
-            async with _heartbeats():
+            async with heartbeats():
                 client, seconds = activity.client(), request.forgotten_after_seconds
                 reconciler = Reconciler(
                     client,
@@ -360,19 +358,3 @@ async def _retention(client: Client) -> timedelta:
     request = DescribeNamespaceRequest(namespace=client.namespace)
     found = await client.workflow_service.describe_namespace(request, retry=True)
     return found.config.workflow_execution_retention_ttl.ToTimedelta()
-
-
-@asynccontextmanager
-async def _heartbeats() -> AsyncIterator[None]:
-    async def beat() -> None:
-        while True:
-            activity.heartbeat()
-            await asyncio.sleep(_HEARTBEAT_SECONDS)
-
-    beating = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        beating.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beating

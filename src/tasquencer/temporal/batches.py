@@ -1,0 +1,312 @@
+"""What a batch does to the world: its activities, and how the end of a row's task is read.
+
+A task that a run of the batch has started tells that run its end. A later run of the batch hears nothing of
+it: there the activity `FOLLOW` asks Temporal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, CancelledError, TerminatedError
+from temporalio.exceptions import TimeoutError as TimedOutError
+from temporalio.service import RPCError, RPCStatusCode
+
+from tasquencer.ai import AiAgentResult
+from tasquencer.batch import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
+from tasquencer.batch_store import BatchState, BatchStore, RowPage
+from tasquencer.errors import InvalidRequest, LedgerUnavailable
+from tasquencer.failure import FailureKind
+from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.temporal.heartbeats import heartbeats
+from tasquencer.wording import one_line
+from tasquencer.work_item import WorkItemState
+
+__all__ = [
+    "BATCH_WORKFLOW",
+    "BEGIN",
+    "END",
+    "FOLLOW",
+    "LOAD",
+    "RECORD",
+    "BatchActivities",
+    "EndRequest",
+    "FollowRequest",
+    "Followed",
+    "LoadRequest",
+    "RecordRequest",
+    "completed_row",
+    "lost_row",
+]
+
+BATCH_WORKFLOW = "AiBatchTask"
+
+BEGIN = "tasquencer.begin_batch"
+LOAD = "tasquencer.load_batch_rows"
+RECORD = "tasquencer.record_batch_rows"
+FOLLOW = "tasquencer.follow_batch_rows"
+END = "tasquencer.end_batch"
+"""Names of the activities."""
+
+_PAGE_BYTES = 768 * 1024
+"""Of the requests on a page. Temporal takes 2 MiB as a result, and 4 MiB of commands from a workflow at once:
+then a page and what was left of the one before may start together."""
+
+_MESSAGE_LENGTH = 500
+
+_CLOSING_AT_ONCE = 20
+"""Tasks that are asked to cancel at once."""
+
+_POLL_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 60.0
+"""Temporal is asked by long polls. The pause after one that brought nothing grows up to this: a task may
+sleep for hours."""
+
+_TOGETHER_SECONDS = 0.2
+"""How long the first end that is found waits for others: they come back together."""
+
+
+class LoadRequest(BaseModel):
+    """Which rows to load."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    after: int
+    limit: int
+
+
+class RecordRequest(BaseModel):
+    """Which outcomes to record."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    outcomes: list[RowOutcome]
+
+
+class FollowRequest(BaseModel):
+    """Which tasks to follow.
+
+    Attributes:
+        cancel: Cancel them first, and return only when all have ended.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    rows: list[OpenRow]
+    cancel: bool = False
+
+
+class Followed(BaseModel):
+    """What was learned of the tasks: some have ended, some (their positions) Temporal does not know."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcomes: list[RowOutcome] = []
+    unknown: list[int] = []
+
+
+class EndRequest(BaseModel):
+    """How a batch ends."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    state: BatchState
+
+
+def completed_row(row: OpenRow, result: object) -> RowOutcome:
+    """The outcome of a row whose task has returned this."""
+    try:
+        answer = AiAgentResult.model_validate(result)
+    except ValidationError:
+        failure = RowFailure(
+            type="TaskFailed", kind=FailureKind.UNEXPECTED, message="the task returned no answer"
+        )
+        return RowOutcome(position=row.position, row_id=row.row_id, state=RowState.FAILED, failure=failure)
+    return RowOutcome(
+        position=row.position,
+        row_id=row.row_id,
+        state=RowState.COMPLETED,
+        work_item_id=answer.work_item_id,
+        attempts=answer.attempts,
+        input_tokens=answer.input_tokens,
+        output_tokens=answer.output_tokens,
+        cost_usd=answer.cost_usd,
+    )
+
+
+def lost_row(row: OpenRow, cause: BaseException | None) -> RowOutcome:
+    """The outcome of a row whose task has ended with this error."""
+    state = RowState.FAILED
+    match cause:
+        case CancelledError():
+            state = RowState.CANCELED
+            failure = RowFailure(type="Canceled", message="the task was canceled")
+        case ApplicationError():
+            details = cause.details[0] if cause.details else None
+            kind = details.get("kind") if isinstance(details, dict) else None
+            failure = RowFailure(
+                type=cause.type or "ApplicationError",
+                kind=kind if isinstance(kind, str) else None,
+                message=one_line(cause.message, _MESSAGE_LENGTH),
+            )
+        case TerminatedError():
+            failure = RowFailure(type="Terminated", message="the task was terminated")
+        case TimedOutError():
+            failure = RowFailure(type="TimedOut", message="the task ran into Temporal's timeout")
+        case _:
+            told = one_line(str(cause), _MESSAGE_LENGTH)
+            failure = RowFailure(type=type(cause).__name__, message=told)
+    return RowOutcome(position=row.position, row_id=row.row_id, state=state, failure=failure)
+
+
+class BatchActivities:
+    """The activities of batches. One per worker.
+
+    Args:
+        batches: Open while the worker runs.
+        ledger: The one beside it.
+    """
+
+    def __init__(self, batches: BatchStore, ledger: Ledger) -> None:
+        self._batches = batches
+        self._ledger = ledger
+
+    @activity.defn(name=BEGIN)
+    async def begin(self, batch_id: str) -> BatchCounts:
+        """Begin the batch, or go on with what has no answer yet."""
+        with _waiting_for_the_ledger():
+            async with heartbeats():
+                batch = await self._batches.find(batch_id)
+                if batch is None or batch.filled_at is None:
+                    found = "no rows" if batch is None else "only a part of its rows"
+                    raise ApplicationError(
+                        f"batch {batch_id!r} has {found} in the ledger: add them with `tasq batch`",
+                        type=InvalidRequest.__name__,
+                        non_retryable=True,
+                        category=ApplicationErrorCategory.BENIGN,
+                    )
+                return await self._batches.begin(batch_id)
+
+    @activity.defn(name=LOAD)
+    async def load(self, request: LoadRequest) -> RowPage:
+        """Load a page of pending rows."""
+        with _waiting_for_the_ledger():
+            return await self._batches.pending(
+                request.batch_id, after=request.after, limit=request.limit, most_bytes=_PAGE_BYTES
+            )
+
+    @activity.defn(name=RECORD)
+    async def record(self, request: RecordRequest) -> None:
+        """Record outcomes."""
+        with _waiting_for_the_ledger():
+            await self._batches.record(request.batch_id, request.outcomes)
+
+    @activity.defn(name=END)
+    async def end(self, request: EndRequest) -> None:
+        """End the batch."""
+        with _waiting_for_the_ledger():
+            async with heartbeats():
+                await self._batches.end(request.batch_id, request.state)
+
+    @activity.defn(name=FOLLOW)
+    async def follow(self, request: FollowRequest) -> Followed:
+        """Wait until one of the tasks has ended (or all, if they are to be canceled)."""
+        with _waiting_for_the_ledger():
+            async with heartbeats():
+                following = _Following(activity.client(), self._ledger, request.batch_id)
+                if request.cancel:
+                    await following.cancel(request.rows)
+                return await following.ends(request.rows, all_of_them=request.cancel)
+
+
+class _Following:
+    """Learns from Temporal how tasks ended."""
+
+    def __init__(self, client: Client, ledger: Ledger, batch_id: str) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._batch_id = batch_id
+
+    async def cancel(self, rows: Sequence[OpenRow]) -> None:
+        slots = asyncio.Semaphore(_CLOSING_AT_ONCE)
+
+        async def one(row: OpenRow) -> None:
+            handle = self._client.get_workflow_handle(task_id_of(self._batch_id, row.row_id))
+            async with slots:
+                try:
+                    await handle.cancel()
+                except RPCError as error:  # it has ended, or never begun
+                    if error.status is not RPCStatusCode.NOT_FOUND:
+                        raise
+
+        await asyncio.gather(*(one(row) for row in rows))
+
+    async def ends(self, rows: Sequence[OpenRow], *, all_of_them: bool) -> Followed:
+        asking = {asyncio.create_task(self._end(row)): row for row in rows}
+        try:
+            if asking and not all_of_them:
+                await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(asking, timeout=_TOGETHER_SECONDS)
+            elif asking:
+                await asyncio.wait(asking)
+            done = {row.position: task.result() for task, row in asking.items() if task.done()}
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        return Followed(
+            outcomes=[outcome for outcome in done.values() if outcome is not None],
+            unknown=[position for position, outcome in done.items() if outcome is None],
+        )
+
+    async def _end(self, row: OpenRow) -> RowOutcome | None:
+        """How the row's task ended; None if neither Temporal nor the ledger knows it."""
+        task_id = task_id_of(self._batch_id, row.row_id)
+        pause = 0.0
+        while True:
+            handle = self._client.get_workflow_handle(task_id)
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    return completed_row(row, await handle.result())
+            except WorkflowFailureError as error:
+                return lost_row(row, error.cause)
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND or error.message.startswith("Namespace"):
+                    raise
+                return await self._recorded(row, task_id)
+            except TimeoutError:
+                pause = min(pause + 5.0, _LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(pause)
+
+    async def _recorded(self, row: OpenRow, task_id: str) -> RowOutcome | None:
+        """How a task ended that Temporal has forgotten."""
+        newest = await self._ledger.work_items(WorkItemFilter(task_id=task_id, limit=1))
+        if not newest or not newest[0].state.is_terminal:
+            return None
+        (item,) = newest
+        if item.state is WorkItemState.COMPLETED:
+            return completed_row(row, AiAgentResult.of(item, attempts=item.attempt + 1))
+        if item.failure is None:
+            return lost_row(row, CancelledError())
+        told = ApplicationError(item.failure.message, {"kind": item.failure.kind}, type="TaskFailed")
+        return lost_row(row, told)
+
+
+@contextmanager
+def _waiting_for_the_ledger() -> Iterator[None]:
+    """An outage of the ledger is no bug: Temporal calls again, and the log says so in one line."""
+    try:
+        yield
+    except LedgerUnavailable as error:
+        raise ApplicationError(
+            str(error), type=LedgerUnavailable.__name__, category=ApplicationErrorCategory.BENIGN
+        ) from None

@@ -1,0 +1,312 @@
+"""The batch: any number of prompts, each a task of its own, a few at a time, under one policy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import Priority, RetryPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
+
+from tasquencer.batch import (
+    AiBatchRequest,
+    AiBatchResult,
+    BatchCounts,
+    BatchPause,
+    BatchProgress,
+    BatchRow,
+    OpenRow,
+    parse_batch,
+    parse_pause,
+    task_id_of,
+)
+from tasquencer.batch_store import BatchState, RowPage
+from tasquencer.batch_window import MOST_UNRECORDED, BatchWindow
+from tasquencer.errors import InvalidRequest
+from tasquencer.policy import Verdict
+from tasquencer.temporal import accept
+from tasquencer.temporal.batches import (
+    BATCH_WORKFLOW,
+    BEGIN,
+    END,
+    FOLLOW,
+    LOAD,
+    RECORD,
+    EndRequest,
+    Followed,
+    FollowRequest,
+    LoadRequest,
+    RecordRequest,
+    completed_row,
+    lost_row,
+)
+from tasquencer.temporal.failures import task_error
+
+__all__ = ["AiBatchTask"]
+
+_LONGEST_HISTORY = 7_000
+"""Events after which a batch goes on in a new run, if Temporal does not suggest it before. What is under way
+then adds up to 2,000."""
+
+_RECORD_SECONDS = 1.0
+"""How long an outcome waits for others to be recorded with."""
+
+_TASKS = Priority(priority_key=4)
+_OWN = Priority(priority_key=1)
+"""The calls of a batch come after those of single tasks, and its own activities before all of them: they are
+few, and would wait behind thousands."""
+
+
+@workflow.defn(name=BATCH_WORKFLOW, sandboxed=False)  # see AiAgentTask
+class AiBatchTask:
+    """Input: nothing, or the JSON object that `AiBatchRequest` describes. Result: `AiBatchResult`.
+
+    The rows are in the ledger, under the workflow's id. Each is carried out by an `AiAgentTask`, a child
+    workflow that outlives this run: the next one follows it by asking Temporal.
+    """
+
+    @workflow.init
+    def __init__(self, raw: object = None) -> None:
+        self._id = workflow.info().workflow_id
+        self._window: BatchWindow | None = None
+        self._paused: BatchPause | None = None
+        self._starting = 0
+        self._ending = False
+        self._stirred = False
+        self._strangers: dict[int, OpenRow] = {}  # open rows whose end no child event tells
+        self._loading: asyncio.Task[RowPage] | None = None
+        self._recording: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[Followed] | None = None
+        with contextlib.suppress(InvalidRequest):  # `run` says so
+            if (carried := parse_batch(raw).carried) is not None:
+                self._paused = carried.paused
+                self._strangers = {row.position: row for row in carried.open}
+
+    @workflow.query
+    def progress(self) -> BatchProgress | None:
+        """How far it is; None before it has begun."""
+        return None if self._window is None else self._window.progress()
+
+    @workflow.update
+    def pause(self, raw: object = None) -> BatchPause | None:
+        """Start nothing more, until `resume`; what is under way goes on."""
+        return self._set_pause(parse_pause(raw))
+
+    @workflow.update
+    def resume(self, raw: object = None) -> BatchPause | None:
+        """Go on."""
+        return self._set_pause(None)
+
+    @pause.validator
+    def _check_pause(self, raw: object = None) -> None:
+        accept(parse_pause, raw)
+
+    @resume.validator
+    def _check_resume(self, raw: object = None) -> None:
+        accept(parse_pause, raw)
+
+    def _set_pause(self, pause: BatchPause | None) -> BatchPause | None:
+        self._paused = pause
+        if self._window is not None:
+            self._window.pause(pause)
+        self._stirred = True
+        return pause
+
+    @workflow.run
+    async def run(self, raw: object = None) -> AiBatchResult:
+        """Carry out all rows, or as many as the policy lets it."""
+        request = accept(parse_batch, raw)
+        window = self._window = await self._begin(request)
+        try:
+            await self._carry_out(window, request)
+        except asyncio.CancelledError:
+            await self._end(window, BatchState.CANCELED)
+            raise
+        failed = window.verdict is Verdict.FAIL or window.is_missing_rows
+        await self._end(window, BatchState.FAILED if failed else BatchState.COMPLETED)
+        if failed:
+            raise _failure(window)
+        return window.result()
+
+    async def _begin(self, request: AiBatchRequest) -> BatchWindow:
+        if request.carried is None:
+            counts = await self._execute(BEGIN, self._id, BatchCounts)
+        else:
+            counts = request.carried.counts
+        window = BatchWindow(request, counts, request.carried)
+        window.pause(self._paused)
+        return window
+
+    async def _carry_out(self, window: BatchWindow, request: AiBatchRequest) -> None:
+        """Until the policy has a verdict."""
+        while True:
+            self._stirred = False
+            self._take_what_has_come(window)
+            if window.verdict is not Verdict.CONTINUE or window.is_missing_rows:
+                return
+            if _history_is_long():
+                # A child that has not begun when this run ends never does. For the rest the next run looks.
+                if not self._starting:
+                    workflow.continue_as_new(request.model_copy(update={"carried": window.carry()}))
+                await workflow.wait_condition(lambda: self._stirred)
+                continue
+            for row in window.start():
+                self._starting += 1
+                self._in_background(self._carry_out_row(window, row))
+            if window.needs_rows and self._loading is None:
+                wanted = LoadRequest(batch_id=self._id, after=window.cursor, limit=window.page_size)
+                self._loading = self._in_background(self._execute(LOAD, wanted, RowPage))
+            if window.waits_to_be_recorded and self._recording is None:
+                self._recording = self._in_background(self._record(window))
+            if self._strangers and self._following is None:
+                rows = list(self._strangers.values())
+                self._following = self._in_background(self._follow(rows))
+            await workflow.wait_condition(lambda: self._stirred)
+
+    async def _carry_out_row(self, window: BatchWindow, row: BatchRow) -> None:
+        told = OpenRow(position=row.position, row_id=row.row_id)
+        try:
+            child = await workflow.start_child_workflow(
+                "AiAgentTask",
+                row.request,
+                id=task_id_of(self._id, row.row_id),
+                # What has completed is not done again; what failed when the batch ran before is.
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+                priority=_TASKS,
+            )
+        except WorkflowAlreadyStartedError:
+            self._strangers[row.position] = told
+            if self._following is not None:  # it follows too few
+                self._following.cancel()
+            return
+        finally:
+            self._starting -= 1
+            self._stirred = True
+        try:
+            outcome = completed_row(told, await child)
+        except ChildWorkflowError as error:
+            outcome = lost_row(told, error.cause)
+        window.end(outcome, workflow.now())
+        self._stirred = True
+
+    def _take_what_has_come(self, window: BatchWindow) -> None:
+        if self._loading is not None and self._loading.done():
+            page = self._loading.result()
+            self._loading = None
+            window.load(page.rows, is_last=page.is_last)
+        if self._recording is not None and self._recording.done():
+            self._recording.result()
+            self._recording = None
+        if self._following is not None and self._following.done():
+            found = Followed() if self._following.cancelled() else self._following.result()
+            self._following = None
+            self._take(window, found)
+
+    def _take(self, window: BatchWindow, found: Followed) -> None:
+        for outcome in found.outcomes:
+            self._strangers.pop(outcome.position, None)
+            window.end(outcome, workflow.now())
+        for position in found.unknown:
+            self._strangers.pop(position, None)
+        window.forget(found.unknown)
+
+    async def _record(self, window: BatchWindow) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._ending or window.waits_to_be_recorded >= MOST_UNRECORDED,
+                timeout=_RECORD_SECONDS,
+                timeout_summary="more outcomes to record",
+            )
+        await self._write(window)
+
+    async def _write(self, window: BatchWindow) -> None:
+        workflow.set_current_details(_details(window.progress()))
+        if outcomes := window.to_record():
+            await self._execute(RECORD, RecordRequest(batch_id=self._id, outcomes=outcomes))
+            window.recorded()
+
+    async def _follow(self, rows: list[OpenRow], *, cancel: bool = False) -> Followed:
+        try:
+            found: Followed = await self._execute(
+                FOLLOW, FollowRequest(batch_id=self._id, rows=rows, cancel=cancel), Followed
+            )
+        except ActivityError as error:
+            if not is_cancelled_exception(error):
+                raise
+            return Followed()  # others are to be followed, too
+        return found
+
+    async def _end(self, window: BatchWindow, state: BatchState) -> None:
+        """Cancel what is under way, and record how everything ended."""
+        self._ending = True
+        await workflow.wait_condition(lambda: not self._starting)
+        if self._following is not None:
+            self._following.cancel()
+        if self._recording is not None:
+            await self._recording
+        if window.open:
+            self._take(window, await self._follow(list(window.open.values()), cancel=True))
+        await self._write(window)
+        await self._execute(END, EndRequest(batch_id=self._id, state=state))
+
+    async def _execute(self, name: str, argument: object, result_type: type[Any] | None = None) -> Any:
+        return await workflow.execute_activity(
+            name,
+            argument,
+            result_type=result_type,
+            start_to_close_timeout=timedelta(days=30) if name == FOLLOW else timedelta(minutes=30),
+            heartbeat_timeout=timedelta(seconds=30) if name in (BEGIN, FOLLOW, END) else None,
+            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),  # an outage is waited for
+            priority=_OWN,
+        )
+
+    def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(doing)
+        task.add_done_callback(self._stir)
+        return task
+
+    def _stir(self, _: object) -> None:
+        self._stirred = True
+
+
+def _history_is_long() -> bool:
+    info = workflow.info()
+    return info.is_continue_as_new_suggested() or info.get_current_history_length() >= _LONGEST_HISTORY
+
+
+def _failure(window: BatchWindow) -> ApplicationError:
+    progress = window.progress()
+    if window.is_missing_rows:
+        missing = progress.rows - progress.ended
+        return task_error("TaskFailed", f"{missing:,} rows of the batch are no longer in the ledger")
+    lost = progress.failed + progress.canceled
+    said = f"the policy ended the batch: {lost:,} of {progress.rows:,} rows failed"
+    last = f"; the last one: {window.last_failure}" if window.last_failure is not None else ""
+    return task_error("TaskFailed", said + last)
+
+
+def _details(progress: BatchProgress) -> str:
+    """A table for the Web UI."""
+    figures = {
+        "rows": progress.rows,
+        "completed": progress.completed,
+        "failed": progress.failed,
+        "canceled": progress.canceled,
+        "under way": progress.running,
+    }
+    lines = ["| | |", "| --- | ---: |", *(f"| {name} | {figure:,} |" for name, figure in figures.items())]
+    if progress.paused is not None:
+        lines.append(f"| paused by | {progress.paused.actor} |")
+    return "\n".join(lines)
