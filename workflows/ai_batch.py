@@ -132,17 +132,22 @@ class AiBatchTask:
         except asyncio.CancelledError:
             await self._end(window, BatchState.CANCELED)
             raise
-        failed = window.verdict is Verdict.FAIL or window.is_missing_rows
-        await self._end(window, BatchState.FAILED if failed else BatchState.COMPLETED)
-        if failed:
-            raise _failure(window)
+        failure = _failure(window)
+        await self._end(window, BatchState.COMPLETED if failure is None else BatchState.FAILED)
+        if failure is not None:
+            raise failure
         return window.result()
 
     async def _begin(self, request: AiBatchRequest) -> BatchWindow:
-        if request.carried is None:
-            counts = await self._execute(BEGIN, self._id, BatchCounts)
-        else:
+        if request.carried is not None:
             counts = request.carried.counts
+        else:
+            try:
+                counts = await self._execute(BEGIN, self._id, BatchCounts)
+            except ActivityError as error:
+                if not isinstance(error.cause, ApplicationError):
+                    raise
+                raise task_error(InvalidRequest.__name__, error.cause.message) from None
         window = BatchWindow(request, counts, request.carried)
         window.pause(self._paused)
         return window
@@ -286,9 +291,12 @@ def _history_is_long() -> bool:
     return info.is_continue_as_new_suggested() or info.get_current_history_length() >= _LONGEST_HISTORY
 
 
-def _failure(window: BatchWindow) -> ApplicationError:
+def _failure(window: BatchWindow) -> ApplicationError | None:
+    """The error that the batch ends with, now that it is decided; None if it completes."""
     progress = window.progress()
-    if window.is_missing_rows:
+    if window.verdict is Verdict.COMPLETE:
+        return None
+    if window.verdict is Verdict.CONTINUE:
         missing = progress.rows - progress.ended
         return task_error("TaskFailed", f"{missing:,} rows of the batch are no longer in the ledger")
     lost = progress.failed + progress.canceled

@@ -21,6 +21,11 @@ COMMANDS = [
     ["show"],
     ["review"],
     ["reconcile"],
+    ["batch", "run"],
+    ["batch", "attach"],
+    ["batch", "status"],
+    ["batch", "pause"],
+    ["batch", "resume"],
     ["ledger", "verify"],
     ["ledger", "rebuild"],
     ["db", "upgrade"],
@@ -54,7 +59,7 @@ def test_the_help_of_every_command_has_an_example(tasq: Tasq, command: list[str]
 
 
 def test_every_command_is_tried_for_its_example(tasq: Tasq) -> None:
-    shown = "".join(tasq(*group, "--help").stdout for group in ([], ["db"], ["ledger"]))
+    shown = "".join(tasq(*group, "--help").stdout for group in ([], ["batch"], ["db"], ["ledger"]))
     names = {line.split()[1] for line in shown.splitlines() if line.startswith("│ ") and line[2] not in " -"}
     assert names == {word for command in COMMANDS for word in command}
 
@@ -63,7 +68,7 @@ def test_the_version_is_the_package_s(tasq: Tasq) -> None:
     assert tasq("--version").stdout == f"tasq {version('tasquencer')}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["db"]])
+@pytest.mark.parametrize("command", [[], ["batch"], ["db"]])
 def test_without_a_command_the_help_is_shown(tasq: Tasq, command: list[str]) -> None:
     result = tasq(*command)
     assert result.exit_code == 2

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from temporalio.client import Client
     from temporalio.runtime import Runtime
 
-    from tasquencer.ledger import Ledger
     from tasquencer.settings import Settings
+    from tasquencer.sql import SqlLedger
 
 __all__ = ["connect_temporal", "open_ledger", "quiet_runtime", "read_settings", "readable_database_url"]
 
@@ -40,7 +40,7 @@ def quiet_runtime() -> Runtime:
     return Runtime(telemetry=TelemetryConfig(logging=None))
 
 
-def open_ledger(settings: Settings) -> Ledger:
+def open_ledger(settings: Settings) -> SqlLedger:
     """The ledger, to be entered with `async with`."""
     from tasquencer.sql import SqlLedger
 

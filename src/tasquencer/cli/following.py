@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -44,8 +44,10 @@ __all__ = [
     "TASK_TYPE",
     "FollowedTask",
     "Outcome",
+    "WorkerWatch",
     "find_task",
     "follow",
+    "outcome_of",
     "start_task",
 ]
 
@@ -154,7 +156,7 @@ async def follow(task: FollowedTask, display: Display) -> Outcome:
     watch = _Watch(task, display)
     watching = asyncio.create_task(watch.run())
     try:
-        outcome = await _outcome(task.handle)
+        outcome = await outcome_of(task.handle)
     finally:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -167,13 +169,14 @@ async def follow(task: FollowedTask, display: Display) -> Outcome:
 class _Watch:
     task: FollowedTask
     display: Display
-    last_answer: float = field(default_factory=monotonic)
-    said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._workers = WorkerWatch(self.task.client, self.task.task_queue, self.display.say)
 
     async def run(self) -> None:
         while True:
             if not await self.look():
-                await self._ask_for_workers(monotonic() - self.last_answer)
+                await self._workers.silent()
             await asyncio.sleep(_POLL_SECONDS)
 
     async def look(self) -> bool:
@@ -181,14 +184,34 @@ class _Watch:
         items = await _work_items(self.task.handle)
         if items is None:
             return False
-        self.last_answer = monotonic()
-        self.said.clear()
+        self._workers.answered()
         self.display.show(items)
         return True
 
-    async def _ask_for_workers(self, silence: float) -> None:
-        queue = self.task.task_queue
-        if silence >= _SILENCE_SECONDS and not await _has_workers(self.task.client, queue):
+
+@dataclass
+class WorkerWatch:
+    """Says, once for each silence, that no worker answers.
+
+    Attributes:
+        say: Takes the line.
+    """
+
+    client: Client
+    task_queue: str
+    say: Callable[[str], None]
+    last_answer: float = field(default_factory=monotonic)
+    said: set[str] = field(default_factory=set)
+
+    def answered(self) -> None:
+        """A worker has answered."""
+        self.last_answer = monotonic()
+        self.said.clear()
+
+    async def silent(self) -> None:
+        """No worker has answered this time."""
+        queue, silence = self.task_queue, monotonic() - self.last_answer
+        if silence >= _SILENCE_SECONDS and not await _has_workers(self.client, queue):
             self._say_once(f"no worker polls task queue {queue!r}: start one with .venv/bin/python worker.py")
         elif silence >= _LONG_SILENCE_SECONDS:
             self._say_once(f"no worker of task queue {queue!r} has answered for {_LONG_SILENCE_SECONDS:g} s")
@@ -196,11 +219,11 @@ class _Watch:
     def _say_once(self, line: str) -> None:
         if line not in self.said:
             self.said.add(line)
-            self.display.say(line)
+            self.say(line)
 
 
 async def _work_items(handle: Handle) -> list[WorkItem] | None:
-    """The task's own answer; None if nobody gives it, for which `_outcome` will learn the reason."""
+    """The task's own answer; None if nobody gives it, for which `outcome_of` will learn the reason."""
     try:
         items: list[WorkItem] = await handle.query(
             "work_items", result_type=list[WorkItem], rpc_timeout=_QUERY_TIMEOUT
@@ -227,7 +250,8 @@ async def _has_workers(client: Client, task_queue: str) -> bool:
     return any(poller.last_access_time.ToDatetime(UTC) >= oldest for poller in described.pollers)
 
 
-async def _outcome(handle: Handle) -> Outcome:
+async def outcome_of(handle: Handle) -> Outcome:
+    """How the task ended; waits for its end."""
     try:
         return Outcome(result=await handle.result())
     except WorkflowFailureError as error:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tasquencer.cli import actions, demo_command, histories, ledger, reconcile, reviews, tasks
+from tasquencer.cli import actions, batch, demo_command, histories, ledger, reconcile, reviews, tasks
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
 
@@ -22,12 +22,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     epilog=examples(
-        "tasq demo", 'tasq run "Name three moons of Jupiter."', "tasq list --state failed --since 1h"
+        "tasq demo",
+        'tasq run "Name three moons of Jupiter."',
+        "tasq batch prompts.jsonl --out results.jsonl",
+        "tasq list --state failed --since 1h",
     ),
 )
 app.command(epilog=demo_command.EXAMPLES)(demo_command.demo)
 app.command(epilog=tasks.RUN_EXAMPLES)(tasks.run)
 app.command("fan-out", epilog=tasks.FAN_OUT_EXAMPLES)(tasks.fan_out)
+app.add_typer(batch.batch_commands, name="batch")
 app.command(epilog=reviews.DRAFT_EXAMPLES)(reviews.draft)
 app.command(epilog=tasks.WATCH_EXAMPLES)(tasks.watch)
 app.command("list", epilog=ledger.LIST_EXAMPLES)(ledger.list_)

@@ -205,7 +205,7 @@ class SqlBatches(BatchStore):
         )
 
         def work(connection: sa.Connection) -> list[RowAnswer]:
-            last = _last_within(connection.execute(sizes).tuples(), most_bytes)
+            last = _last_within(connection.execute(sizes), most_bytes)
             if last is None:
                 return []
             rows = connection.execute(query.where(place <= last)).mappings()
@@ -228,7 +228,7 @@ class SqlBatches(BatchStore):
         columns = [_COLUMNS[name] for name in UnansweredRow.model_fields]
 
         def work(connection: sa.Connection) -> list[UnansweredRow]:
-            last = _last_within(connection.execute(sizes).tuples(), most_bytes)
+            last = _last_within(connection.execute(sizes), most_bytes)
             if last is None:
                 return []
             query = sa.select(*columns).where(*wanted, _COLUMNS.position <= last)

@@ -1,0 +1,246 @@
+"""`tasq batch`: any number of prompts from a file, each a task of its own, and a file with the answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from tasquencer.cli import options
+from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
+from tasquencer.cli.help import examples
+from tasquencer.errors import InvalidRequest
+
+__all__ = ["batch_commands"]
+
+RUN_EXAMPLES = examples(
+    "tasq batch prompts.jsonl --out results.jsonl --concurrency 100",
+    "tasq batch prompts.jsonl --out results.jsonl --model gpt-5-mini --max-failure-fraction 0.05",
+    "zcat prompts.jsonl.gz | tasq batch - --id night-run --out results.jsonl --skip-invalid wrong.jsonl",
+    "tasq batch run results.failed.jsonl --out second-try.jsonl --max-retries 10",
+)
+
+_POLICY = "Policy"
+_OUTPUT = "Output"
+
+
+class _RunsByDefault(TyperGroup):
+    """`tasq batch FILE` is `tasq batch run FILE`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """See the base class."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+batch_commands = typer.Typer(
+    cls=_RunsByDefault,
+    no_args_is_help=True,
+    epilog=examples(
+        "tasq batch prompts.jsonl --out results.jsonl",
+        "tasq batch attach prompts-3f2a9c01be --out results.jsonl",
+        'tasq batch pause prompts-3f2a9c01be --reason "the provider is slow"',
+        "tasq batch run --help",
+    ),
+    help="Answer any number of prompts, each a task of its own: `tasq batch FILE` is `tasq batch run FILE`.",
+)
+
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's id.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Takes the results. Default: standard output.", rich_help_panel=_OUTPUT
+    ),
+]
+Failures = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Takes the lines without an answer, with the reason: input again. Default: NAME.failed.jsonl "
+        "beside --out.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Unordered = Annotated[
+    bool,
+    typer.Option(
+        "--unordered",
+        help="Results as they come; by default in the order of the input.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the batch's end as JSON.", rich_help_panel=_OUTPUT)]
+Reason = Annotated[str | None, typer.Option(help="Shown with the progress.")]
+Actor = Annotated[str | None, typer.Option(help="Who acts. Default: your user name.")]
+
+
+@batch_commands.command(epilog=RUN_EXAMPLES)
+@options.with_call_options
+def run(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.jsonl",
+            help='A JSON object a line: "prompt" or "messages", an "id", and fields of the request that are '
+            "the line's own; - reads standard input.",
+        ),
+    ],
+    out: Out = None,
+    failures: Failures = None,
+    unordered: Unordered = False,
+    skip_invalid: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Go on without the wrong lines, and put them there."),
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Tasks at once, 1 to 1000. Default: 50.")] = None,
+    policy: Annotated[
+        Literal["absorb_failures", "require_successes", "until_exhausted", "fail_fast"] | None,
+        typer.Option(
+            help="When the batch completes or fails. Default: absorb_failures.", rich_help_panel=_POLICY
+        ),
+    ] = None,
+    max_failures: Annotated[
+        int | None,
+        typer.Option(help="Rows that may fail. Default: any number.", rich_help_panel=_POLICY),
+    ] = None,
+    max_failure_fraction: Annotated[
+        float | None,
+        typer.Option(help="Part of the rows that may fail, 0 to 1.", rich_help_panel=_POLICY),
+    ] = None,
+    successes: Annotated[
+        int | None,
+        typer.Option(help="Answers that require_successes needs.", rich_help_panel=_POLICY),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Of a batch that has completed, try what failed again.")
+    ] = False,
+    calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
+    batch_id: Annotated[
+        str | None,
+        typer.Option("--id", help="The batch's id. Default: from the file's name and content."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Print the batch's id and leave it running.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer each line of a file of prompts, and write the results to a file.
+
+    The options about calls are defaults for what a line does not say. All
+    lines are checked before anything starts. The same file again goes on
+    where it was: what has an answer is not asked again. Ctrl-C stops
+    watching, not the batch.
+
+    Exit status as for `tasq run`.
+    """
+    from tasquencer.batch import parse_batch
+    from tasquencer.cli.batch_input import StagedRows
+    from tasquencer.cli.batch_output import BatchFiles
+    from tasquencer.cli.batch_running import id_of, run_batch, stage
+    from tasquencer.cli.request import check_request
+
+    if policy is None and successes is not None:
+        policy = "require_successes"
+    limits = {
+        "policy.limit": max_failures,
+        "policy.fraction": max_failure_fraction,
+        "policy.successes": successes,
+    }
+    request = check_request({"concurrency": concurrency, "policy.name": policy, **limits}, parse_batch)
+    defaults = check_request(calls, _parse_defaults)
+    if batch_id is not None:
+        _check_id(batch_id)
+    if detach and (out is not None or failures is not None or unordered):
+        raise CommandFailed(
+            "--detach: takes no --out, --failures or --unordered: `tasq batch attach` does", ExitCode.USAGE
+        )
+    _check_output(out, as_json=as_json and not detach)
+    files = BatchFiles.of(out, failures, None if str(file) == "-" else file)
+    rows = StagedRows(defaults)
+    try:
+        stage(file, defaults, rows, skip_invalid)
+        chosen = batch_id or id_of(file, rows.digest)
+        end_with(
+            run_batch(
+                rows,
+                chosen,
+                defaults,
+                request,
+                files,
+                retry_failed=retry_failed,
+                unordered=unordered,
+                detach=detach,
+                as_json=as_json,
+            )
+        )
+    finally:
+        rows.close()
+
+
+@batch_commands.command(epilog=examples("tasq batch attach prompts-3f2a9c01be --out results.jsonl"))
+def attach(
+    batch: BatchId,
+    out: Out = None,
+    failures: Failures = None,
+    unordered: Unordered = False,
+    as_json: Json = False,
+) -> None:
+    """Follow a batch that was started before, and write its results at its end.
+
+    Of one that has ended the results are written at once. Exit status as for
+    `tasq run`.
+    """
+    from tasquencer.cli.batch_output import BatchFiles
+    from tasquencer.cli.batch_running import attach_to
+
+    _check_output(out, as_json=as_json)
+    end_with(attach_to(batch, BatchFiles.of(out, failures), unordered=unordered, as_json=as_json))
+
+
+@batch_commands.command(epilog=examples("tasq batch status prompts-3f2a9c01be --json"))
+def status(
+    batch: BatchId, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Print how far a batch is."""
+    from tasquencer.cli.batch_running import print_status
+
+    end_with(print_status(batch, as_json=as_json))
+
+
+@batch_commands.command(epilog=examples('tasq batch pause prompts-3f2a9c01be --reason "too expensive"'))
+def pause(batch: BatchId, reason: Reason = None, actor: Actor = None) -> None:
+    """Start no more tasks of a batch; those under way go on."""
+    from tasquencer.cli.batch_running import act
+
+    end_with(act(batch, "pause", actor, reason))
+
+
+@batch_commands.command(epilog=examples("tasq batch resume prompts-3f2a9c01be"))
+def resume(batch: BatchId, reason: Reason = None, actor: Actor = None) -> None:
+    """Let a batch go on that was paused."""
+    from tasquencer.cli.batch_running import act
+
+    end_with(act(batch, "resume", actor, reason))
+
+
+def _check_id(batch_id: str) -> None:
+    from tasquencer.batch import check_batch_id
+
+    try:
+        check_batch_id(batch_id)
+    except InvalidRequest as invalid:
+        raise CommandFailed(f"--{invalid}", ExitCode.USAGE) from None
+
+
+def _check_output(out: Path | None, *, as_json: bool) -> None:
+    if as_json and (out is None or str(out) == "-"):
+        raise CommandFailed("--json: needs --out FILE, for it goes to standard output", ExitCode.USAGE)
+
+
+def _parse_defaults(raw: object) -> object:
+    from tasquencer.ai import CallOptions, validated
+
+    return validated(CallOptions, raw, example="{}")

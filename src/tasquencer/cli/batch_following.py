@@ -1,0 +1,177 @@
+"""A batch on Temporal: begin it, follow it to its end, act on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from pydantic import JsonValue
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from tasquencer.batch import BatchProgress
+from tasquencer.batch_store import Batch, BatchState, BatchStore
+from tasquencer.cli.batch_progress import BatchDisplay
+from tasquencer.cli.errors import CommandFailed, ExitCode
+from tasquencer.cli.following import Outcome, WorkerWatch, outcome_of
+from tasquencer.errors import LedgerUnavailable
+from tasquencer.temporal.batches import BATCH_WORKFLOW
+
+__all__ = [
+    "BatchRun",
+    "act_on",
+    "begin",
+    "find_run",
+    "follow",
+    "outcome_in",
+    "progress_of",
+    "recorded_progress",
+]
+
+_POLL_SECONDS = 1.0
+_QUERY_TIMEOUT = timedelta(seconds=2)
+_ANSWER_SECONDS = 20
+
+Handle = WorkflowHandle[Any, Any]
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """The workflow of a batch.
+
+    Attributes:
+        is_running: Else it has ended.
+    """
+
+    handle: Handle
+    task_queue: str
+    is_running: bool
+
+
+async def find_run(client: Client, batch_id: str) -> BatchRun | None:
+    """The batch's workflow; None if Temporal knows none (any more). Raises `CommandFailed` for a task."""
+    handle = client.get_workflow_handle(batch_id)
+    try:
+        found = await handle.describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND and not error.message.startswith("Namespace"):
+            return None
+        raise
+    if found.workflow_type != BATCH_WORKFLOW:
+        raise CommandFailed(
+            f"{batch_id!r} is no batch but a task of type {found.workflow_type}: choose another --id"
+        )
+    return BatchRun(handle, found.task_queue, found.status is WorkflowExecutionStatus.RUNNING)
+
+
+async def begin(client: Client, batch: Batch, request: Mapping[str, JsonValue], task_queue: str) -> BatchRun:
+    """Start the batch's workflow, unless it is running."""
+    handle = await client.start_workflow(
+        BATCH_WORKFLOW,
+        dict(request),
+        id=batch.id,
+        task_queue=task_queue,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        static_summary=f"{batch.rows:,} prompts",
+    )
+    return BatchRun(handle, task_queue, is_running=True)
+
+
+async def follow(
+    client: Client,
+    run: BatchRun,
+    batches: BatchStore,
+    display: BatchDisplay,
+    meanwhile: Callable[[], Awaitable[None]],
+) -> Outcome:
+    """Show how far the batch is until it ends; return how it ended.
+
+    Args:
+        meanwhile: Called after each look.
+    """
+    workers = WorkerWatch(client, run.task_queue, display.say)
+
+    async def look() -> None:
+        progress = await progress_of(run.handle)
+        if progress is None:
+            await workers.silent()
+        else:
+            workers.answered()
+            display.show(progress, await batches.retrying(run.handle.id) if progress.running else 0)
+        await meanwhile()
+
+    async def watch() -> None:
+        while True:
+            # The batch waits for a ledger that is down, and so do we.
+            with contextlib.suppress(LedgerUnavailable):
+                await look()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    watching = asyncio.create_task(watch())
+    ending = asyncio.create_task(outcome_of(run.handle))
+    try:
+        await asyncio.wait({watching, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        outcome = await ending
+    finally:
+        for task in (watching, ending):
+            task.cancel()
+        await asyncio.gather(watching, ending, return_exceptions=True)
+    with contextlib.suppress(LedgerUnavailable):
+        await look()
+    return outcome
+
+
+async def progress_of(handle: Handle) -> BatchProgress | None:
+    """The batch's own answer; None if nobody gives it."""
+    try:
+        told = await handle.query("progress", rpc_timeout=_QUERY_TIMEOUT)
+    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+        return None
+    return None if told is None else BatchProgress.model_validate(told)
+
+
+async def recorded_progress(batches: BatchStore, batch: Batch) -> BatchProgress:
+    """How far the batch is by the ledger, which counts what is under way as not ended."""
+    counts = await batches.counts(batch.id)
+    sums = counts.model_dump(exclude={"pending", "ended"})
+    return BatchProgress(rows=batch.rows, running=0, **sums)
+
+
+async def act_on(client: Client, batch_id: str, update: str, actor: str, reason: str | None) -> None:
+    """Pause or resume a batch. Raises `CommandFailed` if that cannot be done, or no worker has answered."""
+    run = await find_run(client, batch_id)
+    if run is None or not run.is_running:
+        raise CommandFailed(f"batch {batch_id!r} is not under way")
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await run.handle.execute_update(update, {"actor": actor, "reason": reason})
+    except TimeoutError:
+        raise CommandFailed(
+            f"no worker has answered for {_ANSWER_SECONDS} s: start one (it may still carry out the action)",
+            ExitCode.UNREACHABLE,
+        ) from None
+    except WorkflowUpdateFailedError as refused:
+        raise CommandFailed(getattr(refused.cause, "message", None) or str(refused)) from None
+
+
+def outcome_in(batch: Batch) -> Outcome:
+    """How a batch ended that Temporal has forgotten."""
+    if batch.state is BatchState.COMPLETED:
+        return Outcome()
+    kind = {BatchState.FAILED: "TaskFailed", BatchState.CANCELED: "Canceled"}.get(batch.state, "NotRunning")
+    return Outcome(error_type=kind, message=f"the batch is {batch.state}, and Temporal knows it no more")

@@ -1,0 +1,191 @@
+"""The lines of a batch: read, checked, and kept on disk until all of them are known to be right.
+
+Nothing of a batch is sent before its last line has been checked. Until then the rows rest in a temporary
+SQLite database, which also finds ids that are given twice: memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tasquencer.cli.errors import CommandFailed, ExitCode
+from tasquencer.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from tasquencer.batch import BatchRow
+
+__all__ = ["MOST_PROBLEMS", "CheckedLines", "Problem", "StagedRows", "check_lines", "lines_of"]
+
+MOST_PROBLEMS = 20
+"""Wrong lines that are told one by one."""
+
+LONGEST_LINE = 12 * 1024 * 1024
+"""Bytes. A request has at most an eighth of that; its JSON may escape every character."""
+
+_PAGE_ROWS = 500
+_PAGE_BYTES = 4 * 1024 * 1024
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a line; the first has number 1."""
+
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"line {self.line:,}: {self.message}"
+
+
+@dataclass
+class CheckedLines:
+    """What became of the lines.
+
+    Attributes:
+        problems: The first of them.
+        wrong: How many lines are wrong.
+    """
+
+    lines: int = 0
+    wrong: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def refuse(self, problem: Problem) -> None:
+        """Note a wrong line."""
+        self.wrong += 1
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems.append(problem)
+
+
+class StagedRows:
+    """Rows on disk, in a database that is gone when it is closed."""
+
+    def __init__(self, defaults: Mapping[str, JsonValue]) -> None:
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute(
+            "CREATE TABLE staged "
+            "(position INTEGER PRIMARY KEY, row_id TEXT UNIQUE, line INTEGER, request TEXT)"
+        )
+        self._digest = hashlib.sha256(_canonical(defaults))
+        self.count = 0
+
+    @property
+    def digest(self) -> str:
+        """Of the defaults and all rows."""
+        return self._digest.hexdigest()
+
+    def add(self, row_id: str, line: int, request: Mapping[str, JsonValue]) -> int | None:
+        """Add a row; the line that has its id already, if one has."""
+        told = json.dumps(request, ensure_ascii=False)
+        try:
+            self._database.execute("INSERT INTO staged VALUES (?, ?, ?, ?)", (self.count, row_id, line, told))
+        except sqlite3.IntegrityError:
+            query = "SELECT line FROM staged WHERE row_id = ?"
+            (earlier,) = self._database.execute(query, (row_id,)).fetchone()
+            return int(earlier)
+        self._digest.update(_canonical([row_id, request]))
+        self.count += 1
+        return None
+
+    def pages(self) -> Iterator[list[BatchRow]]:
+        """All rows, some at a time."""
+        from tasquencer.batch import BatchRow
+
+        page: list[BatchRow] = []
+        size = 0
+        query = "SELECT position, row_id, request FROM staged ORDER BY position"
+        for position, row_id, told in self._database.execute(query):
+            if page and (len(page) == _PAGE_ROWS or size + len(told) > _PAGE_BYTES):
+                yield page
+                page, size = [], 0
+            page.append(BatchRow(position=position, row_id=row_id, request=json.loads(told)))
+            size += len(told)
+        if page:
+            yield page
+
+    def close(self) -> None:
+        """Let go of the disk space."""
+        self._database.close()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+@contextmanager
+def lines_of(file: Path) -> Iterator[IO[bytes]]:
+    """The file, or with `-` standard input, to be read line by line. Raises `CommandFailed`."""
+    try:
+        with contextlib.ExitStack() as opened:
+            yield sys.stdin.buffer if str(file) == "-" else opened.enter_context(file.open("rb"))
+    except OSError as error:
+        raise CommandFailed(f"FILE: cannot read {str(file)!r}: {error.strerror}", ExitCode.USAGE) from None
+
+
+def check_lines(
+    lines: IO[bytes],
+    defaults: Mapping[str, JsonValue],
+    rows: StagedRows,
+    *,
+    set_aside: IO[bytes] | None = None,
+    said: Callable[[str], None] = lambda _: None,
+) -> CheckedLines:
+    """Check each line, and stage the rows of the right ones. Blank lines are left out.
+
+    Args:
+        lines: JSON, one object a line.
+        defaults: What the lines do not say.
+        rows: Takes the rows.
+        set_aside: Takes the wrong lines as they are.
+        said: Takes a line about how far it is, now and then.
+    """
+    from tasquencer.batch import check_row, parse_line
+
+    checked = CheckedLines()
+    while line := lines.readline(LONGEST_LINE):
+        checked.lines += 1
+        number = checked.lines
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        is_whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
+        if is_whole and not line.strip():
+            continue
+        try:
+            if not is_whole:
+                raise InvalidRequest([f"is longer than {LONGEST_LINE:,} bytes"])
+            row_id, request = parse_line(line, number)
+            check_row(defaults, request)
+            if (earlier := rows.add(row_id, number, request)) is not None:
+                raise InvalidRequest([f"id: {row_id!r} is on line {earlier:,} already"])
+        except InvalidRequest as invalid:
+            checked.refuse(Problem(number, str(invalid)))
+            if set_aside is not None:
+                set_aside.write(line if line.endswith(b"\n") or not is_whole else line + b"\n")
+            if not is_whole:
+                _pass_over(lines, set_aside)
+        if number % 1_000 == 0:
+            said(f"checked {number:,} lines")
+    return checked
+
+
+def _pass_over(lines: IO[bytes], set_aside: IO[bytes] | None) -> None:
+    """The rest of a line that is too long."""
+    while part := lines.readline(LONGEST_LINE):
+        if set_aside is not None:
+            set_aside.write(part)
+        if part.endswith(b"\n"):
+            return

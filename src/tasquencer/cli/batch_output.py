@@ -1,0 +1,151 @@
+"""The files of a batch: results, and what has none. Each appears whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+from uuid import uuid4
+
+from tasquencer.cli.errors import CommandFailed, ExitCode
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from tasquencer.batch_store import BatchStore
+
+__all__ = ["Answers", "BatchFiles", "replacing", "write_unanswered"]
+
+_PAGE_ROWS = 500
+_PAGE_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class BatchFiles:
+    """Where the results go.
+
+    Attributes:
+        out: None: standard output.
+        failures: None: nowhere.
+    """
+
+    out: Path | None
+    failures: Path | None
+
+    @classmethod
+    def of(cls, out: Path | None, failures: Path | None, source: Path | None = None) -> BatchFiles:
+        """The files that the options name. Raises `CommandFailed` for those that cannot be written.
+
+        Args:
+            out: `-` and None are standard output.
+            failures: None: beside `out`, as `NAME.failed.jsonl`.
+            source: The input, which must not be overwritten.
+        """
+        if out is not None and str(out) == "-":
+            out = None
+        if failures is None and out is not None:
+            failures = out.with_name(f"{out.stem}.failed.jsonl")
+        taken = {} if source is None else {source.resolve(): "the input"}
+        for option, file in (("--out", out), ("--failures", failures)):
+            if file is None:
+                continue
+            if file.is_dir() or not os.access(file.parent, os.W_OK):
+                why = "is a folder" if file.is_dir() else "its folder cannot be written"
+                raise CommandFailed(f"{option}: cannot write {str(file)!r}: {why}", ExitCode.USAGE)
+            if (other := taken.get(file.resolve())) is not None:
+                raise CommandFailed(f"{option}: {str(file)!r} is {other}, too", ExitCode.USAGE)
+            taken[file.resolve()] = option
+        return cls(out, failures)
+
+
+@contextmanager
+def replacing(file: Path | None) -> Iterator[IO[bytes]]:
+    """A file that takes the place of this one at the end of the block, unless that raises.
+
+    It is written beside it, in the same folder. None: standard output.
+    """
+    if file is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    beside = file.with_name(f".{file.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        with beside.open("xb") as opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
+        beside.replace(file)
+    except OSError as error:
+        raise CommandFailed(f"cannot write {str(file)!r}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+
+
+class Answers:
+    """Writes the answers of a batch, in the order of its rows or (`unordered`) of their ends."""
+
+    def __init__(self, batches: BatchStore, batch_id: str, to: IO[bytes], *, unordered: bool) -> None:
+        self._batches = batches
+        self._batch_id = batch_id
+        self._to = to
+        self._unordered = unordered
+        self._after = 0 if unordered else -1
+        self.written = 0
+
+    async def write_new(self) -> None:
+        """What has come since the last call, as far as the order lets it be written before the end."""
+        if self._unordered:
+            await self.write_all()
+
+    async def write_all(self) -> None:
+        """What is not written yet."""
+        while True:
+            page = await self._batches.answers(
+                self._batch_id,
+                order="number" if self._unordered else "position",
+                after=self._after,
+                limit=_PAGE_ROWS,
+                most_bytes=_PAGE_BYTES,
+            )
+            if not page:
+                self._to.flush()
+                return
+            for answer in page:
+                told = answer.model_dump(exclude={"position", "number", "row_id"})
+                self._to.write(_line({"id": answer.row_id, **told}))
+            self._after = page[-1].number if self._unordered else page[-1].position
+            self.written += len(page)
+
+
+async def write_unanswered(batches: BatchStore, batch_id: str, to: IO[bytes]) -> int:
+    """Write the rows that have no answer: the lines of the input again, with the failure; how many."""
+    written = 0
+    async for line in _unanswered(batches, batch_id):
+        to.write(_line(line))
+        written += 1
+    return written
+
+
+async def _unanswered(batches: BatchStore, batch_id: str) -> AsyncIterator[dict[str, JsonValue]]:
+    after = -1
+    while True:
+        page = await batches.unanswered(batch_id, after=after, limit=_PAGE_ROWS, most_bytes=_PAGE_BYTES)
+        if not page:
+            return
+        for row in page:
+            failure: JsonValue = {"type": "Canceled", "kind": None, "message": "the batch ended before it"}
+            if row.failure is not None:
+                failure = row.failure.model_dump()
+            yield {"id": row.row_id, **row.request, "failure": failure}
+        after = page[-1].position
+
+
+def _line(value: JsonValue) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"

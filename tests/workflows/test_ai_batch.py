@@ -1,0 +1,348 @@
+"""Batches on the real dev server, with a scripted call and the ledger in a real database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from temporalio.client import (
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
+from temporalio.exceptions import CancelledError, TerminatedError
+
+from tasquencer.batch import RowOutcome
+from tasquencer.batch_store import BatchState
+from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+from tasquencer.errors import LedgerUnavailable
+from tasquencer.sql import SqlBatches, SqlLedger, batch_rows, upgrade
+from tasquencer.sql.databases import database_at
+from tasquencer.testing import InMemoryBatches, InMemoryLedger
+from tests.support.batches import filled_batch
+from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
+from tests.workflows.test_ai_fan_out import AT_ONCE, Echo
+from workflows.ai_agent import AiAgentTask
+from workflows.ai_batch import AiBatchTask
+
+Handle = WorkflowHandle[Any, Any]
+
+LONG_BACKOFF = {"initial_interval_seconds": 3600}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A worker, its calls, and the batches of its ledger."""
+
+    tasks: Tasks
+    batches: SqlBatches
+    echo: Echo
+
+    async def start(self, prompts: Sequence[Any], *, batch_id: str | None = None, **request: Any) -> Handle:
+        batch_id = batch_id or f"batch-{uuid4()}"
+        await filled_batch(self.batches, batch_id, prompts, retry=AT_ONCE)
+        return await self.again(batch_id, **request)
+
+    async def again(self, batch_id: str, **request: Any) -> Handle:
+        return await self.tasks.client.start_workflow(
+            "AiBatchTask", request, id=batch_id, task_queue=self.tasks.task_queue
+        )
+
+    async def states(self, batch_id: str) -> Counter[str]:
+        counts = await self.batches.counts(batch_id)
+        found = {name: getattr(counts, name) for name in ("pending", "completed", "failed", "canceled")}
+        return Counter({name: count for name, count in found.items() if count})
+
+    async def asked(self, prompt: str, times: int = 1) -> None:
+        async def probe() -> bool:
+            return self.echo.asked[prompt] >= times
+
+        await eventually(probe, f"{prompt!r} is asked")
+
+
+@asynccontextmanager
+async def scene_on(server: str, folder: Path, task_queue: str | None = None) -> AsyncIterator[Scene]:
+    url = f"sqlite:///{folder / 'ledger.db'}"
+    await upgrade(url)
+    ledger, echo = SqlLedger(url), Echo()
+    async with tasks_on(
+        server,
+        [AiAgentTask, AiBatchTask],
+        [echo.generate],
+        ledger=ledger,
+        batches=ledger.batches,
+        task_queue=task_queue,
+    ) as tasks:
+        yield Scene(tasks, ledger.batches, echo)
+
+
+@pytest.fixture
+async def scene(dev_server: EmbeddedTemporal, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with scene_on(dev_server.address, tmp_path) as scene:
+        yield scene
+
+
+async def runs_of(handle: Handle) -> list[int]:
+    """How many events each run of the workflow has, newest first."""
+    found = []
+    run_id = (await handle.describe()).run_id
+    while run_id:
+        run = handle._client.get_workflow_handle(handle.id, run_id=run_id)
+        events = await history(run)
+        found.append(len(events))
+        run_id = events[0].workflow_execution_started_event_attributes.continued_execution_run_id
+    return found
+
+
+async def answers(scene: Scene, batch_id: str) -> dict[str, str | None]:
+    found = await scene.batches.answers(batch_id, order="position", after=-1, limit=1000, most_bytes=2**20)
+    return {answer.row_id: answer.text for answer in found}
+
+
+async def test_each_row_is_a_task_of_its_own_and_few_are_under_way_at_once(scene: Scene) -> None:
+    prompts = [f"{'fail once ' if number % 5 == 0 else ''}line {number}" for number in range(30)]
+    handle = await scene.start([*prompts, "fail"], concurrency=4)
+    result = await handle.result()
+    assert result == {
+        "rows": 31,
+        "completed": 30,
+        "failed": 1,
+        "canceled": 0,
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "cost_usd": None,
+    }
+    assert await answers(scene, handle.id) == {
+        f"row-{number}": f"echo of {prompt}" for number, prompt in enumerate(prompts)
+    }
+    (lost,) = await scene.batches.unanswered(handle.id, after=-1, limit=10, most_bytes=2**20)
+    assert (lost.row_id, lost.request) == ("row-30", {"prompt": "fail"})
+    assert lost.failure is not None and (lost.failure.type, lost.failure.kind) == ("NotRetryable", "refused")
+    assert 1 < scene.echo.most_under_way <= 4
+    batch = await scene.batches.find(handle.id)
+    assert batch is not None and batch.state is BatchState.COMPLETED
+    first = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-0")
+    assert [(item.attempt, item.state) for item in await scene.tasks.work_items(first)] == [
+        (0, "failed"),
+        (1, "completed"),
+    ]
+    assert await handle.query("progress") == {**result, "running": 0, "paused": None}
+
+
+async def test_a_row_says_what_its_own_task_does_the_defaults_say_the_rest(scene: Scene) -> None:
+    batch_id = f"batch-{uuid4()}"
+    rows: list[Any] = [{"prompt": "one", "model": "mine"}, {"prompt": "fail once two", "max_retries": 0}]
+    await filled_batch(scene.batches, batch_id, rows, model="theirs", retry=AT_ONCE, max_retries=2)
+    assert (await (await scene.again(batch_id)).result())["failed"] == 1
+    models = []
+    for number in range(2):
+        task = scene.tasks.client.get_workflow_handle(f"{batch_id}/row-{number}")
+        (item,) = await scene.tasks.work_items(task)
+        assert isinstance(item.payload, dict)
+        models.append(item.payload["model"])
+    assert models == ["mine", "theirs"]
+
+
+async def test_it_goes_on_in_new_runs_that_follow_what_the_run_before_has_started(tmp_path: Path) -> None:
+    """A task in a long backoff holds nobody up, and its end is learned of."""
+    prompts = [{"prompt": "fail once sleeper", "retry": LONG_BACKOFF}, *[f"line {n}" for n in range(60)]]
+    settings = {"limit.historyCount.suggestContinueAsNew": 80}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=settings) as server,
+        scene_on(server.address, tmp_path) as scene,
+    ):
+        handle = await scene.start(prompts, concurrency=3)
+
+        async def all_but_one() -> bool:
+            return (await scene.states(handle.id))["completed"] == 60
+
+        await eventually(all_but_one, "all rows but one", 60)
+        assert (await handle.query("progress"))["running"] == 1
+        assert await scene.batches.retrying(handle.id) == 1
+        sleeper = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-0")
+        await sleeper.execute_update("retry_now", {"actor": "anna"})
+        assert (await asyncio.wait_for(handle.result(), 30))["completed"] == 61
+        events = await runs_of(handle)
+    assert len(events) > 2
+    assert max(events) < 200
+    assert scene.echo.most_under_way <= 3
+    assert sum(scene.echo.asked.values()) == 62
+    assert len(await answers_after(scene, handle.id)) == 61
+
+
+async def answers_after(scene: Scene, batch_id: str) -> dict[str, str | None]:
+    """With the ledger opened once more, for its worker has closed it."""
+    async with scene.tasks.ledger:
+        return await answers(scene, batch_id)
+
+
+async def test_pause_starts_nothing_more_and_lasts_into_the_next_run(tmp_path: Path) -> None:
+    settings = {"limit.historyCount.suggestContinueAsNew": 40}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=settings) as server,
+        scene_on(server.address, tmp_path) as scene,
+    ):
+        handle = await scene.start([f"late {number}" for number in range(30)], concurrency=2)
+        await scene.asked("late 3")
+        await handle.execute_update("pause", {"actor": "anna", "reason": "lunch"})
+
+        async def quiet() -> bool:
+            return (await handle.query("progress"))["running"] == 0
+
+        await eventually(quiet, "what was under way has ended")
+        asked = sum(scene.echo.asked.values())
+        for number in range(20):  # events enough for another run
+            await handle.execute_update("pause", {"actor": "anna", "reason": f"lunch {number}"})
+        progress = await handle.query("progress")
+        assert progress["paused"] == {"actor": "anna", "reason": "lunch 19"}
+        assert sum(scene.echo.asked.values()) == asked < 30
+        await handle.execute_update("resume", {"actor": "anna"})
+        assert (await handle.result())["completed"] == 30
+        assert len(await runs_of(handle)) > 1
+        with pytest.raises(WorkflowUpdateFailedError):
+            await (await scene.start(["wait"])).execute_update("pause", {"reason": "nobody"})
+
+
+async def test_cancel_settles_everything(scene: Scene) -> None:
+    prompts = ["one", "wait two", {"prompt": "fail once three", "retry": LONG_BACKOFF}, "wait four", "five"]
+    handle = await scene.start(prompts, concurrency=3)
+    await scene.asked("wait four")
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError) as caught:
+        await asyncio.wait_for(handle.result(), 30)
+    assert isinstance(caught.value.cause, CancelledError)
+    assert await scene.states(handle.id) == {"completed": 1, "canceled": 4}
+    batch = await scene.batches.find(handle.id)
+    assert batch is not None and batch.state is BatchState.CANCELED
+    for number in (1, 2, 3):
+        task = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-{number}")
+        assert (await task.describe()).status is WorkflowExecutionStatus.CANCELED
+        assert all(item.state.is_terminal for item in await scene.tasks.work_items(task))
+    assert scene.echo.asked["five"] == 0
+
+
+async def test_the_policy_ends_it_and_what_is_under_way(scene: Scene) -> None:
+    prompts = ["wait", "one", "fail two", "fail three", *["never"] * 20]
+    policy = {"name": "absorb_failures", "limit": 1}
+    handle = await scene.start(prompts, concurrency=2, policy=policy)
+    error = await failure_of_task(handle)
+    assert error.type == "TaskFailed"
+    assert error.message == (
+        "the policy ended the batch: 2 of 24 rows failed; the last one: row-3: NotRetryable: "
+        "first try failed with refused: no, which does not qualify for a retry"
+    )
+    assert await scene.states(handle.id) == {"completed": 1, "failed": 2, "canceled": 21}
+    waiting = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-0")
+    assert (await waiting.describe()).status is WorkflowExecutionStatus.CANCELED
+
+
+async def test_it_ends_when_so_many_answers_are_there_as_it_needs(scene: Scene) -> None:
+    policy = {"name": "require_successes", "successes": 2}
+    handle = await scene.start(["wait", "one", "two", "wait too"], policy=policy)
+    result = await handle.result()
+    assert (result["completed"], result["canceled"]) == (2, 2)
+    assert await scene.states(handle.id) == {"completed": 2, "canceled": 2}
+
+
+async def test_a_batch_that_failed_goes_on_with_what_has_no_answer(scene: Scene) -> None:
+    prompts = ["one", {"prompt": "fail once two", "max_retries": 0}, "three"]
+    handle = await scene.start(prompts, concurrency=1, policy="fail_fast")
+    await failure_of_task(handle)
+    assert await scene.states(handle.id) == {"completed": 1, "failed": 1, "canceled": 1}
+    result = await (await scene.again(handle.id)).result()
+    assert (result["completed"], result["failed"], result["canceled"]) == (3, 0, 0)
+    assert scene.echo.asked == {"one": 1, "fail once two": 2, "three": 1}
+    again = await (await scene.again(handle.id)).result()
+    assert again == result
+    assert scene.echo.asked["one"] == 1
+
+
+async def test_a_batch_that_was_terminated_takes_up_the_tasks_it_left(scene: Scene) -> None:
+    prompts = ["late one", "late two", "wait three", "four"]
+    handle = await scene.start(prompts, concurrency=3)
+    await scene.asked("wait three")
+    await handle.terminate()
+    with pytest.raises(WorkflowFailureError) as caught:
+        await handle.result()
+    assert isinstance(caught.value.cause, TerminatedError)
+    left = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-0")
+    await left.result()  # it goes on by itself
+
+    again = await scene.again(handle.id, concurrency=3)
+    third = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-2")
+
+    async def all_but_the_third() -> bool:
+        return (await scene.states(handle.id))["completed"] == 3
+
+    await eventually(all_but_the_third, "the others")
+    (item,) = await scene.tasks.work_items(third)
+    by_hand = {"work_item_id": item.id, "actor": "anna", "result": {"text": "three"}}
+    await third.execute_update("complete_work_item", by_hand)
+    assert (await asyncio.wait_for(again.result(), 30))["completed"] == 4
+    assert scene.echo.asked == {"late one": 1, "late two": 1, "wait three": 1, "four": 1}
+
+
+async def test_a_batch_without_rows_says_how_to_add_them(scene: Scene) -> None:
+    error = await failure_of_task(await scene.again(f"batch-{uuid4()}"))
+    assert error.type == "InvalidRequest"
+    assert error.message.endswith("has no rows in the ledger: add them with `tasq batch`")
+
+
+async def test_a_wrong_request_fails_at_once(scene: Scene) -> None:
+    error = await failure_of_task(await scene.start(["one"], concurrency=0))
+    assert (error.type, error.message.partition(":")[0]) == ("InvalidRequest", "concurrency")
+
+
+async def test_rows_that_somebody_has_deleted_end_it(scene: Scene) -> None:
+    handle = await scene.start(["late one", *[f"line {number}" for number in range(59)]], concurrency=1)
+    await scene.asked("late one")
+    url = scene.tasks.ledger.database if isinstance(scene.tasks.ledger, SqlLedger) else ""
+    database = database_at(url)
+    gone = batch_rows.delete().where(batch_rows.c.batch_id == handle.id, batch_rows.c.position >= 50)
+    await database.write(lambda connection: connection.execute(gone))
+    await database.close()
+    error = await failure_of_task(handle)
+    assert (error.type, error.message) == ("TaskFailed", "10 rows of the batch are no longer in the ledger")
+    assert await scene.states(handle.id) == {"completed": 50}
+
+
+class FallingBatches(InMemoryBatches):
+    """Is down from its first outcome on, until it is mended."""
+
+    mended = False
+    refused = 0
+
+    async def record(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+        if not self.mended:
+            self.refused += 1
+            raise LedgerUnavailable("a database", "connection refused")
+        await super().record(batch_id, outcomes)
+
+
+async def test_an_outage_of_the_ledger_is_waited_for(dev_server: EmbeddedTemporal) -> None:
+    ledger, echo = InMemoryLedger(), Echo()
+    batches = FallingBatches(ledger)
+    async with tasks_on(
+        dev_server.address, [AiAgentTask, AiBatchTask], [echo.generate], ledger=ledger, batches=batches
+    ) as tasks:
+        batch_id = f"batch-{uuid4()}"
+        await filled_batch(batches, batch_id, ["one", "two"])
+        handle: Handle = await tasks.client.start_workflow(
+            "AiBatchTask", {}, id=batch_id, task_queue=tasks.task_queue
+        )
+
+        async def refused() -> bool:
+            return batches.refused >= 2
+
+        await eventually(refused, "two tries")
+        batches.mended = True
+        assert (await asyncio.wait_for(handle.result(), 60))["completed"] == 2
+    assert sum(echo.asked.values()) == 2
