@@ -37,6 +37,7 @@ __all__ = [
     "Round",
     "Side",
     "as_request",
+    "cpu_seconds",
     "running",
 ]
 
@@ -172,14 +173,14 @@ class Bench:
     """The processes that a round needs, running."""
 
     def __init__(self, client: Client, worker_pid: int, server_pid: int, origin: str, ledger: Path) -> None:
-        self._client = client
-        self._worker_pid = worker_pid
-        self._server_pid = server_pid
+        self.client = client
+        self.worker_pid = worker_pid
+        self.server_pid = server_pid
         self._origin = origin
-        self._ledger = ledger
+        self.ledger = ledger
 
     async def server_version(self) -> str:
-        info = await self._client.workflow_service.get_system_info(GetSystemInfoRequest())
+        info = await self.client.workflow_service.get_system_info(GetSystemInfoRequest())
         return info.server_version
 
     async def round(self, side: Side, comparison: Comparison, tasks: int, concurrency: int) -> Round:
@@ -191,7 +192,7 @@ class Bench:
         async def run_some() -> None:
             for number in numbers:
                 begin = time.perf_counter()
-                await self._client.execute_workflow(
+                await self.client.execute_workflow(
                     side.workflow,
                     side.make_input(failing(failures, f"{name}-{number}")),
                     id=f"{name}-{number}",
@@ -199,11 +200,11 @@ class Bench:
                 )
                 latencies.append(time.perf_counter() - begin)
 
-        worker, server = _cpu_seconds(self._worker_pid), _cpu_seconds(self._server_pid)
+        worker, server = cpu_seconds(self.worker_pid), cpu_seconds(self.server_pid)
         begin = time.perf_counter()
         await asyncio.gather(*(run_some() for _ in range(concurrency)))
         seconds = time.perf_counter() - begin
-        worker, server = _cpu_seconds(self._worker_pid) - worker, _cpu_seconds(self._server_pid) - server
+        worker, server = cpu_seconds(self.worker_pid) - worker, cpu_seconds(self.server_pid) - server
 
         made = {key: count - requests[key] for key, count in (await self._requests()).items()}
         expected = {"answered": tasks * prompts, "failed": tasks * failures}
@@ -222,7 +223,7 @@ class Bench:
         return await asyncio.to_thread(get)
 
     def _recorded(self) -> int:
-        with sqlite3.connect(self._ledger) as connection:
+        with sqlite3.connect(self.ledger) as connection:
             query = "SELECT count(*) FROM work_items WHERE state IN ('completed', 'failed')"
             count: int = connection.execute(query).fetchone()[0]
         connection.close()
@@ -260,7 +261,7 @@ async def _child(name: str, module: str, *options: str) -> AsyncIterator[ChildPr
         child.kill()
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far; NaN where there is no /proc to ask."""
     try:
         fields: Sequence[str] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

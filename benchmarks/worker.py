@@ -32,6 +32,7 @@ from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.work_item import Transition, WorkItem
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_batch import AiBatchTask
 from workflows.ai_fan_out import AiFanOutTask
 
 MODEL = "instant"
@@ -105,10 +106,11 @@ async def serve(address: str, base_url: str, ledger_url: str) -> None:
         yardsticks = [BareAsk, BareFanOut, AskInActivity, AskBetweenActivities]
         theirs: list[Callable[..., object]] = [ask]
         theirs += [by_hand.ask_and_record, by_hand.record_start, by_hand.record_end]
-        tasks = [AiAgentTask, AiFanOutTask]
+        tasks = [AiAgentTask, AiFanOutTask, AiBatchTask]
+        ledger = SqlLedger(ledger_url)
         for queue, workflows, calls, plugins in (
             (BARE_QUEUE, yardsticks, theirs, []),
-            (TASK_QUEUE, tasks, ours, [TasquencerPlugin(SqlLedger(ledger_url))]),
+            (TASK_QUEUE, tasks, ours, [TasquencerPlugin(ledger, ledger.batches)]),
             (UNRECORDED_QUEUE, tasks, ours, [TasquencerPlugin(NoLedger())]),
         ):
             worker = await _worker(address, queue, workflows, calls, plugins)

@@ -269,7 +269,7 @@ def parse_line(line: bytes, number: int) -> tuple[str, dict[str, JsonValue]]:
         InvalidRequest: it is no JSON object, or its id is none.
     """
     try:
-        raw = json.loads(line, parse_constant=_no_constant)
+        raw = json.loads(line.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise InvalidRequest(["is not UTF-8 text"]) from None
     except (ValueError, RecursionError) as error:

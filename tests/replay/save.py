@@ -16,14 +16,17 @@ from uuid import uuid4
 from temporalio.client import Client, WorkflowFailureError
 
 from tasquencer.devkit.temporal_server import embedded_temporal
+from tasquencer.testing import InMemoryBatches
 from tests.replay.followed import FollowedTask, FollowingTask
 from tests.replay.shapes import Shape, shapes
+from tests.support.batches import filled_batch
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_batch import AiBatchTask
 from workflows.ai_fan_out import AiFanOutTask
 from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft, FollowedTask, FollowingTask]
+WORKFLOWS = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft, FollowedTask, FollowingTask]
 HISTORIES = Path(__file__).parent / "histories"
 
 
@@ -39,11 +42,16 @@ async def main() -> None:
 
 async def record(server: str, name: str, shape: Shape) -> None:
     """Run the shape's task and save the history of each of its runs."""
-    async with tasks_on(server, WORKFLOWS, [shape.calls.generate], ledger=shape.ledger) as tasks:
+    batches = InMemoryBatches(shape.ledger)
+    async with tasks_on(
+        server, WORKFLOWS, [shape.calls.generate], ledger=shape.ledger, batches=batches
+    ) as tasks:
+        workflow_id = f"{shape.workflow}-{uuid4()}"
+        await filled_batch(batches, workflow_id, shape.rows, **shape.defaults)
         handle = await tasks.client.start_workflow(
             shape.workflow,
             shape.request,
-            id=f"{shape.workflow}-{uuid4()}",
+            id=workflow_id,
             task_queue=tasks.task_queue,
             start_delay=shape.start_delay or None,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ Meanwhile = Callable[[Tasks, Handle], Awaitable[None]]
 class Shape:
     """A history to record: what is asked, what the calls do, what happens meanwhile.
 
+    `rows` are those of a batch, `retry` then is a default of theirs.
     `start_delay` is how long the first workflow task waits, so that something may come before it.
     """
 
@@ -33,10 +34,13 @@ class Shape:
         meanwhile: Meanwhile | None = None,
         start_delay: timedelta = timedelta(0),
         ledger: Ledger | None = None,
+        rows: Sequence[str] = (),
         **request: object,
     ) -> None:
         self.workflow = workflow
-        self.request = request if "prompts" in request else {"prompt": "What is it?", **request}
+        self.rows = rows
+        self.defaults = {"retry": request.pop("retry")} if rows and "retry" in request else {}
+        self.request = request if "prompts" in request or rows else {"prompt": "What is it?", **request}
         self.start_delay = start_delay
         self.ledger = ledger or InMemoryLedger()
         self.calls = ScriptedCalls(*script)
@@ -133,6 +137,17 @@ async def _waiting_review(tasks: Tasks, handle: Handle, number: int) -> WorkItem
     return await eventually(probe, f"review {number} to wait")
 
 
+async def _pause_resume_and_cancel(tasks: Tasks, handle: Handle) -> None:
+    async def running() -> bool:
+        progress = await handle.query("progress")
+        return progress is not None and bool(progress["running"] and progress["completed"])
+
+    await eventually(running, "a row that has completed, and one under way")
+    await handle.execute_update("pause", {"actor": "anna", "reason": "lunch"})
+    await handle.execute_update("resume", {"actor": "anna"})
+    await handle.cancel()
+
+
 async def _state(tasks: Tasks, handle: Handle, state: WorkItemState) -> None:
     async def probe() -> bool:
         items = await tasks.work_items(handle)
@@ -226,6 +241,34 @@ def shapes() -> dict[str, Shape]:
             prompts=["one", "two", "three", "four"],
             concurrency=2,
             meanwhile=_cancel_while_others_wait,
+        ),
+        "batch": Shape(
+            *(GONE, WRONG_KEY),
+            workflow="AiBatchTask",
+            rows=["one", "two", "three", "four"],
+            concurrency=2,
+            retry=at_once,
+        ),
+        "batch_continued_as_new": Shape(
+            *[GONE] * 4,
+            workflow="AiBatchTask",
+            rows=[f"line {number}" for number in range(40)],
+            concurrency=3,
+            retry=at_once,
+        ),
+        "batch_ended_early": Shape(
+            *(Hang(), WRONG_KEY),
+            workflow="AiBatchTask",
+            rows=["one", "two", "three", "four"],
+            concurrency=2,
+            policy={"name": "absorb_failures", "limit": 0},
+        ),
+        "batch_paused_resumed_and_canceled": Shape(
+            *(ANSWER, Hang()),
+            workflow="AiBatchTask",
+            rows=["one", "two", "three"],
+            concurrency=1,
+            meanwhile=_pause_resume_and_cancel,
         ),
         "followed_up": Shape(workflow="FollowedTask"),
     }
