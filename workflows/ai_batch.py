@@ -42,6 +42,7 @@ from tasquencer.temporal.batches import (
     FOLLOW,
     LOAD,
     RECORD,
+    TASK_WORKFLOW,
     EndRequest,
     Followed,
     FollowRequest,
@@ -50,6 +51,7 @@ from tasquencer.temporal.batches import (
     completed_row,
     lost_row,
 )
+from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD_TIMEOUT
 from tasquencer.temporal.failures import task_error
 
 __all__ = ["AiBatchTask"]
@@ -61,10 +63,18 @@ then adds up to 2,000."""
 _RECORD_SECONDS = 1.0
 """How long an outcome waits for others to be recorded with."""
 
+_ANY_TIME = timedelta(days=365)
+"""An activity that sends heartbeats may take any time."""
+
+_UNTIL_IT_WORKS = RetryPolicy(
+    initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(minutes=1)
+)
+"""An outage is waited for."""
+
 _TASKS = Priority(priority_key=4)
 _OWN = Priority(priority_key=1)
 """The calls of a batch come after those of single tasks, and its own activities before all of them: they are
-few, and would wait behind thousands."""
+few, and would wait behind hundreds."""
 
 
 @workflow.defn(name=BATCH_WORKFLOW, sandboxed=False)  # see AiAgentTask
@@ -170,7 +180,7 @@ class AiBatchTask:
                 self._in_background(self._carry_out_row(window, row))
             if window.needs_rows and self._loading is None:
                 wanted = LoadRequest(batch_id=self._id, after=window.cursor, limit=window.page_size)
-                self._loading = self._in_background(self._execute(LOAD, wanted, RowPage))
+                self._loading = self._in_background(self._execute_here(LOAD, wanted, RowPage))
             if window.waits_to_be_recorded and self._recording is None:
                 self._recording = self._in_background(self._record(window))
             if self._strangers and self._following is None:
@@ -179,10 +189,10 @@ class AiBatchTask:
             await workflow.wait_condition(lambda: self._stirred)
 
     async def _carry_out_row(self, window: BatchWindow, row: BatchRow) -> None:
-        told = OpenRow(position=row.position, row_id=row.row_id)
+        told = window.open[row.position]
         try:
             child = await workflow.start_child_workflow(
-                "AiAgentTask",
+                TASK_WORKFLOW,
                 row.request,
                 id=task_id_of(self._id, row.row_id),
                 # What has completed is not done again; what failed when the batch ran before is.
@@ -192,7 +202,7 @@ class AiBatchTask:
                 priority=_TASKS,
             )
         except WorkflowAlreadyStartedError:
-            self._strangers[row.position] = told
+            self._strangers[row.position] = window.find(row)
             if self._following is not None:  # it follows too few
                 self._following.cancel()
             return
@@ -239,7 +249,7 @@ class AiBatchTask:
     async def _write(self, window: BatchWindow) -> None:
         workflow.set_current_details(_details(window.progress()))
         if outcomes := window.to_record():
-            await self._execute(RECORD, RecordRequest(batch_id=self._id, outcomes=outcomes))
+            await self._execute_here(RECORD, RecordRequest(batch_id=self._id, outcomes=outcomes))
             window.recorded()
 
     async def _follow(self, rows: list[OpenRow], *, cancel: bool = False) -> Followed:
@@ -271,10 +281,21 @@ class AiBatchTask:
             name,
             argument,
             result_type=result_type,
-            start_to_close_timeout=timedelta(days=30) if name == FOLLOW else timedelta(minutes=30),
-            heartbeat_timeout=timedelta(seconds=30) if name in (BEGIN, FOLLOW, END) else None,
-            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),  # an outage is waited for
+            start_to_close_timeout=_ANY_TIME,
+            heartbeat_timeout=timedelta(seconds=15),
+            retry_policy=_UNTIL_IT_WORKS,
             priority=_OWN,
+        )
+
+    async def _execute_here(self, name: str, argument: object, result_type: type[Any] | None = None) -> Any:
+        # As a local activity: many of them would use up the calls per second of the queue.
+        return await workflow.execute_local_activity(
+            name,
+            argument,
+            result_type=result_type,
+            start_to_close_timeout=RECORD_TIMEOUT,
+            retry_policy=_UNTIL_IT_WORKS,
+            local_retry_threshold=LOCAL_RETRY_THRESHOLD,
         )
 
     def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

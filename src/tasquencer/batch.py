@@ -79,12 +79,18 @@ class BatchRow(BaseModel):
 
 
 class OpenRow(BaseModel):
-    """A row whose task is under way."""
+    """A row whose task is under way.
+
+    Attributes:
+        found: The task was there before the batch could start it: one that the batch has left when it was
+            terminated, or somebody else's.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     position: int
     row_id: str
+    found: bool = False
 
 
 class RowFailure(BaseModel):
@@ -92,7 +98,7 @@ class RowFailure(BaseModel):
 
     Attributes:
         type: Of its task's failure: `RetriesExhausted`, `NotRetryable` …; `Canceled`, `Terminated` or
-            `TimedOut`.
+            `TimedOut`; `IdTaken` if another request has a task with the row's id.
         kind: Of the last attempt's failure, where there was one.
         message: In one line.
     """

@@ -128,6 +128,12 @@ class BatchWindow:
             started.append(row)
         return started
 
+    def find(self, row: BatchRow) -> OpenRow:
+        """The task of a row that was to be started was there already."""
+        found = OpenRow(position=row.position, row_id=row.row_id, found=True)
+        self.open[row.position] = found
+        return found
+
     def end(self, outcome: RowOutcome, at: datetime) -> None:
         """The task of an open row has ended; of another one nothing is learned."""
         if self.open.pop(outcome.position, None) is None:

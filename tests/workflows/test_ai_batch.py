@@ -290,6 +290,30 @@ async def test_a_batch_that_was_terminated_takes_up_the_tasks_it_left(scene: Sce
     assert scene.echo.asked == {"late one": 1, "late two": 1, "wait three": 1, "four": 1}
 
 
+async def test_a_task_with_another_request_is_not_taken_for_the_row_s(scene: Scene) -> None:
+    batch_id = f"batch-{uuid4()}"
+    for number, prompt in enumerate(["one", "wait for something else", "three"]):
+        await scene.tasks.client.start_workflow(
+            "AiAgentTask",
+            {"prompt": prompt, "retry": AT_ONCE},
+            id=f"{batch_id}/row-{number}",
+            task_queue=scene.tasks.task_queue,
+        )
+    await scene.asked("wait for something else")
+    await filled_batch(scene.batches, batch_id, ["one", "two", "other"], retry=AT_ONCE)
+    result = await asyncio.wait_for((await scene.again(batch_id)).result(), 30)
+    assert (result["completed"], result["failed"]) == (1, 2)
+    lost = await scene.batches.unanswered(batch_id, after=-1, limit=10, most_bytes=2**20)
+    assert [(row.row_id, row.failure and row.failure.type) for row in lost] == [
+        ("row-1", "IdTaken"),
+        ("row-2", "IdTaken"),
+    ]
+    assert scene.echo.asked == {"one": 1, "wait for something else": 1, "three": 1}
+    theirs = scene.tasks.client.get_workflow_handle(f"{batch_id}/row-1")
+    assert (await theirs.describe()).status is WorkflowExecutionStatus.RUNNING
+    await theirs.cancel()
+
+
 async def test_a_batch_without_rows_says_how_to_add_them(scene: Scene) -> None:
     error = await failure_of_task(await scene.again(f"batch-{uuid4()}"))
     assert error.type == "InvalidRequest"

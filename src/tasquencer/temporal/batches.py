@@ -34,6 +34,7 @@ __all__ = [
     "FOLLOW",
     "LOAD",
     "RECORD",
+    "TASK_WORKFLOW",
     "BatchActivities",
     "EndRequest",
     "FollowRequest",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 BATCH_WORKFLOW = "AiBatchTask"
+TASK_WORKFLOW = "AiAgentTask"
 
 BEGIN = "tasquencer.begin_batch"
 LOAD = "tasquencer.load_batch_rows"
@@ -222,19 +224,49 @@ class BatchActivities:
         """Wait until one of the tasks has ended (or all, if they are to be canceled)."""
         with _waiting_for_the_ledger():
             async with heartbeats():
-                following = _Following(activity.client(), self._ledger, request.batch_id)
+                following = _Following(activity.client(), self._batches, self._ledger, request.batch_id)
+                taken = [row for row in request.rows if row.found and not await following.is_ours(row)]
+                rows = [row for row in request.rows if row not in taken]
+                found = Followed()
                 if request.cancel:
-                    await following.cancel(request.rows)
-                return await following.ends(request.rows, all_of_them=request.cancel)
+                    await following.cancel(rows)
+                    found = await following.ends(rows, all_of_them=True)
+                elif not taken:
+                    found = await following.ends(rows, all_of_them=False)
+                others = [lost_row(row, _taken()) for row in taken]
+                return found.model_copy(update={"outcomes": [*found.outcomes, *others]})
+
+
+def _taken() -> ApplicationError:
+    return ApplicationError("another request has a task with this row's id", type="IdTaken")
 
 
 class _Following:
     """Learns from Temporal how tasks ended."""
 
-    def __init__(self, client: Client, ledger: Ledger, batch_id: str) -> None:
+    def __init__(self, client: Client, batches: BatchStore, ledger: Ledger, batch_id: str) -> None:
         self._client = client
+        self._batches = batches
         self._ledger = ledger
         self._batch_id = batch_id
+
+    async def is_ours(self, row: OpenRow) -> bool:
+        """Whether the task with the row's id does what the row says."""
+        page = await self._batches.pending(
+            self._batch_id, after=row.position - 1, limit=1, most_bytes=_PAGE_BYTES
+        )
+        handle = self._client.get_workflow_handle(task_id_of(self._batch_id, row.row_id))
+        try:
+            first = await anext(handle.fetch_history_events(page_size=1))
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return True  # it has gone meanwhile
+        started = first.workflow_execution_started_event_attributes
+        if not page.rows or page.rows[0].position != row.position:
+            return True  # its outcome is recorded
+        (request, *_) = await self._client.data_converter.decode(started.input.payloads) or [None]
+        return started.workflow_type.name == TASK_WORKFLOW and request == page.rows[0].request
 
     async def cancel(self, rows: Sequence[OpenRow]) -> None:
         slots = asyncio.Semaphore(_CLOSING_AT_ONCE)

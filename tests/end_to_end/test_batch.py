@@ -1,0 +1,73 @@
+"""A batch and the worker process: killed in the middle, and limited in its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from temporalio.client import WorkflowHandle
+
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.ledger import WorkItemFilter
+from tasquencer.sql import SqlLedger
+from tasquencer.work_item import WorkItemState
+from tests.end_to_end.stage import Stage
+from tests.support.answers import ok, slow
+from tests.support.batches import filled_batch
+from tests.support.provider import ScriptedProvider
+from tests.support.tasks import eventually
+
+IMPATIENT = {"heartbeat_timeout_seconds": 1, "retry": {"initial_interval_seconds": 0}}
+
+
+async def start(stage: Stage, prompts: list[str], **request: Any) -> WorkflowHandle[Any, Any]:
+    batch_id = f"batch-{uuid4()}"
+    async with SqlLedger(f"sqlite:///{stage.ledger_file}") as ledger:
+        await filled_batch(ledger.batches, batch_id, prompts, **IMPATIENT)
+    return await stage.client.start_workflow("AiBatchTask", request, id=batch_id, task_queue=stage.task_queue)
+
+
+async def test_a_batch_survives_the_death_of_its_worker(dev_server: EmbeddedTemporal, tmp_path: Path) -> None:
+    prompts = [f"prompt {number}" for number in range(40)]
+    async with ScriptedProvider(then=slow("yes", pause_seconds=0.02)) as provider:
+        stage = await Stage.on(dev_server, provider, tmp_path)
+        batch = await start(stage, prompts, concurrency=5)
+        async with stage.worker() as worker:
+
+            async def some_are_answered() -> bool:
+                return len(provider.requests) >= 12
+
+            await eventually(some_are_answered, "a dozen requests", 60)
+            worker.kill()
+        async with stage.worker():
+            result = await asyncio.wait_for(batch.result(), 90)
+        requests = len(provider.requests)
+    assert (result["rows"], result["completed"]) == (40, 40)
+    async with SqlLedger(f"sqlite:///{stage.ledger_file}") as ledger:
+        items = await ledger.work_items(WorkItemFilter(limit=1000))
+        counts = await ledger.batches.counts(batch.id)
+    assert (counts.completed, counts.pending) == (40, 0)
+    assert all(item.state.is_terminal for item in items)
+    completed = [item for item in items if item.state is WorkItemState.COMPLETED]
+    assert len({item.task_id for item in completed}) == len(completed) == 40
+    lost = len(items) - len(completed)
+    assert lost <= 5  # what was under way
+    assert len(completed) <= requests <= len(items)
+
+
+async def test_a_limit_of_calls_a_second_is_for_calls(dev_server: EmbeddedTemporal, tmp_path: Path) -> None:
+    """Loading and recording use none of it."""
+    async with ScriptedProvider(then=ok("yes")) as provider:
+        stage = await Stage.on(dev_server, provider, tmp_path)
+        async with stage.worker("--calls-per-second", "4"):
+            begin = time.monotonic()
+            batch = await start(stage, [f"prompt {number}" for number in range(24)], concurrency=10)
+            assert (await asyncio.wait_for(batch.result(), 60))["completed"] == 24
+            took = time.monotonic() - begin
+        first, last = provider.requests[0], provider.requests[-1]
+    between = last.at_monotonic - first.at_monotonic
+    assert between > 23 / 4 - 2
+    assert took < 15
