@@ -86,7 +86,7 @@ class AiBatchTask:
     """
 
     @workflow.init
-    def __init__(self, raw: object = None) -> None:
+    def __init__(self, raw: object = None, *rest: object) -> None:
         self._id = workflow.info().workflow_id
         self._window: BatchWindow | None = None
         self._paused: BatchPause | None = None
@@ -133,9 +133,9 @@ class AiBatchTask:
         return pause
 
     @workflow.run
-    async def run(self, raw: object = None) -> AiBatchResult:
+    async def run(self, raw: object = None, *rest: object) -> AiBatchResult:
         """Carry out all rows, or as many as the policy lets it."""
-        request = accept(parse_batch, raw)
+        request = accept(parse_batch, [raw, *rest] if rest else raw)
         window = self._window = await self._begin(request)
         try:
             await self._carry_out(window, request)

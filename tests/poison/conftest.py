@@ -19,10 +19,11 @@ from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import Script, ScriptedProvider
 from tests.support.tasks import Tasks, tasks_on
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_batch import AiBatchTask
 from workflows.ai_fan_out import AiFanOutTask
 from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask, ReviewedDraft]
+WORKFLOWS = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft]
 KEY = "sk-poison-0123456789abcdef"
 
 

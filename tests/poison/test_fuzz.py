@@ -24,6 +24,7 @@ from activities.redaction import Redactor
 from activities.reply import Reply, ReplyEnd
 from tasquencer.actions import CancelWorkItem, CompleteWorkItem, FailWorkItem, RetryNow, parse_action
 from tasquencer.ai import AiAgentRequest, AiAnswer, parse_answer, parse_request, returned_answer
+from tasquencer.batch import AiBatchRequest, check_row, parse_batch, parse_line
 from tasquencer.errors import InvalidRequest
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.fan_out import AiFanOutRequest, parse_fan_out
@@ -134,6 +135,7 @@ def parsed(parse: Callable[[Any], Any], raw: Any) -> Any:
 REQUESTS: list[tuple[Callable[[Any], Any], type[BaseModel]]] = [
     (parse_request, AiAgentRequest),
     (parse_fan_out, AiFanOutRequest),
+    (parse_batch, AiBatchRequest),
     (parse_reviewed_draft, ReviewedDraftRequest),
 ]
 
@@ -149,6 +151,9 @@ def test_an_input_is_a_request_that_can_be_kept_or_is_refused(
         return
     written = request.model_dump_json(exclude_defaults=True)
     assert parse(json.loads(written)) == request
+    if isinstance(request, AiBatchRequest):
+        request.policy.decide()
+        return
     jobs = request.jobs() if isinstance(request, AiFanOutRequest) else [request.job()]
     for job in jobs:
         kept = job.model_dump_json()
@@ -156,6 +161,29 @@ def test_an_input_is_a_request_that_can_be_kept_or_is_refused(
         assert_storable(job.prompt)
         assert type(job).model_validate_json(kept) == job
     request.recipe()
+
+
+@few
+@given(
+    st.one_of(
+        st.binary(),
+        st.tuples(fields_of(AiAgentRequest) | values, values).map(lambda told: _with_id(*told)),
+    )
+)
+def test_a_line_of_a_batch_is_a_row_that_can_be_kept_or_is_refused(line: bytes) -> None:
+    row = parsed(lambda told: parse_line(told, 1), line)
+    if row is None:
+        return
+    row_id, request = row
+    assert_storable(row_id)
+    if parsed(lambda told: check_row({}, told), request) is not None:
+        assert_json_storable(json.dumps(request))
+        assert_json_storable(json.dumps(request, ensure_ascii=False))
+
+
+def _with_id(raw: Any, row_id: Any) -> bytes:
+    line = {**raw, "id": row_id} if isinstance(raw, dict) else raw
+    return json.dumps(line).encode()
 
 
 def test_the_requests_that_are_tried_are_refused_and_accepted() -> None:

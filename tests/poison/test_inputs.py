@@ -96,7 +96,7 @@ async def test_an_input_that_is_no_request_fails_the_task_at_once(
     assert await ground.tasks.work_items(handle) == []
 
 
-@pytest.mark.parametrize("workflow", ["AiFanOutTask", "ReviewedDraft"])
+@pytest.mark.parametrize("workflow", ["AiFanOutTask", "AiBatchTask", "ReviewedDraft"])
 @pytest.mark.parametrize(
     "args", [[{}, {}], [7], [raw(b"\xff", b"binary/encrypted")], [raw(b'{"\\ud800": 1}')]], ids=repr
 )

@@ -28,6 +28,7 @@ from tasquencer.sql import SqlBatches, SqlLedger, batch_rows, upgrade
 from tasquencer.sql.databases import database_at
 from tasquencer.testing import InMemoryBatches, InMemoryLedger
 from tests.support.batches import filled_batch
+from tests.support.postgres import EmbeddedPostgres
 from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
 from tests.workflows.test_ai_fan_out import AT_ONCE, Echo
 from workflows.ai_agent import AiAgentTask
@@ -69,8 +70,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_on(server: str, folder: Path, task_queue: str | None = None) -> AsyncIterator[Scene]:
-    url = f"sqlite:///{folder / 'ledger.db'}"
+async def scene_on(server: str, database: Path | str) -> AsyncIterator[Scene]:
+    """Args: database: Its URL, or a folder for a file."""
+    url = database if isinstance(database, str) else f"sqlite:///{database / 'ledger.db'}"
     await upgrade(url)
     ledger, echo = SqlLedger(url), Echo()
     async with tasks_on(
@@ -79,7 +81,6 @@ async def scene_on(server: str, folder: Path, task_queue: str | None = None) -> 
         [echo.generate],
         ledger=ledger,
         batches=ledger.batches,
-        task_queue=task_queue,
     ) as tasks:
         yield Scene(tasks, ledger.batches, echo)
 
@@ -209,6 +210,18 @@ async def test_pause_starts_nothing_more_and_lasts_into_the_next_run(tmp_path: P
         assert len(await runs_of(handle)) > 1
         with pytest.raises(WorkflowUpdateFailedError):
             await (await scene.start(["wait"])).execute_update("pause", {"reason": "nobody"})
+
+
+@pytest.mark.postgresql
+async def test_it_works_on_postgresql_too(dev_server: EmbeddedTemporal, postgres: EmbeddedPostgres) -> None:
+    url = await postgres.create_database("batches")
+    async with scene_on(dev_server.address, url) as scene:
+        prompts = [f"{'fail ' if number % 7 == 0 else ''}line {number}" for number in range(50)]
+        result = await (await scene.start(prompts, batch_id="on-postgresql", concurrency=8)).result()
+        assert (result["completed"], result["failed"]) == (42, 8)
+        assert len(await answers(scene, "on-postgresql")) == 42
+        await failure_of_task(await scene.again("on-postgresql", policy="fail_fast", concurrency=1))
+        assert await scene.states("on-postgresql") == {"completed": 42, "failed": 1, "canceled": 7}
 
 
 async def test_cancel_settles_everything(scene: Scene) -> None:

@@ -39,7 +39,6 @@ class Pace:
         while len(self._seen) > 2 and self._seen[1][0] <= at - _PACE_SECONDS:
             self._seen.popleft()
 
-    @property
     def rows_per_second(self) -> float | None:
         """None while it is not known."""
         if len(self._seen) < 2:
@@ -107,7 +106,7 @@ class _Lines:
         self._pace.see(now, progress.ended)
         if self._said is None or now - self._said >= _LINE_SECONDS or progress.ended == progress.rows:
             self._said = now
-            self.say(progress_line(progress, retrying, self._pace.rows_per_second))
+            self.say(progress_line(progress, retrying, self._pace.rows_per_second()))
 
     def say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
@@ -123,7 +122,7 @@ class _Bar:
     def show(self, progress: BatchProgress, retrying: int) -> None:
         self._pace.see(monotonic(), progress.ended)
         self._progress = progress
-        self._line = progress_line(progress, retrying, self._pace.rows_per_second)
+        self._line = progress_line(progress, retrying, self._pace.rows_per_second())
 
     def say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
