@@ -94,7 +94,9 @@ class AiBatchTask:
         self._ending = False
         self._stirred = False
         self._strangers: dict[int, OpenRow] = {}  # open rows whose end no child event tells
+        self._bug: BaseException | None = None
         self._loading: asyncio.Task[RowPage] | None = None
+        self._loading_after = -1
         self._recording: asyncio.Task[None] | None = None
         self._following: asyncio.Task[Followed] | None = None
         with contextlib.suppress(InvalidRequest):  # `run` says so
@@ -136,14 +138,16 @@ class AiBatchTask:
     async def run(self, raw: object = None, *rest: object) -> AiBatchResult:
         """Carry out all rows, or as many as the policy lets it."""
         request = accept(parse_batch, [raw, *rest] if rest else raw)
-        window = self._window = await self._begin(request)
         try:
+            window = self._window = await self._begin(request)
             await self._carry_out(window, request)
-        except asyncio.CancelledError:
-            await self._end(window, BatchState.CANCELED)
+        except (asyncio.CancelledError, ActivityError) as error:
+            if not is_cancelled_exception(error):
+                raise
+            await _to_the_end(self._end(BatchState.CANCELED))
             raise
         failure = _failure(window)
-        await self._end(window, BatchState.COMPLETED if failure is None else BatchState.FAILED)
+        await _to_the_end(self._end(BatchState.COMPLETED if failure is None else BatchState.FAILED))
         if failure is not None:
             raise failure
         return window.result()
@@ -166,6 +170,8 @@ class AiBatchTask:
         """Until the policy has a verdict."""
         while True:
             self._stirred = False
+            if self._bug is not None:
+                raise self._bug
             self._take_what_has_come(window)
             if window.verdict is not Verdict.CONTINUE or window.is_missing_rows:
                 return
@@ -179,6 +185,7 @@ class AiBatchTask:
                 self._starting += 1
                 self._in_background(self._carry_out_row(window, row))
             if window.needs_rows and self._loading is None:
+                self._loading_after = window.cursor
                 wanted = LoadRequest(batch_id=self._id, after=window.cursor, limit=window.page_size)
                 self._loading = self._in_background(self._execute_here(LOAD, wanted, RowPage))
             if window.waits_to_be_recorded and self._recording is None:
@@ -220,7 +227,7 @@ class AiBatchTask:
         if self._loading is not None and self._loading.done():
             page = self._loading.result()
             self._loading = None
-            window.load(page.rows, is_last=page.is_last)
+            window.load(page.rows, after=self._loading_after, is_last=page.is_last)
         if self._recording is not None and self._recording.done():
             self._recording.result()
             self._recording = None
@@ -263,7 +270,7 @@ class AiBatchTask:
             return Followed()  # others are to be followed, too
         return found
 
-    async def _end(self, window: BatchWindow, state: BatchState) -> None:
+    async def _end(self, state: BatchState) -> None:
         """Cancel what is under way, and record how everything ended."""
         self._ending = True
         await workflow.wait_condition(lambda: not self._starting)
@@ -271,9 +278,10 @@ class AiBatchTask:
             self._following.cancel()
         if self._recording is not None:
             await self._recording
-        if window.open:
-            self._take(window, await self._follow(list(window.open.values()), cancel=True))
-        await self._write(window)
+        if (window := self._window) is not None:
+            if window.open:
+                self._take(window, await self._follow(list(window.open.values()), cancel=True))
+            await self._write(window)
         await self._execute(END, EndRequest(batch_id=self._id, state=state))
 
     async def _execute(self, name: str, argument: object, result_type: type[Any] | None = None) -> Any:
@@ -303,8 +311,19 @@ class AiBatchTask:
         task.add_done_callback(self._stir)
         return task
 
-    def _stir(self, _: object) -> None:
+    def _stir(self, done: asyncio.Task[Any]) -> None:
+        if not done.cancelled():
+            self._bug = self._bug or done.exception()
         self._stirred = True
+
+
+async def _to_the_end(doing: Coroutine[Any, Any, None]) -> None:
+    """Do it, whatever is canceled meanwhile."""
+    task = asyncio.create_task(doing)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    await task
 
 
 def _history_is_long() -> bool:

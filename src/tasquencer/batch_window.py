@@ -65,6 +65,7 @@ class BatchWindow:
         left = [] if carried is None else carried.unrecorded
         self._unrecorded = {outcome.position: outcome for outcome in left}
         self._in_record: dict[int, RowOutcome] = {}
+        self._ended_lately: set[int] = set()  # since the last page
         self.cursor = -1 if carried is None else carried.cursor
         self.open: dict[int, OpenRow] = {} if carried is None else {row.position: row for row in carried.open}
         self.paused = None if carried is None else carried.paused
@@ -102,17 +103,22 @@ class BatchWindow:
         """Outcomes that the ledger does not have yet and nobody is recording."""
         return len(self._unrecorded)
 
-    def load(self, page: Sequence[BatchRow], *, is_last: bool) -> None:
-        """These are the pending rows that come after `cursor`.
+    def load(self, page: Sequence[BatchRow], *, after: int, is_last: bool) -> None:
+        """These are the pending rows that come after this position.
 
-        Those under way are among them, and those whose outcome is not recorded yet.
+        It was `cursor` when they were asked for; if that is another one by now, they are passed over. Among
+        them may be rows that are under way, and rows that have ended meanwhile.
         """
+        if after != self.cursor:
+            return
         for row in page:
-            if not any(row.position in known for known in (self.open, self._unrecorded, self._in_record)):
+            known = (self.open, self._unrecorded, self._in_record, self._ended_lately)
+            if not any(row.position in positions for positions in known):
                 self._loaded.append(row)
         if page:
             self.cursor = page[-1].position
         self._all_loaded = is_last
+        self._ended_lately.clear()
 
     def start(self) -> list[BatchRow]:
         """The rows to start now; from now on they are open."""
@@ -138,6 +144,7 @@ class BatchWindow:
         """The task of an open row has ended; of another one nothing is learned."""
         if self.open.pop(outcome.position, None) is None:
             return
+        self._ended_lately.add(outcome.position)
         self._number += 1
         counted = outcome.model_copy(update={"number": self._number, "ended_at": at})
         self._unrecorded[outcome.position] = counted

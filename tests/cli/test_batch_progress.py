@@ -31,8 +31,10 @@ def progress(**told: Any) -> BatchProgress:
             },
             2,
             40.0,
-            "1,200 of 5,000 · 3 failed · 2 retrying · 40/s · 9,000 tokens in, 100 out · $0.0212 · "
-            "1 min 35 s left",
+            (
+                "1,200 of 5,000 · 3 failed · 2 retrying · 40/s · 9,000 tokens in, 100 out · $0.0212 · "
+                "1 min 35 s left"
+            ),
         ),
         ({"completed": 4990, "canceled": 10}, 0, 1.0, "5,000 of 5,000 · 10 canceled · 1.0/s"),
         (

@@ -137,11 +137,11 @@ def started(one: BatchWindow) -> list[int]:
 def test_the_window_starts_as_many_as_may_be_under_way() -> None:
     one = window(5)
     assert (one.needs_rows, one.cursor, started(one)) == (True, -1, [])
-    one.load(rows(0, 1, 2), is_last=False)
+    one.load(rows(0, 1, 2), after=one.cursor, is_last=False)
     assert (started(one), started(one), one.cursor) == ([0, 1], [], 2)
     one.end(ended(1), NOON)
     assert started(one) == [2]
-    one.load(rows(3, 4), is_last=True)
+    one.load(rows(3, 4), after=one.cursor, is_last=True)
     assert one.needs_rows is False
     one.end(ended(0), NOON)
     one.end(ended(2), NOON)
@@ -154,7 +154,7 @@ def test_the_window_starts_as_many_as_may_be_under_way() -> None:
 
 def test_outcomes_are_numbered_once_and_recorded_together() -> None:
     one = window(3)
-    one.load(rows(0, 1, 2), is_last=True)
+    one.load(rows(0, 1, 2), after=one.cursor, is_last=True)
     one.start()
     one.end(ended(1), NOON)
     one.end(ended(1), NOON)  # told twice
@@ -171,7 +171,7 @@ def test_outcomes_are_numbered_once_and_recorded_together() -> None:
 
 def test_a_pause_starts_and_loads_nothing() -> None:
     one = window(3)
-    one.load(rows(0, 1), is_last=False)
+    one.load(rows(0, 1), after=one.cursor, is_last=False)
     one.pause(BatchPause(actor="anna"))
     assert (started(one), one.needs_rows) == ([], False)
     assert one.progress().paused == BatchPause(actor="anna")
@@ -181,7 +181,7 @@ def test_a_pause_starts_and_loads_nothing() -> None:
 
 def test_the_next_run_goes_on_where_this_one_was() -> None:
     one = window(6)
-    one.load(rows(0, 1, 2, 3), is_last=False)
+    one.load(rows(0, 1, 2, 3), after=one.cursor, is_last=False)
     one.start()
     one.end(ended(0), NOON)
     one.pause(BatchPause(actor="anna"))
@@ -190,37 +190,58 @@ def test_the_next_run_goes_on_where_this_one_was() -> None:
     assert (again.cursor, list(again.open), again.rows, again.ended) == (1, [1], 6, 1)
     assert again.paused == BatchPause(actor="anna")
     again.pause(None)
-    again.load(rows(2, 3), is_last=False)
+    again.load(rows(2, 3), after=again.cursor, is_last=False)
     assert started(again) == [2]
     assert again.progress().completed == 1
 
 
 def test_what_temporal_does_not_know_is_started_again_and_nothing_else_is() -> None:
     one = window(6, concurrency=3)
-    one.load(rows(0, 1, 2, 3), is_last=False)
+    one.load(rows(0, 1, 2, 3), after=one.cursor, is_last=False)
     one.start()
     one.end(ended(2), NOON)
     one.forget([1])
     assert (one.cursor, one.needs_rows) == (0, True)
-    one.load(rows(1, 2, 3, 4), is_last=False)  # 2 is not recorded yet
+    one.load(rows(1, 2, 3, 4), after=one.cursor, is_last=False)  # 2 is not recorded yet
     assert started(one) == [1, 3]
 
 
 def test_rows_that_wait_are_loaded_again_after_something_was_forgotten() -> None:
     one = window(6, concurrency=2)
-    one.load(rows(0, 1, 2), is_last=False)
+    one.load(rows(0, 1, 2), after=one.cursor, is_last=False)
     one.start()
-    one.load(rows(3, 4), is_last=False)
+    one.load(rows(3, 4), after=one.cursor, is_last=False)
     one.forget([1])
-    one.load(rows(1, 2, 3, 4, 5), is_last=True)
+    one.load(rows(1, 2, 3, 4, 5), after=one.cursor, is_last=True)
     assert started(one) == [1]
     one.forget([0])
     assert one.cursor == -1
 
 
+def test_a_page_that_was_asked_for_before_something_was_forgotten_is_passed_over() -> None:
+    one = window(5)
+    one.load(rows(0, 1), after=-1, is_last=False)
+    one.start()
+    one.forget([0])
+    one.load(rows(2, 3, 4), after=1, is_last=True)
+    assert (started(one), one.needs_rows, one.cursor) == ([], True, -1)
+
+
+def test_a_row_that_has_ended_and_is_recorded_since_the_page_was_read_is_not_started_again() -> None:
+    one = window(3)
+    one.load(rows(0, 1), after=-1, is_last=False)
+    one.start()
+    one.forget([0])
+    one.end(ended(1), NOON)
+    one.to_record()
+    one.recorded()
+    one.load(rows(0, 1, 2), after=-1, is_last=True)  # as it was before that
+    assert started(one) == [0, 2]
+
+
 def test_rows_that_are_gone_are_noticed() -> None:
     one = window(3)
-    one.load(rows(0), is_last=True)
+    one.load(rows(0), after=one.cursor, is_last=True)
     one.start()
     assert not one.is_missing_rows
     one.end(ended(0), NOON)
@@ -245,7 +266,7 @@ def test_the_policy_sees_each_row_as_a_lineage_that_has_begun(
     policy: object, states: str, verdict: Verdict
 ) -> None:
     one = window(4, concurrency=4, policy=policy)
-    one.load(rows(0, 1, 2, 3), is_last=True)
+    one.load(rows(0, 1, 2, 3), after=one.cursor, is_last=True)
     one.start()
     by_letter = {"d": RowState.COMPLETED, "f": RowState.FAILED, "c": RowState.CANCELED}
     for position, letter in enumerate(states):

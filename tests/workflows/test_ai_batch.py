@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -240,6 +241,20 @@ async def test_cancel_settles_everything(scene: Scene) -> None:
         assert (await task.describe()).status is WorkflowExecutionStatus.CANCELED
         assert all(item.state.is_terminal for item in await scene.tasks.work_items(task))
     assert scene.echo.asked["five"] == 0
+
+
+async def test_a_cancel_that_comes_first_cancels_all_rows(scene: Scene) -> None:
+    batch_id = f"batch-{uuid4()}"
+    await filled_batch(scene.batches, batch_id, ["one"] * 5)
+    handle = await scene.tasks.client.start_workflow(
+        "AiBatchTask", id=batch_id, task_queue=scene.tasks.task_queue, start_delay=timedelta(seconds=1)
+    )
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError) as caught:
+        await asyncio.wait_for(handle.result(), 30)
+    assert isinstance(caught.value.cause, CancelledError)
+    assert await scene.states(batch_id) == {"canceled": 5}
+    assert not scene.echo.asked
 
 
 async def test_the_policy_ends_it_and_what_is_under_way(scene: Scene) -> None:
