@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import WorkflowHandle
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger import WorkItemFilter
 from tasquencer.sql import SqlLedger
+from tasquencer.temporal.batches import FOLLOW
 from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
-from tests.support.answers import ok, slow
+from tests.support.answers import ok, slow, status
 from tests.support.batches import filled_batch
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import eventually
+
+STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
 IMPATIENT = {"heartbeat_timeout_seconds": 1, "retry": {"initial_interval_seconds": 0}}
 
@@ -56,6 +61,35 @@ async def test_a_batch_survives_the_death_of_its_worker(dev_server: EmbeddedTemp
     lost = len(items) - len(completed)
     assert lost <= 5  # what was under way
     assert len(completed) <= requests <= len(items)
+
+
+async def test_a_worker_that_stops_does_not_wait_for_tasks_that_sleep(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    """The batch has found the task, so only Temporal can tell its end."""
+    request = {"prompt": "sleeper", "retry": {"initial_interval_seconds": 3600}}
+    async with ScriptedProvider([status(503)], then=ok("awake")) as provider:
+        stage = await Stage.on(dev_server, provider, tmp_path)
+        batch_id = f"batch-{uuid4()}"
+        async with SqlLedger(f"sqlite:///{stage.ledger_file}") as ledger:
+            await filled_batch(ledger.batches, batch_id, [request])
+        async with stage.worker() as worker:
+            task = await stage.client.start_workflow(
+                "AiAgentTask", request, id=f"{batch_id}/row-0", task_queue=stage.task_queue
+            )
+            await stage.work_item(task, 1, WorkItemState.INITIALIZED)
+            batch = await stage.client.start_workflow("AiBatchTask", id=batch_id, task_queue=stage.task_queue)
+
+            async def is_followed() -> bool:
+                pending = (await batch.describe()).raw_description.pending_activities
+                return any(one.activity_type.name == FOLLOW and one.state == STARTED for one in pending)
+
+            await eventually(is_followed, "the task is followed")
+            worker.send(signal.SIGTERM)
+            assert await worker.wait(timeout_seconds=15) == 0
+        async with stage.worker():
+            await task.execute_update("retry_now", {"actor": "anna"})
+            assert (await asyncio.wait_for(batch.result(), 45))["completed"] == 1
 
 
 async def test_a_limit_of_calls_a_second_is_for_calls(dev_server: EmbeddedTemporal, tmp_path: Path) -> None:

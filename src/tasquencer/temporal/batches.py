@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from temporalio import activity
@@ -225,8 +226,11 @@ class BatchActivities:
         with _waiting_for_the_ledger():
             async with heartbeats():
                 following = _Following(activity.client(), self._batches, self._ledger, request.batch_id)
-                taken = [row for row in request.rows if row.found and not await following.is_ours(row)]
-                rows = [row for row in request.rows if row not in taken]
+                rows: list[OpenRow] = []
+                taken: list[OpenRow] = []
+                for row in request.rows:
+                    is_ours = not row.found or await following.is_ours(row)
+                    (rows if is_ours else taken).append(row)
                 found = Followed()
                 if request.cancel:
                     await following.cancel(rows)
@@ -239,6 +243,11 @@ class BatchActivities:
 
 def _taken() -> ApplicationError:
     return ApplicationError("another request has a task with this row's id", type="IdTaken")
+
+
+def _stopping() -> ApplicationError:
+    """Temporal gives the activity to another worker: this one need not wait for tasks that may sleep."""
+    return ApplicationError("the worker stops", category=ApplicationErrorCategory.BENIGN)
 
 
 class _Following:
@@ -284,17 +293,21 @@ class _Following:
 
     async def ends(self, rows: Sequence[OpenRow], *, all_of_them: bool) -> Followed:
         asking = {asyncio.create_task(self._end(row)): row for row in rows}
+        stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
+        left: set[asyncio.Task[Any]] = set(asking)
         try:
-            if asking and not all_of_them:
-                await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait(asking, timeout=_TOGETHER_SECONDS)
-            elif asking:
-                await asyncio.wait(asking)
+            while left and (all_of_them or len(left) == len(asking)):
+                _, left = await asyncio.wait({*left, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if stopping.done():
+                    raise _stopping()
+                left -= {stopping}
+            if left:
+                await asyncio.wait(left, timeout=_TOGETHER_SECONDS)
             done = {row.position: task.result() for task, row in asking.items() if task.done()}
         finally:
-            for task in asking:
+            for task in (*asking, stopping):
                 task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*asking, stopping, return_exceptions=True)
         return Followed(
             outcomes=[outcome for outcome in done.values() if outcome is not None],
             unknown=[position for position, outcome in done.items() if outcome is None],
