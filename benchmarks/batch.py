@@ -24,7 +24,8 @@ from uuid import uuid4
 
 from temporalio.client import WorkflowHandle
 
-from benchmarks.measure import TASK_QUEUE, Bench, cpu_seconds, running
+from benchmarks.measure import TASK_QUEUE, Bench, running
+from benchmarks.processes import cpu_seconds
 from benchmarks.provider import waiting
 from tasquencer.batch import BatchRow
 from tasquencer.batch_store import Batch

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sqlite3
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +20,8 @@ from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 from temporalio.client import Client
 
 from benchmarks.bare import BACKOFF, HEARTBEAT_TIMEOUT, MAX_RETRIES
+from benchmarks.processes import cpu_seconds, module_running
 from benchmarks.provider import failing, waiting
-from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
 
 __all__ = [
@@ -37,7 +35,6 @@ __all__ = [
     "Round",
     "Side",
     "as_request",
-    "cpu_seconds",
     "running",
 ]
 
@@ -237,34 +234,11 @@ async def running(server_settings: Mapping[str, str]) -> AsyncIterator[Bench]:
         ledger = Path(folder) / "ledger.db"
         async with (
             embedded_temporal(ui=False, dynamic_config=server_settings) as temporal,
-            _child("the provider", "benchmarks.provider") as provider,
+            module_running("the provider", "benchmarks.provider") as provider,
         ):
             origin = provider.last_line()
             options = ["--address", temporal.address, "--base-url", f"{origin}/v1"]
             options += ["--ledger", f"sqlite:///{ledger}"]
-            async with _child("the worker", "benchmarks.worker", *options) as worker:
+            async with module_running("the worker", "benchmarks.worker", *options) as worker:
                 client = await Client.connect(temporal.address)
                 yield Bench(client, worker.pid, temporal.pid, origin, ledger)
-
-
-@asynccontextmanager
-async def _child(name: str, module: str, *options: str) -> AsyncIterator[ChildProcess]:
-    child = ChildProcess(name, [sys.executable, "-m", module, *options])
-
-    async def has_spoken() -> bool:
-        return child.output().endswith("\n") and bool(child.last_line())
-
-    try:
-        await child.wait_ready(has_spoken, timeout_seconds=30)
-        yield child
-    finally:
-        child.kill()
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far; NaN where there is no /proc to ask."""
-    try:
-        fields: Sequence[str] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return float("nan")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -283,10 +283,12 @@ async def test_a_domain_table_of_ones_own(database: str) -> None:
 
 EXPLAINED = {
     "the attempts of a task": (WorkItemFilter(task_id="task-7"), "work_items_of_task"),
-    "failed in the last hour by kind": (
-        WorkItemFilter(failure_kind="rate_limited", ended_since=after(3)),
-        "work_items_failed_by_kind",
+    "failed in this way": (
+        WorkItemFilter(failure_kind="rate_limited", created_since=after(-3)),
+        "work_items_failed_so",
     ),
+    "failed": (WorkItemFilter(states=frozenset({WorkItemState.FAILED})), "work_items_failed"),
+    "canceled": (WorkItemFilter(states=frozenset({WorkItemState.CANCELED})), "work_items_canceled"),
     "what is running": (
         WorkItemFilter(states=frozenset({WorkItemState.INITIALIZED, WorkItemState.STARTED})),
         "work_items_open",

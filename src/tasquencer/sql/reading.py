@@ -10,9 +10,9 @@ from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
 from tasquencer.ledger import OpenWorkItem, Place, WorkItemFilter
-from tasquencer.sql.schema import is_failed, is_open, work_item_transitions, work_items
+from tasquencer.sql.schema import is_canceled, is_failed, is_open, work_item_transitions, work_items
 from tasquencer.sql.writing import PARAMETERS
-from tasquencer.work_item import Transition, WorkItem
+from tasquencer.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = [
     "domain_records_in",
@@ -27,6 +27,16 @@ _NOT_IN_WORK_ITEM = ("failure_kind", "failure_message")
 _COLUMNS = [column for column in work_items.c if column.name not in _NOT_IN_WORK_ITEM]
 
 
+_OPEN = (WorkItemState.INITIALIZED, WorkItemState.STARTED)
+
+_COMMON = {
+    frozenset({WorkItemState.FAILED}): is_failed,
+    frozenset({WorkItemState.CANCELED}): is_canceled,
+    frozenset(_OPEN): is_open,
+} | {frozenset({state}): is_open for state in _OPEN}
+"""What is true of work items in these states and an index is made for."""
+
+
 def work_items_query(wanted: WorkItemFilter) -> sa.Select[tuple[object, ...]]:
     """The query for the work items that the filter selects, written so that the indexes serve it."""
     columns = work_items.c
@@ -37,8 +47,8 @@ def work_items_query(wanted: WorkItemFilter) -> sa.Select[tuple[object, ...]]:
         query = query.where(columns.id == wanted.work_item_id)
     if wanted.states is not None:
         query = query.where(columns.state.in_(sorted(wanted.states)))
-        if wanted.states and not any(state.is_terminal for state in wanted.states):
-            query = query.where(is_open)
+        if (common := _COMMON.get(wanted.states)) is not None:
+            query = query.where(common)
     if wanted.failure_kind is not None:
         query = query.where(is_failed, columns.failure_kind == wanted.failure_kind)
     if wanted.payload_kind is not None:

@@ -26,6 +26,7 @@ __all__ = [
     "ai_jobs",
     "batch_rows",
     "batches",
+    "is_canceled",
     "is_failed",
     "is_open",
     "is_pending",
@@ -35,7 +36,7 @@ __all__ = [
     "work_items",
 ]
 
-SCHEMA_VERSIONS = ("0001", "0002")
+SCHEMA_VERSIONS = ("0001", "0002", "0003")
 """Every schema version so far, oldest first: the numbers of the migrations."""
 
 SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
@@ -139,24 +140,30 @@ is_open = sa.text(_one_of("state", _OPEN))
 is_failed = sa.text("state = 'failed'")
 """True of failed work items, written as the index for them has it."""
 
+is_canceled = sa.text("state = 'canceled'")
+"""True of canceled work items, written as the index for them has it."""
+
 sa.Index("work_items_newest", work_items.c.created_at, work_items.c.attempt, work_items.c.id)
 sa.Index(
     "work_items_of_task", work_items.c.task_id, work_items.c.created_at, work_items.c.attempt, work_items.c.id
 )
+for _name, _which in (("open", is_open), ("failed", is_failed), ("canceled", is_canceled)):
+    sa.Index(
+        f"work_items_{_name}",
+        work_items.c.created_at,
+        work_items.c.attempt,
+        work_items.c.id,
+        sqlite_where=_which,
+        postgresql_where=_which,
+    )
 sa.Index(
-    "work_items_failed_by_kind",
+    "work_items_failed_so",
     work_items.c.failure_kind,
-    work_items.c.ended_at,
-    sqlite_where=is_failed,
-    postgresql_where=is_failed,
-)
-sa.Index(
-    "work_items_open",
     work_items.c.created_at,
     work_items.c.attempt,
     work_items.c.id,
-    sqlite_where=is_open,
-    postgresql_where=is_open,
+    sqlite_where=is_failed,
+    postgresql_where=is_failed,
 )
 
 work_item_transitions = sa.Table(
