@@ -161,6 +161,8 @@ def _queries(results: Results) -> None:
     axes.axvline(100, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(times)), list(times), fontsize=9)
     axes.set_xscale("log")
+    axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+    axes.minorticks_off()
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("milliseconds, the query alone (aim: less than 100)")
