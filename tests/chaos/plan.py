@@ -175,7 +175,7 @@ def _task(dice: random.Random, name: str) -> TaskPlan:
         operators = [OperatorPlan(one, dice.uniform(0, 4), dice.random()) for one in names]
     if dice.random() < 0.06:
         operators.append(OperatorPlan(TERMINATE, dice.uniform(0, 6), 0))
-    run_timeout = dice.choice([6, 8]) if dice.random() < 0.08 else None
+    run_timeout = dice.choice([10, 14]) if dice.random() < 0.08 else None
     return TaskPlan(name, "AiFanOutTask" if is_fan_out else "AiAgentTask", request, operators, run_timeout)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,9 +26,9 @@ from tasquencer.temporal.projection import verify
 from tasquencer.work_item import WorkItemState
 from tests.activities.calling import activities_for
 from tests.support import answers
-from tests.support.answers import Answer, Hold
+from tests.support.answers import Hold
 from tests.support.dying_worker import DEAD, dying_worker
-from tests.support.provider import ScriptedProvider
+from tests.support.provider import Script, ScriptedProvider
 from tests.support.tasks import eventually, failure_of_task, history, tasks_on
 from tests.workflows.cancel.scene import (
     ASK,
@@ -84,7 +84,7 @@ class Stage:
 async def stage(
     server: EmbeddedTemporal,
     folder: Path,
-    script: Sequence[Answer],
+    script: Script,
     request: Mapping[str, Any],
     state: WorkItemState,
     attempt: int = 0,
@@ -300,6 +300,52 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
     assert states == {(0, COMPLETED): 1, (0, FAILED): 2, (1, CANCELED): 2}
     first_tries = {item.id: item.state for item in known if item.attempt == 0}
     assert {item["id"]: item["state"] for item in listed} == first_tries
+
+
+async def test_outcomes_that_came_together_keep_their_order_though_a_cancel_came_after_them(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    """The second answer decided the task and canceled the call that failed after it."""
+    late, later, hold = Hold(), Hold(), tmp_path / "both have ended"
+    script = {
+        "fails": [answers.stall(later, answers.status(503))],
+        "answers": [answers.stall(late, answers.ok())],
+        "answers at once": [answers.ok()],
+    }
+    request = {"prompts": list(script), "policy": {"name": "require_successes", "successes": 2}}
+    async with stage(
+        dev_server,
+        tmp_path,
+        script,
+        request,
+        CANCELED,
+        hold=hold,
+        task_timeout=timedelta(seconds=10),
+    ) as scene:
+        await scene.provider.wait_for_requests(3, timeout_seconds=30)
+
+        def calls(left: int) -> Callable[[], Awaitable[bool]]:
+            async def probe() -> bool:
+                described = await scene.handle.describe()
+                return len(described.raw_description.pending_activities) == left
+
+            return probe
+
+        await eventually(calls(2), "the end of the first call")
+        late.release()
+        await eventually(calls(1), "the end of the second call")
+        later.release()
+        await eventually(calls(0), "the end of the third call")
+        hold.touch()
+        await scene.death()
+        await cancel(scene.handle)
+        async with scene.next_worker() as now:
+            await ends_canceled(scene.handle)
+            known = await now.work_items(scene.handle)
+            listed = await _listed(scene.handle)
+    states = {item.id: item.state for item in known}
+    assert Counter(states.values()) == {COMPLETED: 2, CANCELED: 1}
+    assert {item["id"]: item["state"] for item in listed} == states
 
 
 async def _listed(handle: Handle) -> list[dict[str, Any]]:

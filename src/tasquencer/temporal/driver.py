@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
@@ -61,7 +62,7 @@ class TaskDriver:
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, asyncio.Task[Any]] = {}
         self._hurried: dict[str, tuple[str, str | None]] = {}
-        self._arrived: set[str] = set()
+        self._arrived: dict[str, None] = {}
         self._left_behind: set[str] = set()
         self._successors: dict[str, str] = {}
         workflow.register_random_seed_callback(self._on_reset)
@@ -114,7 +115,7 @@ class TaskDriver:
     async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
         """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
         self._calls[item.id] = call
-        call.add_done_callback(lambda _: self._arrived.add(item.id))
+        call.add_done_callback(lambda _: self._arrive(item))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -123,11 +124,29 @@ class TaskDriver:
             # Outcome and cancellation may have come in one workflow task. The outcome is on its way
             # through a few callbacks then, and counts: the call was made, and billed.
             await self.turns()
-            if not call.done():
+            if call.done():
+                await self._take_turn_to_end(item)
+            else:
                 call.cancel()
             return await call
         finally:
             del self._calls[item.id]
+
+    def _arrive(self, item: WorkItem) -> None:
+        self._arrived.pop(item.id, None)
+        self._arrived[item.id] = None
+
+    async def _take_turn_to_end(self, item: WorkItem) -> None:
+        """Return once the outcomes that arrived before this one have had their effect, as without a cancel.
+
+        Else the policy would see them in the order in which the cancel reached those who wait for them.
+        """
+        before = list(takewhile(lambda known: known != item.id, self._arrived))
+        for _ in range(_OUTCOME_STEPS * len(before)):
+            found = (self.state.find(known) for known in before)
+            if not any(one is not None and one.state is WorkItemState.STARTED for one in found):
+                return
+            await asyncio.sleep(0)
 
     def is_calling(self, activity_id: str | None) -> bool:
         """Whether an activity of this id is the call of a started work item."""
@@ -154,7 +173,7 @@ class TaskDriver:
         kind = before.failure.kind if before is not None and before.failure is not None else None
         # A task of its own, so that an operator can end the sleep without canceling the lineage.
         sleeping = asyncio.create_task(workflow.sleep(delay, summary=delay_label(item, kind)))
-        sleeping.add_done_callback(lambda _: self._arrived.add(item.id))
+        sleeping.add_done_callback(lambda _: self._arrive(item))
         self._sleeping[item.id] = sleeping
         try:
             await workflow.wait([sleeping])
@@ -198,7 +217,7 @@ class TaskDriver:
 
     async def start(self, item: WorkItem) -> None:
         """Record the work item as started."""
-        self._arrived.discard(item.id)
+        self._arrived.pop(item.id, None)
         if item.id in self._hurried:
             actor, reason = self._hurried.pop(item.id)
             self.state.start(item.id, now=workflow.now(), actor=actor, reason=reason, hurried=True)
