@@ -2,7 +2,7 @@
 
 Both sides take turns, round by round. A round of the batch begins with its rows in the ledger and ends with
 the result of the workflow. Then: how many events each run of the batch's workflow had, and what `tasq batch`
-takes to check and send a large file.
+takes to check and send a large file. With `--whole` it carries a file out from end to end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from tasquencer.sql import SqlLedger
 
 _AIM = 0.8
 _SAMPLE_SECONDS = 1.0
+_SHOWN_SECONDS = 15.0
 _SENT_AT_ONCE = 500
 
 
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=50, help="tasks at once (50)")
     parser.add_argument("--milliseconds", type=int, default=0, help="the provider takes for an answer (0)")
     parser.add_argument("--lines", type=int, default=200_000, help="of the large file; 0: none (200000)")
+    parser.add_argument("--whole", type=int, default=0, help="lines of a file to carry out with `tasq batch`")
     asyncio.run(_run(parser.parse_args()))
 
 
@@ -85,6 +87,8 @@ async def _run(options: argparse.Namespace) -> None:
             print(f"\nbatch / loop: {ratio:.2f} (aim: {_AIM:.2f}, {verdict})", flush=True)
         if options.lines:
             await _large_file(bench, options.lines)
+        if options.whole:
+            await _whole_file(bench, options)
 
 
 async def _measured(bench: Bench, prompts: int, work: Any) -> Round:
@@ -172,22 +176,10 @@ async def _large_file(bench: Bench, lines: int) -> None:
     """Check and send a large file; nobody serves the queue, so that only the client works."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "large.jsonl"
-        with file.open("w") as to:
-            for number in range(lines):
-                row = {"id": f"row {number}", "prompt": f"Summarize document {number}. " + "word " * 60}
-                to.write(json.dumps(row) + "\n")
-        size = file.stat().st_size / 1e6
-        environment = {
-            **os.environ,
-            "TASQ_DATABASE_URL": f"sqlite:///{folder}/ledger.db",
-            "TASQ_TASK_QUEUE": "nobody",
-            "TEMPORAL_ADDRESS": bench.client.service_client.config.target_host,
-        }
+        size = _write_file(file, [f"Summarize document {number}. " + "word " * 60 for number in range(lines)])
+        ledger = f"sqlite:///{folder}/ledger.db"
         begin = time.perf_counter()
-        tasq = Path(sys.executable).with_name("tasq")
-        process = await asyncio.create_subprocess_exec(
-            tasq, "batch", file, "--detach", env=environment, stdout=asyncio.subprocess.DEVNULL
-        )
+        process = await _tasq(bench, ledger, "nobody", "batch", file, "--detach")
         peak = 0.0
         while process.returncode is None:
             peak = max(peak, _megabytes(process.pid, "VmHWM"))
@@ -196,6 +188,54 @@ async def _large_file(bench: Bench, lines: int) -> None:
         assert process.returncode == 0
         print(f"\n{lines:,} lines ({size:.0f} MB) checked and sent in {took:.1f} s")
         print(f"client: at most {peak:.0f} MB")
+
+
+async def _whole_file(bench: Bench, options: argparse.Namespace) -> None:
+    """Carry a file out, with the memory of client and worker over time."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "whole.jsonl", Path(folder) / "results.jsonl"
+        names = [waiting(options.milliseconds, f"whole {number}") for number in range(options.whole)]
+        _write_file(file, names)
+        ledger = f"sqlite:///{bench.ledger}"
+        batch_id = f"whole-{uuid4().hex[:8]}"
+        asked: list[str | Path] = ["--id", batch_id, "--out", out, "--concurrency", f"{options.concurrency}"]
+        begin = shown = time.perf_counter()
+        process = await _tasq(bench, ledger, TASK_QUEUE, "batch", file, *asked)
+        while process.returncode is None:
+            await asyncio.wait({asyncio.create_task(process.wait())}, timeout=1)
+            if time.perf_counter() - shown >= _SHOWN_SECONDS:
+                shown = time.perf_counter()
+                client, worker = _megabytes(process.pid), _megabytes(bench.worker_pid)
+                print(f"{shown - begin:7.0f} s   client {client:.0f} MB, worker {worker:.0f} MB", flush=True)
+        took = time.perf_counter() - begin
+        assert process.returncode == 0
+        with out.open() as results:
+            ids = [json.loads(line)["id"] for line in results]
+        assert ids == [f"row {number}" for number in range(options.whole)], "a result is missing or misplaced"
+        events = await _events_of_runs(bench, batch_id)
+        print(f"{options.whole:,} lines carried out in {took:.0f} s, {options.whole / took:.1f} a second")
+        print(f"history of {len(events)} runs: at most {max(events):,} events")
+
+
+def _write_file(file: Path, prompts: Sequence[str]) -> float:
+    """Megabytes of the file."""
+    with file.open("w") as to:
+        for number, prompt in enumerate(prompts):
+            to.write(json.dumps({"id": f"row {number}", "prompt": prompt}) + "\n")
+    return file.stat().st_size / 1e6
+
+
+async def _tasq(bench: Bench, ledger: str, queue: str, *arguments: str | Path) -> asyncio.subprocess.Process:
+    environment = {
+        **os.environ,
+        "TASQ_DATABASE_URL": ledger,
+        "TASQ_TASK_QUEUE": queue,
+        "TEMPORAL_ADDRESS": bench.client.service_client.config.target_host,
+    }
+    tasq = Path(sys.executable).with_name("tasq")
+    return await asyncio.create_subprocess_exec(
+        tasq, *arguments, env=environment, stdout=asyncio.subprocess.DEVNULL
+    )
 
 
 def _megabytes(pid: int, field: str = "VmRSS") -> float:

@@ -63,8 +63,10 @@ then adds up to 2,000."""
 _RECORD_SECONDS = 1.0
 """How long an outcome waits for others to be recorded with."""
 
+_LOAD_TIMEOUT = timedelta(seconds=30)
+_HEARTBEAT_TIMEOUT = timedelta(seconds=15)
 _ANY_TIME = timedelta(days=365)
-"""An activity that sends heartbeats may take any time."""
+"""The activities that may take any time send heartbeats."""
 
 _UNTIL_IT_WORKS = RetryPolicy(
     initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(minutes=1)
@@ -91,6 +93,7 @@ class AiBatchTask:
         self._window: BatchWindow | None = None
         self._paused: BatchPause | None = None
         self._starting = 0
+        self._task = _WorkflowTask()
         self._ending = False
         self._stirred = False
         self._strangers: dict[int, OpenRow] = {}  # open rows whose end no child event tells
@@ -181,13 +184,14 @@ class AiBatchTask:
                     workflow.continue_as_new(request.model_copy(update={"carried": window.carry()}))
                 await workflow.wait_condition(lambda: self._stirred)
                 continue
-            for row in window.start():
+            for row in window.start(self._task.used()):
                 self._starting += 1
+                self._task.use(row.size)
                 self._in_background(self._carry_out_row(window, row))
             if window.needs_rows and self._loading is None:
                 self._loading_after = window.cursor
                 wanted = LoadRequest(batch_id=self._id, after=window.cursor, limit=window.page_size)
-                self._loading = self._in_background(self._execute_here(LOAD, wanted, RowPage))
+                self._loading = self._in_background(self._execute(LOAD, wanted, RowPage))
             if window.waits_to_be_recorded and self._recording is None:
                 self._recording = self._in_background(self._record(window))
             if self._strangers and self._following is None:
@@ -256,7 +260,14 @@ class AiBatchTask:
     async def _write(self, window: BatchWindow) -> None:
         workflow.set_current_details(_details(window.progress()))
         if outcomes := window.to_record():
-            await self._execute_here(RECORD, RecordRequest(batch_id=self._id, outcomes=outcomes))
+            # As a local activity: one a second would use up the calls per second of the queue.
+            await workflow.execute_local_activity(
+                RECORD,
+                RecordRequest(batch_id=self._id, outcomes=outcomes),
+                start_to_close_timeout=RECORD_TIMEOUT,
+                retry_policy=_UNTIL_IT_WORKS,
+                local_retry_threshold=LOCAL_RETRY_THRESHOLD,
+            )
             window.recorded()
 
     async def _follow(self, rows: list[OpenRow], *, cancel: bool = False) -> Followed:
@@ -289,21 +300,10 @@ class AiBatchTask:
             name,
             argument,
             result_type=result_type,
-            start_to_close_timeout=_ANY_TIME,
-            heartbeat_timeout=timedelta(seconds=15),
+            start_to_close_timeout=_LOAD_TIMEOUT if name == LOAD else _ANY_TIME,
+            heartbeat_timeout=None if name == LOAD else _HEARTBEAT_TIMEOUT,
             retry_policy=_UNTIL_IT_WORKS,
             priority=_OWN,
-        )
-
-    async def _execute_here(self, name: str, argument: object, result_type: type[Any] | None = None) -> Any:
-        # As a local activity: many of them would use up the calls per second of the queue.
-        return await workflow.execute_local_activity(
-            name,
-            argument,
-            result_type=result_type,
-            start_to_close_timeout=RECORD_TIMEOUT,
-            retry_policy=_UNTIL_IT_WORKS,
-            local_retry_threshold=LOCAL_RETRY_THRESHOLD,
         )
 
     def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -324,6 +324,24 @@ async def _to_the_end(doing: Coroutine[Any, Any, None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(task)
     await task
+
+
+class _WorkflowTask:
+    """Counts the bytes of the requests that start in the present workflow task."""
+
+    def __init__(self) -> None:
+        self._history_length = 0
+        self._bytes = 0
+
+    def used(self) -> int:
+        """So many up to now."""
+        if (length := workflow.info().get_current_history_length()) != self._history_length:
+            self._history_length, self._bytes = length, 0
+        return self._bytes
+
+    def use(self, size: int) -> None:
+        """So many more."""
+        self._bytes = self.used() + size
 
 
 def _history_is_long() -> bool:

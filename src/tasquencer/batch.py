@@ -69,6 +69,7 @@ class BatchRow(BaseModel):
         position: Its place in the batch, from 0.
         row_id: Its name in the batch; unique there.
         request: The fields of `AiAgentRequest`.
+        size: Bytes of the request as JSON, about; 0 where nobody has counted.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,6 +77,7 @@ class BatchRow(BaseModel):
     position: int
     row_id: str
     request: dict[str, Any]
+    size: int = 0
 
 
 class OpenRow(BaseModel):

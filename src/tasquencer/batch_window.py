@@ -35,6 +35,11 @@ MOST_UNRECORDED = 200
 
 _SMALLEST_PAGE = 20
 
+_MOST_BYTES = 1024 * 1024
+"""Of the requests that are loaded, before more are; and of those that start in one workflow task, unless a
+single one has more. Temporal terminates a workflow whose workflow task has more than 4 MiB, and what it was
+told during the task counts, too: up to 2 MiB of answers."""
+
 
 class BatchWindow:
     """Where a batch stands.
@@ -90,7 +95,8 @@ class BatchWindow:
     @property
     def needs_rows(self) -> bool:
         """Whether to load the rows after `cursor`."""
-        return not self._all_loaded and self.paused is None and len(self._loaded) <= self.page_size // 2
+        few = len(self._loaded) <= self.page_size // 2 and sum(row.size for row in self._loaded) < _MOST_BYTES
+        return few and not self._all_loaded and self.paused is None
 
     @property
     def is_missing_rows(self) -> bool:
@@ -120,16 +126,22 @@ class BatchWindow:
         self._all_loaded = is_last
         self._ended_lately.clear()
 
-    def start(self) -> list[BatchRow]:
-        """The rows to start now; from now on they are open."""
+    def start(self, used: int = 0) -> list[BatchRow]:
+        """The rows to start now; from now on they are open.
+
+        Args:
+            used: Bytes of the requests that have started in this workflow task already.
+        """
         started: list[BatchRow] = []
         while (
             self._loaded
+            and (not used or used + self._loaded[0].size <= _MOST_BYTES)
             and len(self.open) < self._concurrency
             and self.paused is None
             and self.verdict is Verdict.CONTINUE
         ):
             row = self._loaded.popleft()
+            used += row.size
             self.open[row.position] = OpenRow(position=row.position, row_id=row.row_id)
             started.append(row)
         return started

@@ -290,5 +290,17 @@ def test_a_batch_with_nothing_left_to_do_completes_at_once() -> None:
     }
 
 
+def test_not_more_starts_in_one_workflow_task_than_temporal_takes() -> None:
+    one = window(6, concurrency=6)
+    sizes = (700_000, 300_000, 700_000, 1_500_000)
+    large = [row.model_copy(update={"size": size}) for row, size in zip(rows(0, 1, 2, 3), sizes, strict=True)]
+    one.load(large, after=-1, is_last=False)
+    assert one.needs_rows is False
+    used = [one.start(used) for used in (0, 1_000_000, 0, 700_000, 0)]
+    assert [[row.position for row in some] for some in used] == [[0, 1], [], [2], [], [3]]
+    needs_rows = one.needs_rows
+    assert needs_rows
+
+
 def test_a_page_is_neither_tiny_nor_huge() -> None:
     assert [window(1, concurrency).page_size for concurrency in (1, 50, 1000)] == [20, 50, LARGEST_PAGE]

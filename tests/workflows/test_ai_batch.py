@@ -20,6 +20,7 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
 )
 from temporalio.exceptions import CancelledError, TerminatedError
+from temporalio.worker import Replayer
 
 from tasquencer.batch import RowOutcome
 from tasquencer.batch_store import BatchState
@@ -27,6 +28,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.errors import LedgerUnavailable
 from tasquencer.sql import SqlBatches, SqlLedger, batch_rows, upgrade
 from tasquencer.sql.databases import database_at
+from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryBatches, InMemoryLedger
 from tests.support.batches import filled_batch
 from tests.support.postgres import EmbeddedPostgres
@@ -211,6 +213,14 @@ async def test_pause_starts_nothing_more_and_lasts_into_the_next_run(tmp_path: P
         assert len(await runs_of(handle)) > 1
         with pytest.raises(WorkflowUpdateFailedError):
             await (await scene.start(["wait"])).execute_update("pause", {"reason": "nobody"})
+
+
+async def test_the_largest_prompts_pass_a_few_at_a_time(scene: Scene) -> None:
+    prompts = [f"{number} {'x' * 1_500_000}" for number in range(7)]
+    handle = await scene.start([*prompts, "small"], concurrency=4)
+    assert (await asyncio.wait_for(handle.result(), 60))["completed"] == 8
+    replayer = Replayer(workflows=[AiBatchTask], plugins=[TasquencerPlugin(InMemoryLedger())])
+    await replayer.replay_workflow(await handle.fetch_history())
 
 
 @pytest.mark.postgresql

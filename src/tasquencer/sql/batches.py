@@ -119,10 +119,11 @@ class SqlBatches(BatchStore):
 
     async def retrying(self, batch_id: str) -> int:
         """See `BatchStore.retrying`."""
+        prefix = f"{batch_id}/"
         open_rows = sa.select(sa.func.count()).where(
             is_open,
             work_items.c.attempt > 0,
-            work_items.c.task_id.startswith(f"{batch_id}/", autoescape=True),
+            sa.func.substr(work_items.c.task_id, 1, len(prefix)) == prefix,
         )
         return await self._read(lambda connection: connection.execute(open_rows).scalar_one())
 
@@ -146,13 +147,18 @@ class SqlBatches(BatchStore):
             if last is None:
                 return RowPage(rows=[], is_last=True)
             query = (
-                sa.select(_COLUMNS.position, _COLUMNS.row_id, _COLUMNS.request)
+                sa.select(_COLUMNS.position, _COLUMNS.row_id, _COLUMNS.request, _COLUMNS.request_bytes)
                 .where(wanted, _COLUMNS.position <= last)
                 .order_by(_COLUMNS.position)
             )
             rows = [
-                BatchRow(position=position, row_id=row_id, request=merged(defaults, request))
-                for position, row_id, request in connection.execute(query)
+                BatchRow(
+                    position=position,
+                    row_id=row_id,
+                    request=merged(defaults, request),
+                    size=size + surplus,
+                )
+                for position, row_id, request, size in connection.execute(query)
             ]
             return RowPage(rows=rows, is_last=len(found) < limit and last == found[-1][0])
 
