@@ -96,7 +96,7 @@ class AiBatchTask:
         self._task = _WorkflowTask()
         self._ending = False
         self._stirred = False
-        self._strangers: dict[int, OpenRow] = {}  # open rows whose end no child event tells
+        self._to_follow: dict[int, OpenRow] = {}  # open rows whose end no child event tells
         self._bug: BaseException | None = None
         self._loading: asyncio.Task[RowPage] | None = None
         self._loading_after = -1
@@ -105,7 +105,7 @@ class AiBatchTask:
         with contextlib.suppress(InvalidRequest):  # `run` says so
             if (carried := parse_batch(raw).carried) is not None:
                 self._paused = carried.paused
-                self._strangers = {row.position: row for row in carried.open}
+                self._to_follow = {row.position: row for row in carried.open}
 
     @workflow.query
     def progress(self) -> BatchProgress | None:
@@ -194,8 +194,8 @@ class AiBatchTask:
                 self._loading = self._in_background(self._execute(LOAD, wanted, RowPage))
             if window.waits_to_be_recorded and self._recording is None:
                 self._recording = self._in_background(self._record(window))
-            if self._strangers and self._following is None:
-                rows = list(self._strangers.values())
+            if self._to_follow and self._following is None:
+                rows = list(self._to_follow.values())
                 self._following = self._in_background(self._follow(rows))
             await workflow.wait_condition(lambda: self._stirred)
 
@@ -213,7 +213,7 @@ class AiBatchTask:
                 priority=_TASKS,
             )
         except WorkflowAlreadyStartedError:
-            self._strangers[row.position] = window.find(row)
+            self._to_follow[row.position] = window.find(row)
             if self._following is not None:  # it follows too few
                 self._following.cancel()
             return
@@ -242,10 +242,10 @@ class AiBatchTask:
 
     def _take(self, window: BatchWindow, found: Followed) -> None:
         for outcome in found.outcomes:
-            self._strangers.pop(outcome.position, None)
+            self._to_follow.pop(outcome.position, None)
             window.end(outcome, workflow.now())
         for position in found.unknown:
-            self._strangers.pop(position, None)
+            self._to_follow.pop(position, None)
         window.forget(found.unknown)
 
     async def _record(self, window: BatchWindow) -> None:

@@ -84,7 +84,7 @@ def replacing(file: Path | None) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise CommandFailed(f"cannot write {str(file)!r}: {error.strerror}") from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it has been renamed
             beside.unlink()
 
 

@@ -108,7 +108,11 @@ async def run_batch(
                 f"there is already a batch {batch_id!r} with other prompts or options: choose another --id"
             )
         if batch.filled_at is None:
-            await _upload(rows, batches, batch_id)
+            try:
+                await _upload(rows, batches, batch_id)
+            except asyncio.CancelledError:  # Ctrl-C
+                _say("stopped before the batch began; the same command goes on")
+                raise
         counts = await batches.counts(batch_id)
         lost = counts.failed + counts.canceled
         run: BatchRun | None = None

@@ -1,0 +1,44 @@
+"""The files of a batch appear whole, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasquencer.cli.batch_output import BatchFiles, replacing
+from tasquencer.cli.errors import CommandFailed
+
+
+def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text("old")
+    with replacing(file) as to:
+        to.write(b"new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_what_was_there_stays_if_something_happens(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(file) as to:
+        to.write(b"half of the")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_place_that_takes_nothing_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match="cannot write '/dev/full"), replacing(Path("/dev/full/x")) as to:
+        to.write(b"x")
+
+
+def test_failures_go_beside_the_results_unless_they_have_a_place_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    assert BatchFiles.of(out, None) == BatchFiles(out, tmp_path / "r.failed.jsonl")
+    assert BatchFiles.of(out, tmp_path / "f.jsonl") == BatchFiles(out, tmp_path / "f.jsonl")
+    assert BatchFiles.of(None, None) == BatchFiles.of(Path("-"), None) == BatchFiles(None, None)
+    with pytest.raises(CommandFailed, match="is the input, too"):
+        BatchFiles.of(out, None, tmp_path / "r.failed.jsonl")
