@@ -207,6 +207,7 @@ def test_prune_removes_old_tasks_when_told_to(tasq: Tasq, tell: Tell) -> None:
     assert json.loads(tasq(*prune, "--yes", "--json").stdout) == {
         "tasks": 1,
         "work_items": 1,
+        "batches": 0,
         "dry_run": False,
     }
     assert tasq(*prune).stdout.startswith("0 tasks with 0 work items removed")  # nothing to ask about

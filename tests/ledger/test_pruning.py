@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
 from tasquencer.errors import LedgerUnavailable, SchemaMismatch
 from tasquencer.ledger import WorkItemFilter
 from tasquencer.sql import SqlLedger
+from tasquencer.sql.databases import database_at
 from tasquencer.sql.pruning import Old, old_tasks, prune
+from tasquencer.sql.schema import batch_rows, batches
 from tasquencer.work_item import WorkItemState
-from tests.ledger.stories import Life, after, ai_job
+from tests.ledger.stories import START, Life, after, ai_job
 from tests.ledger.test_immutability import run
 
 BEFORE = after(3600)
@@ -94,6 +99,29 @@ async def test_a_row_of_somebody_elses_that_refers_to_a_work_item_keeps_all_of_i
             await run(database, "DELETE FROM work_items")
     finally:
         await run(database, "DROP TABLE invoices")
+
+
+async def test_batches_go_with_their_rows_once_they_have_ended(database: str, sql_ledger: SqlLedger) -> None:
+    def fill(connection: sa.Connection) -> None:
+        for name, ended_at in (("old", after(9)), ("new", after(86_400)), ("open", None)):
+            state = "completed" if ended_at else "started"
+            facts = {"digest": "d", "rows": 1, "defaults": {}, "state": state, "created_at": START}
+            connection.execute(sa.insert(batches).values(id=name, ended_at=ended_at, **facts))
+            row = {"position": 0, "row_id": "a", "request": {}, "request_bytes": 2, "state": "pending"}
+            connection.execute(sa.insert(batch_rows).values(batch_id=name, **row))
+
+    held = database_at(database)
+    try:
+        await held.write(fill)
+        assert await old_tasks(database, BEFORE) == await prune(database, BEFORE) == Old(batches=1)
+        for query in (sa.select(batches.c.id), sa.select(batch_rows.c.batch_id)):
+            assert set(await held.read(partial(_column, query))) == {"new", "open"}
+    finally:
+        await held.close()
+
+
+def _column(query: sa.Select[Any], connection: sa.Connection) -> list[Any]:
+    return list(connection.execute(query).scalars())
 
 
 async def test_a_database_without_the_schema_is_refused(tmp_path: object) -> None:

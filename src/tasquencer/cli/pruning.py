@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Remove old tasks from the ledger: their work items, transitions and AI jobs.
+    """Remove old tasks from the ledger (work items, transitions, AI jobs), and old batches.
 
     Beside workers, in small steps. Choose a time longer ago than the namespace's
     retention: what Temporal still has, `tasq ledger rebuild` would bring back.
@@ -54,14 +55,14 @@ async def _prune(before: datetime, *, dry_run: bool, yes: bool, as_json: bool) -
     url = read_settings().database_url
     with readable_database_url():
         found = await old_tasks(url, before)
-    if found.tasks and not dry_run:
+    if (found.tasks or found.batches) and not dry_run:
         if not yes:
             question = f"Remove {_told(found)}, ended before {moment(before)}, from the ledger for good?"
             typer.confirm(question, abort=True, err=True)
         with counting() as progress:
             found = await prune(url, before, lambda done: progress(f"{_told(done)} removed"))
     if as_json:
-        print(json.dumps({"tasks": found.tasks, "work_items": found.work_items, "dry_run": dry_run}))
+        print(json.dumps({**asdict(found), "dry_run": dry_run}))
     else:
         print(f"{_told(found)} {'would be removed' if dry_run else 'removed'}: ended before {moment(before)}")
     return ExitCode.COMPLETED
@@ -70,4 +71,5 @@ async def _prune(before: datetime, *, dry_run: bool, yes: bool, as_json: bool) -
 def _told(old: Old) -> str:
     from tasquencer.cli.rendering import counted
 
-    return f"{counted(old.tasks, 'task')} with {counted(old.work_items, 'work item')}"
+    told = f"{counted(old.tasks, 'task')} with {counted(old.work_items, 'work item')}"
+    return told + (f" and {counted(old.batches, 'batch', 'batches')}" if old.batches else "")

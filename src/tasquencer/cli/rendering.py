@@ -51,9 +51,9 @@ _MESSAGE_LENGTH = 500
 _TIME = "%Y-%m-%d %H:%M:%S"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 task`, `1,234 tasks`."""
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def printable(text: str) -> str:

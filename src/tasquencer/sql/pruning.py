@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.migrate import check_schema
-from tasquencer.sql.schema import ai_jobs, work_item_transitions, work_items
+from tasquencer.sql.schema import ai_jobs, batch_rows, batches, work_item_transitions, work_items
 
 __all__ = ["Old", "old_tasks", "prune"]
 
@@ -35,10 +35,11 @@ class Old:
 
     tasks: int = 0
     work_items: int = 0
+    batches: int = 0
 
 
 async def old_tasks(database_url: str, before: datetime) -> Old:
-    """How many tasks have only work items that ended before this time.
+    """How many tasks have only work items that ended before this time, and how many batches ended before it.
 
     Raises:
         LedgerUnavailable: the database cannot be reached or used.
@@ -61,7 +62,7 @@ async def old_tasks(database_url: str, before: datetime) -> Old:
     try:
         await check_schema(database)
         tasks, items = await database.read(lambda connection: connection.execute(query).one())
-        return Old(tasks, int(items))
+        return Old(tasks, int(items), len(await database.read(partial(_old_batches, before=before))))
     except database.outages as error:
         raise database.unavailable(error) from error
     finally:
@@ -69,7 +70,7 @@ async def old_tasks(database_url: str, before: datetime) -> Old:
 
 
 async def prune(database_url: str, before: datetime, progress: Callable[[Old], None] = lambda _: None) -> Old:
-    """Delete the tasks that have only work items that ended before this time; what was deleted.
+    """Delete the tasks that have only work items that ended before this time, and batches; what was deleted.
 
     Page by page, beside workers; interrupted, it has deleted a part, and goes on when run again.
 
@@ -90,7 +91,7 @@ async def prune(database_url: str, before: datetime, progress: Callable[[Old], N
         while True:
             page = await database.read(partial(_page, before=before, after=place))
             if not page:
-                return done
+                break
             last = page[-1]
             place = (last.created_at, last.attempt, last.id)
             tasks = sorted({row.task_id for row in page})
@@ -98,6 +99,11 @@ async def prune(database_url: str, before: datetime, progress: Callable[[Old], N
                 deleted = await database.write(partial(_delete, task_ids=tasks, before=before))
                 done = Old(done.tasks + deleted.tasks, done.work_items + deleted.work_items)
                 progress(done)
+        for batch_id in await database.read(partial(_old_batches, before=before)):
+            await database.write(partial(_delete_batch, batch_id=batch_id))
+            done = replace(done, batches=done.batches + 1)
+            progress(done)
+        return done
     except database.outages as error:
         raise database.unavailable(error) from error
     finally:
@@ -132,6 +138,15 @@ def _delete(connection: sa.Connection, task_ids: list[str], before: datetime) ->
             for first in range(0, len(ids), _PAGE):
                 connection.execute(sa.delete(table).where(key.in_(ids[first : first + _PAGE])))
     return Old(len(tasks), len(ids))
+
+
+def _old_batches(connection: sa.Connection, before: datetime) -> list[str]:
+    return list(connection.execute(sa.select(batches.c.id).where(batches.c.ended_at < before)).scalars())
+
+
+def _delete_batch(connection: sa.Connection, batch_id: str) -> None:
+    connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id == batch_id))
+    connection.execute(sa.delete(batches).where(batches.c.id == batch_id))
 
 
 @contextmanager
