@@ -159,6 +159,7 @@ class Tuning:
     metrics_address: str | None
     version: Version | None = None
     reconcile_every: timedelta | None = None
+    heartbeat_interval: timedelta = HEARTBEAT_INTERVAL
 
 
 def main(
@@ -182,6 +183,15 @@ def main(
             "attempt may take.",
         ),
     ] = 300,
+    heartbeat_interval: Annotated[
+        float,
+        typer.Option(
+            envvar="TASQ_HEARTBEAT_INTERVAL",
+            min=0.1,
+            help="Seconds between two heartbeats of a call: so long a cancel may take to reach it. Each is a "
+            "billable action on Temporal Cloud.",
+        ),
+    ] = HEARTBEAT_INTERVAL.total_seconds(),
     metrics_address: Annotated[
         str | None,
         typer.Option(
@@ -240,6 +250,7 @@ def main(
             metrics_address,
             Version.of(deployment_name, build_id, versioning),
             timedelta(seconds=max(1.0, reconcile_every)) if reconcile_every else None,
+            timedelta(seconds=heartbeat_interval),
         )
         status = asyncio.run(serve(settings, tuning))
     except TasquencerError as error:
@@ -289,15 +300,17 @@ def _worker(client: Client, provider: openai.AsyncOpenAI, settings: Settings, tu
         client,
         task_queue=settings.task_queue,
         workflows=WORKFLOWS,
-        activities=[AiActivities(provider, settings.model).generate],
+        activities=[
+            AiActivities(provider, settings.model, heartbeat_interval=tuning.heartbeat_interval).generate
+        ],
         deployment_config=None if tuning.version is None else tuning.version.config(),
         max_concurrent_activities=tuning.concurrent_calls,
         max_task_queue_activities_per_second=tuning.calls_per_second,
         graceful_shutdown_timeout=tuning.grace_period,
         sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
         # A cancel is only seen at a heartbeat that really goes out.
-        max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
-        default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        max_heartbeat_throttle_interval=tuning.heartbeat_interval,
+        default_heartbeat_throttle_interval=tuning.heartbeat_interval,
     )
 
 

@@ -36,7 +36,7 @@ __all__ = ["HEARTBEAT_INTERVAL", "AiActivities", "ClientRetries"]
 
 HEARTBEAT_INTERVAL = timedelta(seconds=0.4)
 """A cancellation reaches an activity only in the answer to a heartbeat, so they come often. The worker's
-`max_heartbeat_throttle_interval` decides how many of them are really sent."""
+`max_heartbeat_throttle_interval` decides how many of them are really sent, so give it the same interval."""
 
 _QUICKLY_JUDGED = 64 * 1024
 """Bytes of a body that are judged in less time than another thread takes to begin with it."""
@@ -62,17 +62,25 @@ class AiActivities:
         client: Must have `max_retries=0`; `make_client` makes one that also reads errors with a cap.
         default_model: For jobs that name none.
         price: From model and tokens to US dollars; the default is `genai-prices`' list.
+        heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
 
     Raises:
         ClientRetries: the client would retry.
     """
 
-    def __init__(self, client: openai.AsyncOpenAI, default_model: str, price: Price | None = None) -> None:
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        default_model: str,
+        price: Price | None = None,
+        heartbeat_interval: timedelta = HEARTBEAT_INTERVAL,
+    ) -> None:
         if client.max_retries != 0:
             raise ClientRetries(client.max_retries)
         self._client = client
         self._default_model = default_model
         self._price = price or price_list(str(client.base_url))
+        self._heartbeat_interval = heartbeat_interval
 
     @activity.defn(name="generate")
     async def generate(self, job: AiJob) -> AiAnswer:
@@ -106,7 +114,7 @@ class AiActivities:
         begin = time.monotonic()
         latency = None
         try:
-            async with _heartbeats(info.heartbeat_timeout):
+            async with _heartbeats(self._heartbeat_interval, info.heartbeat_timeout):
                 async with asyncio.timeout(seconds):
                     reply = await self._exchange(job, model, info.activity_id, seconds)
                 latency = time.monotonic() - begin
@@ -169,9 +177,9 @@ class AiActivities:
 
 
 @contextlib.asynccontextmanager
-async def _heartbeats(heartbeat_timeout: timedelta | None) -> AsyncIterator[None]:
+async def _heartbeats(interval: timedelta, heartbeat_timeout: timedelta | None) -> AsyncIterator[None]:
     """Heartbeats in the background while the block runs."""
-    interval = min(HEARTBEAT_INTERVAL, heartbeat_timeout / 3) if heartbeat_timeout else HEARTBEAT_INTERVAL
+    interval = min(interval, heartbeat_timeout / 3) if heartbeat_timeout else interval
 
     async def beat() -> None:
         while True:

@@ -25,15 +25,14 @@ from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 from uuid import uuid4
 
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
-import activities.generate
 import worker
 from activities.client import make_client
+from activities.generate import HEARTBEAT_INTERVAL
 from benchmarks.figures import known, print_facts, save
 from tasquencer.devkit.http_server import Exchange, HttpServer
 from tasquencer.devkit.processes import ChildProcess
@@ -192,7 +191,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tries", type=_positive(int), default=50, help="tries of each kind (default: 50)")
-    product = activities.generate.HEARTBEAT_INTERVAL.total_seconds()
+    product = HEARTBEAT_INTERVAL.total_seconds()
     parser.add_argument(
         "--heartbeat",
         type=_positive(float),
@@ -278,19 +277,15 @@ async def _worker(address: str, base_url: str, ledger: str, heartbeat: timedelta
 async def _work(address: str, base_url: str, ledger: str, heartbeat: timedelta) -> None:
     """Be the worker that `worker.py` makes, until killed; only the interval of the heartbeats may differ."""
     settings = Settings(database_url=ledger, model="hanging", task_queue=TASK_QUEUE)
-    tuning = worker.Tuning(100, None, timedelta(0), None)
+    tuning = worker.Tuning(100, None, timedelta(0), None, heartbeat_interval=heartbeat)
     client = await Client.connect(address, plugins=[TasquencerPlugin(SqlLedger(ledger))])
-    with (
-        patch.object(activities.generate, "HEARTBEAT_INTERVAL", heartbeat),
-        patch.object(worker, "HEARTBEAT_INTERVAL", heartbeat),
-    ):
-        async with make_client(api_key="not-needed", base_url=base_url) as provider:
-            running = worker._worker(client, provider, settings, tuning)
-            async with running:
-                while not running.is_running:  # it opens its ledger first
-                    await asyncio.sleep(0.01)
-                print("ready", flush=True)
-                await asyncio.Event().wait()
+    async with make_client(api_key="not-needed", base_url=base_url) as provider:
+        running = worker._worker(client, provider, settings, tuning)
+        async with running:
+            while not running.is_running:  # it opens its ledger first
+                await asyncio.sleep(0.01)
+            print("ready", flush=True)
+            await asyncio.Event().wait()
 
 
 def table(measured: Sequence[Measurement]) -> str:

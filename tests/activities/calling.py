@@ -47,13 +47,12 @@ async def activities_for(
 def environment(limit_seconds: float = 10.0, **info: Any) -> ActivityEnvironment:
     """Gives each call this long."""
     env = ActivityEnvironment()
-    env.info = dataclasses.replace(
-        env.info,
-        activity_id=WORK_ITEM,
-        start_to_close_timeout=timedelta(seconds=limit_seconds) + CALL_MARGIN,
-        heartbeat_timeout=timedelta(seconds=30),
-        **info,
-    )
+    known: dict[str, Any] = {
+        "activity_id": WORK_ITEM,
+        "start_to_close_timeout": timedelta(seconds=limit_seconds) + CALL_MARGIN,
+        "heartbeat_timeout": timedelta(seconds=30),
+    }
+    env.info = dataclasses.replace(env.info, **(known | info))
     return env
 
 

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.client import output_limit_field
+from activities.client import make_client, output_limit_field
 from activities.generate import AiActivities, ClientRetries
 from activities.timeouts import call_limit
 from tasquencer.ai import CALL_MARGIN, AiAgentRequest, AiJob, ChatMessage
@@ -154,6 +154,26 @@ async def test_heartbeats_go_on_while_the_call_runs_and_stop_with_it() -> None:
     assert "heartbeats" not in {task.get_name() for task in asyncio.all_tasks()}
     gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
     assert max(gaps) < 1
+
+
+async def test_the_time_between_two_heartbeats_can_be_chosen_within_the_timeout() -> None:
+    beats: list[float] = []
+    hold = answers.Hold()
+    env = environment(heartbeat_timeout=timedelta(seconds=3))
+
+    def beat(*details: Any) -> None:
+        beats.append(time.monotonic())
+        if len(beats) == 2:
+            hold.release()
+
+    env.on_heartbeat = beat
+    async with (
+        ScriptedProvider([answers.stall(hold)]) as provider,
+        make_client(api_key=KEY, base_url=provider.base_url) as client,
+    ):
+        activities = AiActivities(client, MODEL, heartbeat_interval=timedelta(minutes=1))
+        await env.run(activities.generate, job())
+    assert 0.9 < beats[1] - beats[0] < 3  # a third of the timeout, not a minute
 
 
 async def test_a_cancellation_closes_the_connection_at_once_and_propagates() -> None:
