@@ -37,7 +37,7 @@ format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure everything, about an hour (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
+bench: setup ## measure what docs/performance.md shows, about an hour (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
 	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
 peers: setup $(PEERS)/.installed ## install what `make bench` measures us beside: DBOS, Restate (needs npm)
@@ -54,7 +54,7 @@ lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping version
 	$(COMPILE) -c requirements.lock --extra sql --extra ai --extra cli -o requirements-worker.lock pyproject.toml
 	$(COMPILE) -c requirements.lock --group build -o requirements-build.lock
 
-lock-peers: $(BIN)/uv # pin again what `make peers` installs
+lock-peers: $(BIN)/uv ## pin again what `make peers` installs; after lock or upgrade (needs npm)
 	$(COMPILE) $(LOCK_ARGS) -c requirements.lock -o benchmarks/peers/requirements.lock benchmarks/peers/requirements.in
 	cd benchmarks/peers && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 

@@ -53,6 +53,7 @@ from tasquencer.temporal.batches import (
 )
 from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD_TIMEOUT
 from tasquencer.temporal.failures import task_error
+from tasquencer.temporal.scope import to_the_end
 
 __all__ = ["AiBatchTask"]
 
@@ -72,6 +73,9 @@ _UNTIL_IT_WORKS = RetryPolicy(
     initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(minutes=1)
 )
 """An outage is waited for."""
+
+_TRY = workflow.ActivityCancellationType.TRY_CANCEL
+_WAIT = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 
 _TASKS = Priority(priority_key=4)
 _OWN = Priority(priority_key=1)
@@ -147,10 +151,10 @@ class AiBatchTask:
         except (asyncio.CancelledError, ActivityError) as error:
             if not is_cancelled_exception(error):
                 raise
-            await _to_the_end(self._end(BatchState.CANCELED))
+            await to_the_end(self._end(BatchState.CANCELED))
             raise
         failure = _failure(window)
-        await _to_the_end(self._end(BatchState.COMPLETED if failure is None else BatchState.FAILED))
+        await to_the_end(self._end(BatchState.COMPLETED if failure is None else BatchState.FAILED))
         if failure is not None:
             raise failure
         return window.result()
@@ -304,6 +308,8 @@ class AiBatchTask:
             heartbeat_timeout=None if name == LOAD else _HEARTBEAT_TIMEOUT,
             retry_policy=_UNTIL_IT_WORKS,
             priority=_OWN,
+            # What begins the batch must not go on beside what ends it.
+            cancellation_type=_WAIT if name == BEGIN else _TRY,
         )
 
     def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -315,15 +321,6 @@ class AiBatchTask:
         if not done.cancelled():
             self._bug = self._bug or done.exception()
         self._stirred = True
-
-
-async def _to_the_end(doing: Coroutine[Any, Any, None]) -> None:
-    """Do it, whatever is canceled meanwhile."""
-    task = asyncio.create_task(doing)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-    await task
 
 
 class _WorkflowTask:

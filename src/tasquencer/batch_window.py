@@ -124,7 +124,7 @@ class BatchWindow:
         if page:
             self.cursor = page[-1].position
         self._all_loaded = is_last
-        self._ended_lately.clear()
+        self._ended_lately = {*self._unrecorded, *self._in_record}
 
     def start(self, used: int = 0) -> list[BatchRow]:
         """The rows to start now; from now on they are open.

@@ -20,7 +20,10 @@ TOP = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     "module",
-    [*(part.module for part in PARTS), "benchmarks.suite", "benchmarks.page", "benchmarks.reconcile"],
+    [
+        *(part.module for part in PARTS),
+        *("benchmarks.suite", "benchmarks.page", "benchmarks.reconcile", "benchmarks.batch"),
+    ],
 )
 def test_a_benchmark_explains_its_options(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -285,6 +285,8 @@ async def test_wrong_lines_can_be_set_aside(scene: Scene, tmp_path: Path) -> Non
     ("arguments", "problem"),
     [
         (("--out", "p.jsonl"), "--out: 'p.jsonl' is the input, too"),
+        (("--out", "r.jsonl", "--skip-invalid", "p.jsonl"), "--skip-invalid: 'p.jsonl' is the input, too"),
+        (("--out", "/dev/null"), "--out: cannot write '/dev/null': it is no regular file"),
         (("--out", "r.jsonl", "--failures", "r.jsonl"), "--failures: 'r.jsonl' is --out, too"),
         (("--out", "nowhere/r.jsonl"), "--out: cannot write 'nowhere/r.jsonl': its folder cannot be written"),
         (("--json",), "--json: needs --out FILE, for it goes to standard output"),

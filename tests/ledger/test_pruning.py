@@ -101,6 +101,27 @@ async def test_a_row_of_somebody_elses_that_refers_to_a_work_item_keeps_all_of_i
         await run(database, "DROP TABLE invoices")
 
 
+async def test_the_tasks_of_a_batch_that_stays_stay_with_it(database: str, sql_ledger: SqlLedger) -> None:
+    for name in ("open/1", "old/1", "other/1", "open"):
+        await _task(sql_ledger, name, WorkItemState.COMPLETED)
+
+    def fill(connection: sa.Connection) -> None:
+        for name, ended_at in (("old", after(9)), ("open", None)):
+            state = "completed" if ended_at else "started"
+            facts = {"digest": "d", "rows": 1, "defaults": {}, "state": state, "created_at": START}
+            connection.execute(sa.insert(batches).values(id=name, ended_at=ended_at, **facts))
+
+    held = database_at(database)
+    try:
+        await held.write(fill)
+    finally:
+        await held.close()
+    old = Old(tasks=3, work_items=3, batches=1)
+    assert await old_tasks(database, BEFORE) == old
+    assert await prune(database, BEFORE) == old
+    assert await _ids(sql_ledger) == ["open/1-0"]
+
+
 async def test_batches_go_with_their_rows_once_they_have_ended(database: str, sql_ledger: SqlLedger) -> None:
     def fill(connection: sa.Connection) -> None:
         for name, ended_at in (("old", after(9)), ("new", after(86_400)), ("open", None)):

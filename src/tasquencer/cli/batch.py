@@ -158,7 +158,7 @@ def run(
             "--detach: takes no --out, --failures or --unordered: `tasq batch attach` does", ExitCode.USAGE
         )
     _check_output(out, as_json=as_json and not detach)
-    files = BatchFiles.of(out, failures, None if str(file) == "-" else file)
+    files = BatchFiles.of(out, failures, None if str(file) == "-" else file, skip_invalid)
     rows = StagedRows(defaults)
     try:
         stage(file, defaults, rows, skip_invalid)

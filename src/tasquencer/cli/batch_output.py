@@ -39,24 +39,28 @@ class BatchFiles:
     failures: Path | None
 
     @classmethod
-    def of(cls, out: Path | None, failures: Path | None, source: Path | None = None) -> BatchFiles:
+    def of(
+        cls, out: Path | None, failures: Path | None, source: Path | None = None, aside: Path | None = None
+    ) -> BatchFiles:
         """The files that the options name. Raises `CommandFailed` for those that cannot be written.
 
         Args:
             out: `-` and None are standard output.
             failures: None: beside `out`, as `NAME.failed.jsonl`.
             source: The input, which must not be overwritten.
+            aside: Where wrong lines go; only checked here.
         """
         if out is not None and str(out) == "-":
             out = None
         if failures is None and out is not None:
             failures = out.with_name(f"{out.stem}.failed.jsonl")
         taken = {} if source is None else {source.resolve(): "the input"}
-        for option, file in (("--out", out), ("--failures", failures)):
+        for option, file in (("--skip-invalid", aside), ("--out", out), ("--failures", failures)):
             if file is None:
                 continue
-            if file.is_dir() or not os.access(file.parent, os.W_OK):
-                why = "is a folder" if file.is_dir() else "its folder cannot be written"
+            is_other = file.exists() and not file.is_file()
+            if is_other or not os.access(file.resolve().parent, os.W_OK):
+                why = "it is no regular file" if is_other else "its folder cannot be written"
                 raise CommandFailed(f"{option}: cannot write {str(file)!r}: {why}", ExitCode.USAGE)
             if (other := taken.get(file.resolve())) is not None:
                 raise CommandFailed(f"{option}: {str(file)!r} is {other}, too", ExitCode.USAGE)
@@ -74,6 +78,7 @@ def replacing(file: Path | None) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    file = file.resolve()  # what a link leads to takes the results, not the link
     beside = file.with_name(f".{file.name}.{uuid4().hex[:8]}.tmp")
     try:
         with beside.open("xb") as opened:

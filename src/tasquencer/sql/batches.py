@@ -85,8 +85,8 @@ class SqlBatches(BatchStore):
         """See `BatchStore.begin`."""
         again = _COLUMNS.state.in_([RowState.FAILED, RowState.CANCELED])
         emptied = dict.fromkeys(["number", "ended_at", "work_item_id", "attempts", "failure"])
+        await self._set_state(batch_id, BatchState.STARTED, None)  # first: what has ended may be pruned
         await self._change_rows(batch_id, again, {"state": RowState.PENDING, **emptied})
-        await self._set_state(batch_id, BatchState.STARTED, None)
         return await self.counts(batch_id)
 
     async def counts(self, batch_id: str) -> BatchCounts:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.migrate import check_schema
-from tasquencer.sql.schema import ai_jobs, batch_rows, batches, work_item_transitions, work_items
+from tasquencer.sql.schema import ai_jobs, batches, work_item_transitions, work_items
 
 __all__ = ["Old", "old_tasks", "prune"]
 
@@ -38,8 +38,21 @@ class Old:
     batches: int = 0
 
 
+def _is_needed(before: datetime) -> sa.ColumnElement[bool]:
+    """True of batches that stay: their answers are their tasks'."""
+    return sa.or_(batches.c.ended_at.is_(None), batches.c.ended_at >= before)
+
+
+def _is_of(batch_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """True of work items whose task is a row of the batch."""
+    prefix = batch_id + "/"
+    return sa.func.substr(work_items.c.task_id, 1, sa.func.length(prefix)) == prefix
+
+
 async def old_tasks(database_url: str, before: datetime) -> Old:
     """How many tasks have only work items that ended before this time, and how many batches ended before it.
+
+    Tasks of a batch that stays do not count.
 
     Raises:
         LedgerUnavailable: the database cannot be reached or used.
@@ -48,6 +61,7 @@ async def old_tasks(database_url: str, before: datetime) -> Old:
     of_task = (
         sa.select(sa.func.count().label("work_items"))
         .select_from(work_items)
+        .where(~sa.exists().where(_is_needed(before), _is_of(batches.c.id)))
         .group_by(work_items.c.task_id)
         .having(
             sa.func.count() == sa.func.count(work_items.c.ended_at),
@@ -83,7 +97,7 @@ async def prune(database_url: str, before: datetime, progress: Callable[[Old], N
             a table of somebody else's refers to a work item.
         SchemaMismatch: it has another schema than this release.
     """
-    database = database_at(database_url)
+    database = database_at(database_url, command_seconds=None)
     done = Old()
     place: _Place | None = None
     try:
@@ -100,9 +114,9 @@ async def prune(database_url: str, before: datetime, progress: Callable[[Old], N
                 done = Old(done.tasks + deleted.tasks, done.work_items + deleted.work_items)
                 progress(done)
         for batch_id in await database.read(partial(_old_batches, before=before)):
-            await database.write(partial(_delete_batch, batch_id=batch_id))
-            done = replace(done, batches=done.batches + 1)
-            progress(done)
+            if await database.write(partial(_delete_batch, batch_id=batch_id, before=before)):
+                done = replace(done, batches=done.batches + 1)
+                progress(done)
         return done
     except database.outages as error:
         raise database.unavailable(error) from error
@@ -125,7 +139,10 @@ def _old_of(connection: sa.Connection, task_ids: list[str], before: datetime) ->
     is_recent = sa.or_(work_items.c.ended_at.is_(None), work_items.c.ended_at >= before)
     query = sa.select(work_items.c.task_id).where(work_items.c.task_id.in_(task_ids), is_recent).distinct()
     recent = set(connection.execute(query).scalars())
-    return [task_id for task_id in task_ids if task_id not in recent]
+    of_batch = {one: one.partition("/")[0] for one in task_ids if "/" in one}  # a batch's id has no slash
+    needed = sa.select(batches.c.id).where(batches.c.id.in_(set(of_batch.values())), _is_needed(before))
+    kept = set(connection.execute(needed).scalars())
+    return [one for one in task_ids if one not in recent and of_batch.get(one) not in kept]
 
 
 def _delete(connection: sa.Connection, task_ids: list[str], before: datetime) -> Old:
@@ -144,9 +161,10 @@ def _old_batches(connection: sa.Connection, before: datetime) -> list[str]:
     return list(connection.execute(sa.select(batches.c.id).where(batches.c.ended_at < before)).scalars())
 
 
-def _delete_batch(connection: sa.Connection, batch_id: str) -> None:
-    connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id == batch_id))
-    connection.execute(sa.delete(batches).where(batches.c.id == batch_id))
+def _delete_batch(connection: sa.Connection, batch_id: str, before: datetime) -> bool:
+    """Delete the batch, and its rows with it, if it is still old; whether it was."""
+    old = sa.delete(batches).where(batches.c.id == batch_id, batches.c.ended_at < before)
+    return connection.execute(old).rowcount > 0
 
 
 @contextmanager

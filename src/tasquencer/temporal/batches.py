@@ -57,8 +57,7 @@ END = "tasquencer.end_batch"
 """Names of the activities."""
 
 _PAGE_BYTES = 768 * 1024
-"""Of the requests on a page. Temporal takes 2 MiB as a result, and 4 MiB of commands from a workflow at once:
-then a page and what was left of the one before may start together."""
+"""Of the requests on a page. Temporal takes 2 MiB as a result; the window decides how much starts at once."""
 
 _MESSAGE_LENGTH = 500
 
@@ -168,6 +167,9 @@ def lost_row(row: OpenRow, cause: BaseException | None) -> RowOutcome:
         case _:
             told = one_line(str(cause), _MESSAGE_LENGTH)
             failure = RowFailure(type=type(cause).__name__, message=told)
+    texts = failure.model_dump(exclude_none=True)
+    storable = {name: text.replace("\0", "\ufffd") for name, text in texts.items()}
+    failure = RowFailure.model_validate(storable)
     return RowOutcome(position=row.position, row_id=row.row_id, state=state, failure=failure)
 
 

@@ -46,7 +46,7 @@ from tasquencer.temporal.failures import left_behind, task_error
 if TYPE_CHECKING:
     from tasquencer.temporal.driver import TaskDriver
 
-__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "pack", "unpack"]
+__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "pack", "to_the_end", "unpack"]
 
 _HEADER = "tasquencer-task"
 _RUN_HEADER = "tasquencer-run"
@@ -209,11 +209,12 @@ class _Inbound(WorkflowInboundInterceptor):
             if not isinstance(raised, FailureError) and workflow.cancellation_reason() is None:
                 raise
             error = raised
-        await _to_the_end(scope.close(_REASONS[_state_of(error)]))
-        # A cancel that came in time is obeyed, also where it met the last record.
-        if workflow.cancellation_reason() is not None and _state_of(error) is not TaskEndState.CANCELED:
+        await to_the_end(scope.close(_REASONS[_state_of(error)]))
+        # A cancel that came in time is obeyed, also where it met the last record of a task.
+        is_task, is_canceled = scope.driver is not None, workflow.cancellation_reason() is not None
+        if is_task and is_canceled and _state_of(error) is not TaskEndState.CANCELED:
             error = asyncio.CancelledError("the task was canceled")
-        await _to_the_end(scope.follow_up(error))
+        await to_the_end(scope.follow_up(error))
         if error is not None:
             raise error
         return result
@@ -252,7 +253,7 @@ def _state_of(error: BaseException | None) -> TaskEndState:
     return TaskEndState.CANCELED if canceled else TaskEndState.FAILED
 
 
-async def _to_the_end(doing: Coroutine[Any, Any, None]) -> None:
+async def to_the_end(doing: Coroutine[Any, Any, None]) -> None:
     """Do it, whatever is canceled meanwhile."""
     task = asyncio.create_task(doing)
     while not task.done():
