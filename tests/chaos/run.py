@@ -26,6 +26,7 @@ from temporalio.service import RPCError
 from tasquencer.devkit.processes import free_port
 from tasquencer.settings import DEFAULT_TASK_QUEUE
 from tasquencer.sql.databases import Database, database_at
+from tasquencer.temporal import data_converter
 from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.work_item import WorkItem
@@ -159,7 +160,9 @@ async def _stage(options: Options, folder: Path) -> AsyncIterator[_Stage]:
         await asyncio.gather(*(worker.start() for worker in workers))
         ledger = database_at(ledger_url)
         stack.push_async_callback(ledger.close)
-        client = await Client.connect(temporal.address, runtime=_quiet_runtime())
+        client = await Client.connect(
+            temporal.address, data_converter=data_converter, runtime=_quiet_runtime()
+        )
         nemesis = Nemesis(temporal, workers, events, disk_full, postgres)
         yield _Stage(options, folder, client, ledger, nemesis, events, provider)
 

@@ -28,6 +28,7 @@ COMMANDS = [
     ["batch", "resume"],
     ["ledger", "verify"],
     ["ledger", "rebuild"],
+    ["ledger", "prune"],
     ["db", "upgrade"],
     ["db", "version"],
 ]
