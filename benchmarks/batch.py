@@ -92,8 +92,9 @@ async def _run(options: argparse.Namespace) -> None:
 
 
 async def _measured(bench: Bench, prompts: int, work: Any) -> Round:
-    pids = (os.getpid(), bench.worker_pid, bench.server_pid)
+    pids = (bench.worker_pid, bench.server_pid)
     before = [cpu_seconds(pid) for pid in pids]
+    own = time.process_time()
     memory = [_megabytes(bench.worker_pid)]
 
     async def sample() -> None:
@@ -106,7 +107,8 @@ async def _measured(bench: Bench, prompts: int, work: Any) -> Round:
     await work
     seconds = time.perf_counter() - begin
     sampling.cancel()
-    client, worker, server = (cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True))
+    client = time.process_time() - own
+    worker, server = (cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True))
     return Round(prompts, seconds, client, worker, server, [*memory, _megabytes(bench.worker_pid)])
 
 
