@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import time
 import traceback
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, cast
@@ -31,6 +30,7 @@ from tasquencer.ai import AiAnswer, AiJob
 from tasquencer.errors import TasquencerError
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.temporal.failures import as_application_error
+from tasquencer.temporal.heartbeats import heartbeats
 
 __all__ = ["HEARTBEAT_INTERVAL", "AiActivities", "ClientRetries"]
 
@@ -111,10 +111,13 @@ class AiActivities:
         model = job.model or self._default_model
         limit = call_limit(info.start_to_close_timeout)
         seconds = limit.total_seconds() if limit is not None else None
+        interval = self._heartbeat_interval
+        if info.heartbeat_timeout:
+            interval = min(interval, info.heartbeat_timeout / 3)
         begin = time.monotonic()
         latency = None
         try:
-            async with _heartbeats(self._heartbeat_interval, info.heartbeat_timeout):
+            async with heartbeats(interval):
                 async with asyncio.timeout(seconds):
                     reply = await self._exchange(job, model, info.activity_id, seconds)
                 latency = time.monotonic() - begin
@@ -174,20 +177,3 @@ class AiActivities:
         response = cast("httpx2.Response", await posting)
         async with contextlib.aclosing(response):
             return await read_reply(response)
-
-
-@contextlib.asynccontextmanager
-async def _heartbeats(interval: timedelta, heartbeat_timeout: timedelta | None) -> AsyncIterator[None]:
-    """Heartbeats in the background while the block runs."""
-    interval = min(interval, heartbeat_timeout / 3) if heartbeat_timeout else interval
-
-    async def beat() -> None:
-        while True:
-            activity.heartbeat()
-            await asyncio.sleep(interval.total_seconds())
-
-    beating = asyncio.create_task(beat(), name="heartbeats")
-    try:
-        yield
-    finally:
-        beating.cancel()

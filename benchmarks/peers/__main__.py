@@ -21,7 +21,7 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from uuid import uuid4
@@ -41,7 +41,7 @@ from benchmarks.figures import (
     save,
     spread,
 )
-from benchmarks.measure import BARE_QUEUE, EXACT_TIMERS, TASK_QUEUE, as_request
+from benchmarks.measure import BARE_QUEUE, EXACT_TIMERS, TASK_QUEUE, Round, as_request
 from benchmarks.processes import cpu_seconds, module_running
 from benchmarks.provider import failing
 from tasquencer.devkit.processes import ChildProcess, answers, free_port
@@ -82,21 +82,6 @@ class Caller:
     async def call(self, prompt: str) -> str:
         """Do one task; the answer."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round of one side took; the CPU times are of the whole round, in seconds."""
-
-    tasks: int
-    seconds: float
-    latency_seconds: float
-    worker_cpu_seconds: float
-    server_cpu_seconds: float
-
-    @property
-    def tasks_per_second(self) -> float:
-        return self.tasks / self.seconds
 
 
 class TemporalSide(Side, Caller):

@@ -9,7 +9,7 @@ from pydantic_core import PydanticSerializationError
 
 from tasquencer.work_item import Transition, WorkItem
 
-__all__ = ["DomainRecord", "LedgerEntry", "storable"]
+__all__ = ["DomainRecord", "LedgerEntry", "storable", "storable_text"]
 
 
 class DomainRecord(BaseModel):
@@ -46,9 +46,14 @@ def storable(entry: LedgerEntry) -> LedgerEntry:
     return LedgerEntry.model_validate(_cleaned(entry.model_dump()))
 
 
+def storable_text(text: str) -> str:
+    """The text with U+FFFD in the place of what a database cannot hold: NUL characters, lone surrogates."""
+    return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _cleaned(value: object) -> object:
     if isinstance(value, str):
-        return value.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return storable_text(value)
     if isinstance(value, Mapping):
         return {_cleaned(key): _cleaned(part) for key, part in value.items()}
     if isinstance(value, list):

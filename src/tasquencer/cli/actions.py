@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,8 +43,6 @@ CANCEL_EXAMPLES = examples(
 )
 
 _CURRENT = "current"
-
-_ANSWER_SECONDS = 20
 
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")]
 Reason = Annotated[str | None, typer.Option(help="Kept with the transition.")]
@@ -149,22 +146,13 @@ async def act(
     Raises:
         CommandFailed: the action was refused, or no worker has answered.
     """
-    from temporalio.client import WorkflowUpdateFailedError
+    from tasquencer.cli.following import send_update
 
     handle = await _handle(task_id)
     payload: dict[str, object] = {"actor": actor or getpass.getuser(), "reason": reason, **more}
     if work_item is not None:
         payload["work_item_id"] = await _current(handle) if work_item == _CURRENT else work_item
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            done = await handle.execute_update(action, payload)
-    except TimeoutError:
-        raise CommandFailed(
-            f"no worker has answered for {_ANSWER_SECONDS} s: start one (it may still carry out the action)",
-            ExitCode.UNREACHABLE,
-        ) from None
-    except WorkflowUpdateFailedError as refused:
-        raise CommandFailed(getattr(refused.cause, "message", None) or str(refused)) from None
+    done = await send_update(handle, action, payload)
     ids = done.get("work_item_ids", [done.get("work_item_id")])
     what = f"is {done['state']}" if "state" in done else "starts now"
     for work_item_id in ids:

@@ -16,7 +16,6 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
-    WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
@@ -24,8 +23,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from tasquencer.batch import BatchProgress
 from tasquencer.batch_store import Batch, BatchState, BatchStore
 from tasquencer.cli.batch_progress import BatchDisplay
-from tasquencer.cli.errors import CommandFailed, ExitCode
-from tasquencer.cli.following import Outcome, WorkerWatch, outcome_of
+from tasquencer.cli.errors import CommandFailed
+from tasquencer.cli.following import Outcome, WorkerWatch, outcome_of, send_update
 from tasquencer.errors import LedgerUnavailable
 from tasquencer.temporal.batches import BATCH_WORKFLOW
 
@@ -42,7 +41,6 @@ __all__ = [
 
 _POLL_SECONDS = 1.0
 _QUERY_TIMEOUT = timedelta(seconds=2)
-_ANSWER_SECONDS = 20
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -157,16 +155,7 @@ async def act_on(client: Client, batch_id: str, update: str, actor: str, reason:
     run = await find_run(client, batch_id)
     if run is None or not run.is_running:
         raise CommandFailed(f"batch {batch_id!r} is not under way")
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await run.handle.execute_update(update, {"actor": actor, "reason": reason})
-    except TimeoutError:
-        raise CommandFailed(
-            f"no worker has answered for {_ANSWER_SECONDS} s: start one (it may still carry out the action)",
-            ExitCode.UNREACHABLE,
-        ) from None
-    except WorkflowUpdateFailedError as refused:
-        raise CommandFailed(getattr(refused.cause, "message", None) or str(refused)) from None
+    await send_update(run.handle, update, {"actor": actor, "reason": reason})
 
 
 def outcome_in(batch: Batch) -> Outcome:

@@ -21,6 +21,7 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import (
@@ -34,7 +35,7 @@ from temporalio.exceptions import TimeoutError as TimedOutError
 from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.cli.display import Display
-from tasquencer.cli.errors import CommandFailed
+from tasquencer.cli.errors import CommandFailed, ExitCode
 from tasquencer.wording import one_line
 from tasquencer.work_item import WorkItem
 
@@ -48,6 +49,7 @@ __all__ = [
     "find_task",
     "follow",
     "outcome_of",
+    "send_update",
     "start_task",
 ]
 
@@ -58,6 +60,7 @@ DRAFT_TYPE = "ReviewedDraft"
 _POLL_SECONDS = 0.5
 _QUERY_TIMEOUT = timedelta(seconds=2)
 _SILENCE_SECONDS = 3.0
+_ANSWER_SECONDS = 20
 """How long no worker answers before we look whether there is one."""
 _LONG_SILENCE_SECONDS = 10.0
 _POLLER_FRESHNESS = timedelta(seconds=75)
@@ -297,3 +300,21 @@ def _summary(request: Mapping[str, JsonValue]) -> str:
         return f"{len(prompts)} prompts"
     asked = {name: request[name] for name in ("prompt", "messages") if name in request}
     return one_line(AiAgentRequest.model_validate(asked).job().prompt, 80)
+
+
+async def send_update(handle: WorkflowHandle[Any, Any], name: str, payload: Mapping[str, object]) -> Any:
+    """Send an update; what the workflow answers.
+
+    Raises:
+        CommandFailed: it was refused, or no worker has answered.
+    """
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await handle.execute_update(name, payload)
+    except TimeoutError:
+        raise CommandFailed(
+            f"no worker has answered for {_ANSWER_SECONDS} s: start one (it may still carry out the action)",
+            ExitCode.UNREACHABLE,
+        ) from None
+    except WorkflowUpdateFailedError as refused:
+        raise CommandFailed(getattr(refused.cause, "message", None) or str(refused)) from None

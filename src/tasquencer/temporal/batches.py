@@ -21,6 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from tasquencer.ai import AiAgentResult
 from tasquencer.batch import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
 from tasquencer.batch_store import BatchState, BatchStore, RowPage
+from tasquencer.entries import storable_text
 from tasquencer.errors import InvalidRequest, LedgerUnavailable
 from tasquencer.failure import FailureKind
 from tasquencer.ledger import Ledger, WorkItemFilter
@@ -167,9 +168,8 @@ def lost_row(row: OpenRow, cause: BaseException | None) -> RowOutcome:
         case _:
             told = one_line(str(cause), _MESSAGE_LENGTH)
             failure = RowFailure(type=type(cause).__name__, message=told)
-    texts = failure.model_dump(exclude_none=True)
-    storable = {name: text.replace("\0", "\ufffd") for name, text in texts.items()}
-    failure = RowFailure.model_validate(storable)
+    texts: dict[str, str] = failure.model_dump(exclude_none=True)
+    failure = RowFailure(**{name: storable_text(text) for name, text in texts.items()})
     return RowOutcome(position=row.position, row_id=row.row_id, state=state, failure=failure)
 
 

@@ -1,32 +1,28 @@
-"""Heartbeats of an activity that is busy for longer than its heartbeat timeout."""
+"""Heartbeats of an activity that is busy."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from temporalio import activity
 
 __all__ = ["heartbeats"]
 
-_HEARTBEAT_SECONDS = 5.0
-
 
 @asynccontextmanager
-async def heartbeats() -> AsyncIterator[None]:
-    """Send one every five seconds within the block."""
+async def heartbeats(interval: timedelta = timedelta(seconds=5)) -> AsyncIterator[None]:
+    """Send one at once, and then one in each interval, in the background of the block."""
 
     async def beat() -> None:
         while True:
             activity.heartbeat()
-            await asyncio.sleep(_HEARTBEAT_SECONDS)
+            await asyncio.sleep(interval.total_seconds())
 
-    beating = asyncio.create_task(beat())
+    beating = asyncio.create_task(beat(), name="heartbeats")
     try:
         yield
     finally:
         beating.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beating
