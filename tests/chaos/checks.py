@@ -16,7 +16,7 @@ from tasquencer.task_state import TASK_ACTOR
 from tasquencer.temporal.reconciling import RECONCILER
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account
-from tests.chaos.events import DEATHS
+from tests.chaos.events import DEATHS, PAUSES
 from tests.stories import action_checks, ending_checks, lineage_checks, record_checks
 from tests.stories.story import CANCEL_TASK, Call, Reply, Story, label_of, text_of
 
@@ -40,7 +40,7 @@ _ALWAYS: Sequence[Callable[[Story], Iterator[str]]] = (
 )
 """What holds in every story."""
 
-SILENCERS = (*DEATHS, "pause worker", "kill temporal", "worker ended by itself")
+SILENCERS = (*DEATHS, *PAUSES, "kill temporal", "worker ended by itself")
 """Events after which a worker's heartbeats may be missing, besides a disturbed connection to Temporal."""
 
 _CONNECTION = ("cut", "refuse", "stall")

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["DEATHS", "Event", "Events"]
+__all__ = ["DEATHS", "PAUSES", "Event", "Events"]
 
 DEATHS = ("kill worker", "die at", "stop worker")
 """Kinds of event after which a worker process is gone."""
+
+PAUSES = ("pause worker", "pause at")
+"""Kinds of event during which a worker process does nothing."""
 
 
 @dataclass

@@ -1,25 +1,24 @@
-"""The real worker, with a will: it dies at the moment that somebody has written down for it.
+"""The real worker, with a will: it dies or stops at the moment that somebody has written down for it.
 
-`python -m tests.chaos.mortal_worker` runs `worker.py` with its options and settings. Besides, it watches the
-file `CHAOS_WILL`: `{"moment": "after failed", "later_seconds": 0.2}` kills the process 0.2 s after it has
-committed a batch in which a work item failed. The moments are `tests.chaos.plan.MOMENTS`:
+`python -m tests.chaos.mortal_worker` runs `worker.py` with its options and settings. Besides, it looks for
+wills (`tests.chaos.wills`) in the folder `CHAOS_WILLS`. One of `die`, `after failed`, 0.2 seconds kills
+the process 0.2 s after it has committed a batch in which a work item failed; with `pause` it stops (SIGSTOP)
+until somebody else continues it. The moments are `tests.chaos.plan.MOMENTS`:
 
 - `before STATE`, `after STATE`: around the commit of a batch in which a work item comes to that state;
 - `before settled`, `after settled`: around the settlement of what a task has forgotten;
 - `request`, `response`: as the request leaves, as its answer begins to arrive;
 - `continue-as-new`: as a task goes on in a new run.
 
-While the file `CHAOS_DISK_FULL` exists, the SQLite ledger may not grow. Its last deed is a line in the
-file `CHAOS_DEATHS`.
+Each deed is noted in the file `CHAOS_DEEDS` before it is done. While the file `CHAOS_DISK_FULL` exists, the
+SQLite ledger may not grow.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,38 +35,29 @@ from tasquencer.entries import LedgerEntry
 from tasquencer.ledger import Settlement
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal.scope import TaskScope
-from tests.chaos.provider import Log
+from tests.chaos.wills import Deeds, Will, Wills
 
 __all__: list[str] = []
 
 
-class _Will:
-    def __init__(self, file: Path, deaths: Path) -> None:
-        self._file = file
-        self._deaths = Log(deaths)
-        self._lock = threading.Lock()
+def _moment(name: str) -> None:
+    """Do what a will says of this moment."""
+    will = _wills.take(name)
+    if will is None:
+        return
+    if will.later_seconds:
+        threading.Timer(will.later_seconds, _act, [will]).start()
+    else:
+        _act(will)
 
-    def moment(self, name: str) -> None:
-        """Die if this is the moment."""
-        if not self._file.exists():
-            return
-        with self._lock:
-            try:
-                will = json.loads(self._file.read_text())
-            except (OSError, ValueError):
-                return
-            if will["moment"] != name:
-                return
-            self._file.unlink()
-        later = float(will["later_seconds"])
-        if later:
-            threading.Timer(later, self._die, [name]).start()
-        else:
-            self._die(name)
 
-    def _die(self, name: str) -> None:
-        self._deaths.write(pid=os.getpid(), moment=name, at=time.time())
+def _act(will: Will) -> None:
+    _deeds.write(will, will.what)
+    if will.what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    # To this thread: so nothing of it runs before the whole process has stopped.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+    _deeds.write(will, "go on")
 
 
 class _MortalLedger(SqlLedger):
@@ -80,15 +70,15 @@ class _MortalLedger(SqlLedger):
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         states = {entry.transition.next_state.value for entry in entries}
         for state in sorted(states):
-            _will.moment(f"before {state}")
+            _moment(f"before {state}")
         await super().record(entries)
         for state in sorted(states):
-            _will.moment(f"after {state}")
+            _moment(f"after {state}")
 
     async def settle(self, settlement: Settlement) -> list[str]:
-        _will.moment("before settled")
+        _moment("before settled")
         settled = await super().settle(settlement)
-        _will.moment("after settled")
+        _moment("after settled")
         return settled
 
 
@@ -103,10 +93,10 @@ def _mortal_client(**options: Any) -> openai.AsyncOpenAI:
     hooks = client._client.event_hooks
 
     async def request(_: httpx2.Request) -> None:
-        _will.moment("request")
+        _moment("request")
 
     async def response(_: httpx2.Response) -> None:
-        _will.moment("response")
+        _moment("response")
 
     client._client.event_hooks = {
         "request": [*hooks["request"], request],
@@ -119,12 +109,12 @@ _continue_as_new = TaskScope.continue_as_new
 
 
 def _mortal_continue_as_new(scope: TaskScope) -> NoReturn:
-    _will.moment("continue-as-new")
+    _moment("continue-as-new")
     _continue_as_new(scope)
 
 
 if __name__ == "__main__":
-    _will = _Will(Path(os.environ["CHAOS_WILL"]), Path(os.environ["CHAOS_DEATHS"]))
+    _wills, _deeds = Wills(Path(os.environ["CHAOS_WILLS"])), Deeds(Path(os.environ["CHAOS_DEEDS"]))
     _disk_full = Path(os.environ["CHAOS_DISK_FULL"])
     with (
         patch.object(worker, "SqlLedger", _MortalLedger),

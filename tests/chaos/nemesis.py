@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.chaos.events import Event, Events
 from tests.chaos.parts import Postgres, Temporal
 from tests.chaos.plan import FAULTS, HEARTBEAT_SECONDS, Fault
+from tests.chaos.wills import Deed, Will
 from tests.chaos.workers import WorkerPart
 
 __all__ = ["Nemesis"]
 
 _WILL_SECONDS = 10.0
-"""A worker that has not come to the moment of its death by then lives on."""
+"""A worker that has not come to the moment of its will by then goes on as if there were none."""
+
+_LAG_SECONDS = 12.0
+"""From the moment of a will to the deed: the worker may be paused in between. Or it dies."""
 
 _RECOVERY_SECONDS = 1.5 * HEARTBEAT_SECONDS + 5
 
@@ -83,7 +87,9 @@ class Nemesis:
             case "stop worker":
                 worker.stop(self._begin(fault, worker), fault.seconds)
             case "die at":
-                await self._bequeath(fault, worker)
+                await self._bequeath(fault, worker, "die")
+            case "pause at":
+                await self._pause_at(fault, worker)
             case "pause worker":
                 event = self._begin(fault, worker, pid=worker.pid)
                 await worker.pause(fault.seconds)
@@ -103,19 +109,23 @@ class Nemesis:
         name = worker.name if worker is not None else ""
         return self.events.begin(fault.kind, worker=name, peer=fault.peer, quiet=fault.quiet, **facts)
 
-    async def _bequeath(self, fault: Fault, worker: WorkerPart) -> None:
-        will = {"moment": fault.moment, "later_seconds": fault.later_seconds}
-        draft = worker.will.with_suffix(".draft")
-        draft.write_text(json.dumps(will))
-        draft.rename(worker.will)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _WILL_SECONDS
-        while worker.will.exists() and loop.time() < deadline:
-            await asyncio.sleep(0.05)
-        if worker.will.exists():
-            worker.will.unlink(missing_ok=True)
-            event = self.events.begin("die at, not reached", worker=worker.name, note=fault.moment)
+    async def _pause_at(self, fault: Fault, worker: WorkerPart) -> None:
+        will, deed = await self._bequeath(fault, worker, "pause")
+        if deed is not None:
+            event = self._begin(fault, worker, pid=deed.pid, note=fault.moment)
+            event.at = datetime.fromtimestamp(deed.at, UTC)
+            await worker.let_pause(deed, will, fault.seconds)
             self.events.end(event)
+
+    async def _bequeath(self, fault: Fault, worker: WorkerPart, what: str) -> tuple[Will, Deed | None]:
+        will = worker.wills.write(what, fault.moment, fault.later_seconds)
+        deed = await _deed_of(will, worker, _WILL_SECONDS)
+        if deed is None and not worker.wills.withdraw(will):
+            deed = await _deed_of(will, worker, fault.later_seconds + _LAG_SECONDS)
+        if deed is None:
+            event = self.events.begin(f"{fault.kind}, not reached", worker=worker.name, note=fault.moment)
+            self.events.end(event)
+        return will, deed
 
     async def _disturb(self, fault: Fault, worker: WorkerPart) -> None:
         event = self._begin(fault, worker)
@@ -152,3 +162,11 @@ class Nemesis:
             self.disk_full.unlink()
         self.events.end(event)
         self._busy.difference_update({"ledger", "postgres"})
+
+
+async def _deed_of(will: Will, worker: WorkerPart, timeout_seconds: float) -> Deed | None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds
+    while (deed := worker.deeds.of_will(will, will.what)) is None and loop.time() < deadline:
+        await asyncio.sleep(0.05)
+    return deed

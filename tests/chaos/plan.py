@@ -10,6 +10,7 @@ from typing import Any
 from tests.stories.story import CANCEL_TASK, LEADS_TO
 
 __all__ = [
+    "BY_WILL",
     "FAULTS",
     "HEARTBEAT_SECONDS",
     "MOMENTS",
@@ -48,12 +49,16 @@ MOMENTS = (
     "response",
     "continue-as-new",
 )
-"""Moments in a worker's life at which it can be told to die; see `tests.chaos.mortal_worker`."""
+"""Moments in a worker's life at which it can be told to die or stop; see `tests.chaos.mortal_worker`."""
+
+BY_WILL = ("die at", "pause at")
+"""Faults that a worker does to itself, at one of these moments."""
 
 FAULTS: Mapping[Kind, int] = {
     "kill worker": 22,
     "die at": 34,
-    "pause worker": 10,
+    "pause at": 12,
+    "pause worker": 8,
     "stop worker": 6,
     "kill temporal": 5,
     "kill postgres": 6,
@@ -100,8 +105,8 @@ class Fault:
         target: Number of the worker it happens to, where it happens to one.
         peer: The other end of the connection, of `cut`, `refuse` and `stall`.
         seconds: How long it lasts, or how long what was killed stays away.
-        moment: Of `die at`: one of `MOMENTS`.
-        later_seconds: Of `die at`: how long after the moment.
+        moment: Of those `BY_WILL`: one of `MOMENTS`.
+        later_seconds: Of those `BY_WILL`: how long after the moment.
         quiet: Whether nothing else happens until the tasks have gone on, so that their recovery is measured.
     """
 
@@ -202,8 +207,8 @@ def _fault(dice: random.Random, options: Options, shares: Mapping[Kind, int]) ->
         target=target,
         peer=dice.choice(peers) if kind in ("cut", "refuse", "stall") else "",
         seconds=_seconds(dice, kind),
-        moment=dice.choice(MOMENTS) if kind == "die at" else "",
-        later_seconds=dice.choice([0, 0, 0.02, 0.2, 0.6]) if kind == "die at" else 0.0,
+        moment=dice.choice(MOMENTS) if kind in BY_WILL else "",
+        later_seconds=dice.choice([0, 0, 0.02, 0.2, 0.6]) if kind in BY_WILL else 0.0,
         quiet=kind == "kill worker" and dice.random() < options.quiet,
     )
 
@@ -212,7 +217,7 @@ def _seconds(dice: random.Random, kind: Kind) -> float:
     match kind:
         case "cut":
             return 0.0
-        case "pause worker":
+        case "pause worker" | "pause at":
             return dice.choice([0.2, 1, 2, 4, 6, 8])
         case "refuse" | "stall":
             return dice.choice([0.5, 1, 3, 5])

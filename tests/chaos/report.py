@@ -9,7 +9,7 @@ from statistics import median, quantiles
 
 from tests.chaos.accounts import Account
 from tests.chaos.checks import violations
-from tests.chaos.plan import FAULTS, HEARTBEAT_SECONDS
+from tests.chaos.plan import BY_WILL, FAULTS, HEARTBEAT_SECONDS
 from tests.chaos.run import Outcome
 from tests.stories.telling import told
 
@@ -72,7 +72,7 @@ def table(outcome: Outcome) -> str:
     lines.append(("settled by the reconciler", _counted(settled)))
     faults = Counter(event.kind for event in outcome.events if event.kind in FAULTS)
     lines.append(("faults", _counted(faults)))
-    lines.append(("  died at", _counted(Counter(e.note for e in outcome.events.of_kinds(["die at"])))))
+    lines.extend((f"  {kind}", _moments(outcome, kind)) for kind in BY_WILL)
     others = Counter(event.kind for event in outcome.events if event.kind not in FAULTS)
     lines.append(("  besides", _counted(others)))
     lost = sum(len(account.history.lost_at) for account in outcome.accounts)
@@ -108,6 +108,10 @@ def missed_aims(outcome: Outcome) -> list[str]:
         if grown is not None and not 0.9 <= grown <= 1.1:
             missed.append(f"the memory of {name} went to {grown:.0%} of what it was early in the run")
     return missed
+
+
+def _moments(outcome: Outcome, kind: str) -> str:
+    return _counted(Counter(event.note for event in outcome.events.of_kinds([kind])))
 
 
 def _last_end(outcome: Outcome) -> float:

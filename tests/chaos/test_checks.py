@@ -323,6 +323,7 @@ def test_an_action_whose_answer_was_lost_is_given_the_benefit_of_the_doubt() -> 
     "event",
     [
         Event("pause worker", at(1), at(6), worker="worker 0"),
+        Event("pause at", at(1), at(6), worker="worker 0", note="request"),
         Event("kill temporal", at(0.5), at(4.5)),
         Event("refuse", at(1), at(6), worker="worker 0", peer="temporal"),
     ],

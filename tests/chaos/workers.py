@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ import httpx2
 
 from tasquencer.devkit.processes import ChildProcess
 from tests.chaos.events import Event, Events
+from tests.chaos.wills import Deed, Deeds, Will, Wills
 from tests.chaos.wire import Wire
 
 __all__ = ["GRACE_SECONDS", "WorkerPart"]
@@ -27,7 +27,6 @@ GRACE_SECONDS = 1.0
 
 _UNREACHABLE = 3
 """Exit status of a worker that finds its ledger or Temporal gone when it starts."""
-
 
 _LAST_WORD_SECONDS = 15.0
 """A worker that has told the error it ends with has ended by then."""
@@ -52,13 +51,13 @@ class WorkerPart:
     ) -> None:
         self.name = name
         self.wires = wires
-        self.will = folder / f"{name.replace(' ', '-')}.will"
+        wills, deeds = folder / f"{name.replace(' ', '-')}.wills", folder / "deeds.jsonl"
+        self.wills, self.deeds = Wills(wills), Deeds(deeds)
         self.rss: list[tuple[datetime, int, float]] = []
         self.cached: list[int] = []
-        self._deaths = folder / "deaths.jsonl"
         self._log = folder / f"{name.replace(' ', '-')}.log"
         self._environment = {**os.environ, **environment, **self._addresses()}
-        self._environment |= {"CHAOS_WILL": str(self.will), "CHAOS_DEATHS": str(self._deaths)}
+        self._environment |= {"CHAOS_WILLS": str(wills), "CHAOS_DEEDS": str(deeds)}
         self._events = events
         self._process: ChildProcess | None = None
         self._gone: list[Event] = []
@@ -129,6 +128,18 @@ class WorkerPart:
             process.send(signal.SIGCONT)
             self.paused = False
 
+    async def let_pause(self, deed: Deed, will: Will, seconds: float) -> None:
+        """SIGCONT after so many seconds, for a process that has stopped by its will."""
+        self.paused = True
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            while self.is_running and self.pid == deed.pid and self.deeds.of_will(will, "go on") is None:
+                assert self._process is not None
+                self._process.send(signal.SIGCONT)
+                await asyncio.sleep(0.02)
+            self.paused = False
+
     async def sample(self) -> None:
         """Note how much memory it takes, and how many workflows it keeps there."""
         if self.is_running:
@@ -153,7 +164,6 @@ class WorkerPart:
         self._back_after = back_after
 
     def _spawn(self) -> None:
-        self.will.unlink(missing_ok=True)
         self._said_error_at = None
         options = ["--grace-period", str(GRACE_SECONDS), "--log-level", "WARNING"]
         self._process = ChildProcess(
@@ -197,11 +207,10 @@ class WorkerPart:
     def _end_of(self, status: int) -> Event:
         """It ended, and nobody here has done that: by its will, or by itself."""
         self._back_after = 0.3
-        for line in self._deaths.read_text().splitlines() if self._deaths.exists() else []:
-            death = json.loads(line)
-            if death["pid"] == self.pid and status == -signal.SIGKILL:
-                event = self._events.begin("die at", worker=self.name, pid=self.pid, note=death["moment"])
-                event.at = datetime.fromtimestamp(death["at"], UTC)
+        for deed in self.deeds:
+            if (deed.pid, deed.what, status) == (self.pid, "die", -signal.SIGKILL):
+                event = self._events.begin("die at", worker=self.name, pid=self.pid, note=deed.moment)
+                event.at = datetime.fromtimestamp(deed.at, UTC)
                 return event
         kind = "cannot start" if status == _UNREACHABLE else "worker ended by itself"
         return self._events.begin(kind, worker=self.name, pid=self.pid, note=f"status {status}")
