@@ -61,8 +61,8 @@ class NoLedger(Ledger):
     ) -> list[OpenWorkItem]:
         return []
 
-    async def transitions(self, work_item_id: str) -> list[Transition]:
-        return []
+    async def transitions_of(self, work_item_ids: Sequence[str]) -> dict[str, list[Transition]]:
+        return {}
 
     async def domain_records(
         self, table: str, work_item_ids: Sequence[str]

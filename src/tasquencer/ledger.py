@@ -29,6 +29,8 @@ __all__ = [
     "is_new",
 ]
 
+_PAGE = 500
+
 
 class Ledger(ABC):
     """Where work items, their transitions and the domain records live.
@@ -114,8 +116,8 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    async def transitions(self, work_item_id: str) -> list[Transition]:
-        """The transitions of one work item, oldest first; empty if there is no such work item."""
+    async def transitions_of(self, work_item_ids: Sequence[str]) -> dict[str, list[Transition]]:
+        """The transitions of some work items, oldest first, by work item id; what is unknown is left out."""
 
     @abstractmethod
     async def domain_records(
@@ -126,6 +128,20 @@ class Ledger(ABC):
         Raises:
             KeyError: the ledger has no domain table of that name.
         """
+
+    async def transitions(self, work_item_id: str) -> list[Transition]:
+        """The transitions of one work item, oldest first; empty if there is no such work item."""
+        return (await self.transitions_of([work_item_id])).get(work_item_id, [])
+
+    async def work_items_of(self, task_id: str) -> list[WorkItem]:
+        """All work items of a task, oldest first, each whole."""
+        items: list[WorkItem] = []
+        while True:
+            wanted = WorkItemFilter(task_id=task_id, limit=_PAGE, offset=len(items), oldest_first=True)
+            page = await self.work_items(wanted)
+            items += page
+            if len(page) < _PAGE:
+                return items
 
 
 class Settlement(BaseModel):

@@ -123,9 +123,9 @@ class InMemoryLedger(Ledger):
         found.sort(key=lambda item: _order(item.place))
         return [item for item in found if after is None or _order(item.place) > _order(after)][:limit]
 
-    async def transitions(self, work_item_id: str) -> list[Transition]:
-        """See `Ledger.transitions`."""
-        return list(self._transitions.get(work_item_id, []))
+    async def transitions_of(self, work_item_ids: Sequence[str]) -> dict[str, list[Transition]]:
+        """See `Ledger.transitions_of`."""
+        return {key: list(self._transitions[key]) for key in work_item_ids if key in self._transitions}
 
     async def domain_records(
         self, table: str, work_item_ids: Sequence[str]

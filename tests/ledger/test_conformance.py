@@ -534,6 +534,17 @@ async def test_settling_at_the_same_time_settles_once(ledger: Ledger) -> None:
     assert [len(await ledger.transitions(f"w{n}")) for n in range(20)] == [2] * 20
 
 
+async def test_many_work_items_and_their_transitions_are_read_at_once(ledger: Ledger) -> None:
+    lives = [Life(id=f"{number:04}", lineage=f"lineage {number}") for number in range(1_200)]
+    for some in (lives[:700], lives[700:]):
+        await ledger.record([entry for life in some for entry in life.until(WorkItemState.STARTED)])
+    assert [item.id for item in await ledger.work_items_of(lives[0].task_id)] == [life.id for life in lives]
+    found = await ledger.transitions_of([life.id for life in lives[1:]] + ["nobody"])
+    assert list(found) == [life.id for life in lives[1:]]
+    assert {tuple(step.sequence for step in steps) for steps in found.values()} == {(0, 1)}
+    assert await ledger.work_items_of("nothing") == []
+
+
 async def test_an_unknown_work_item_has_no_transitions(ledger: Ledger) -> None:
     assert await ledger.transitions("nobody") == []
 

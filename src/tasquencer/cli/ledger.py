@@ -17,8 +17,7 @@ from tasquencer.cli.times import parse_since
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from tasquencer.ledger import Ledger, WorkItemFilter
-    from tasquencer.work_item import Transition, WorkItem
+    from tasquencer.ledger import WorkItemFilter
 
 __all__ = ["LIST_EXAMPLES", "SHOW_EXAMPLES", "database_commands", "list_", "show"]
 
@@ -29,7 +28,6 @@ LIST_EXAMPLES = examples(
 
 SHOW_EXAMPLES = examples("tasq show ai-agent-1a2b3c4d", "tasq show ai-agent-1a2b3c4d --transitions")
 
-_BATCH = 500
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the ledger's names.")]
 
@@ -123,18 +121,14 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
     from tasquencer.wording import one_line
 
     async with open_ledger(read_settings()) as ledger:
-        items = await _all_work_items(ledger, task_id)
+        items = await ledger.work_items_of(task_id)
         if not items:
             raise CommandFailed(
                 f"the ledger has no task {task_id!r}: `tasq list` shows the newest work items"
             )
-        records: dict[str, dict[str, JsonValue]] = {}
-        for start in range(0, len(items), _BATCH):
-            ids = [item.id for item in items[start : start + _BATCH]]
-            records |= await ledger.domain_records(AI_JOBS, ids)
-        transitions: dict[str, list[Transition]] = {}
-        if with_transitions or as_json:
-            transitions = {item.id: await ledger.transitions(item.id) for item in items}
+        ids = [item.id for item in items]
+        records = await ledger.domain_records(AI_JOBS, ids)
+        transitions = await ledger.transitions_of(ids) if with_transitions or as_json else {}
     if as_json:
         _print_json(shown(task_id, items, records, transitions))
         return ExitCode.COMPLETED
@@ -146,18 +140,6 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
         print_table(lambda _: transitions_table(items, transitions))
     print(totals(items, records))
     return ExitCode.COMPLETED
-
-
-async def _all_work_items(ledger: Ledger, task_id: str) -> list[WorkItem]:
-    from tasquencer.ledger import WorkItemFilter
-
-    items: list[WorkItem] = []
-    while True:
-        wanted = WorkItemFilter(task_id=task_id, limit=_BATCH, offset=len(items), oldest_first=True)
-        found = await ledger.work_items(wanted)
-        items += found
-        if len(found) < _BATCH:
-            return items
 
 
 def _print_json(value: JsonValue) -> None:

@@ -119,9 +119,9 @@ class SqlLedger(Ledger):
             lambda connection: open_work_items_in(connection, created_before, after, limit)
         )
 
-    async def transitions(self, work_item_id: str) -> list[Transition]:
-        """See `Ledger.transitions`."""
-        return await self._read(lambda connection: transitions_in(connection, work_item_id))
+    async def transitions_of(self, work_item_ids: Sequence[str]) -> dict[str, list[Transition]]:
+        """See `Ledger.transitions_of`."""
+        return await self._read(lambda connection: transitions_in(connection, work_item_ids))
 
     async def domain_records(
         self, table: str, work_item_ids: Sequence[str]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import JsonValue
@@ -94,14 +95,14 @@ def open_work_items_in(
     return [OpenWorkItem.model_validate(dict(row)) for row in rows]
 
 
-def transitions_in(connection: sa.Connection, work_item_id: str) -> list[Transition]:
-    """The transitions of one work item, oldest first."""
-    rows = connection.execute(
-        sa.select(work_item_transitions)
-        .where(work_item_transitions.c.work_item_id == work_item_id)
-        .order_by(work_item_transitions.c.sequence)
-    ).mappings()
-    return [Transition.model_validate(dict(row)) for row in rows]
+def transitions_in(connection: sa.Connection, work_item_ids: Sequence[str]) -> dict[str, list[Transition]]:
+    """The transitions of work items, oldest first, by work item id."""
+    column = work_item_transitions.c
+    query = sa.select(work_item_transitions).order_by(column.work_item_id, column.sequence)
+    found: dict[str, list[Transition]] = {}
+    for row in _of_work_items(connection, query, column.work_item_id, work_item_ids):
+        found.setdefault(row["work_item_id"], []).append(Transition.model_validate(dict(row)))
+    return found
 
 
 def domain_records_in(
@@ -109,10 +110,19 @@ def domain_records_in(
 ) -> dict[str, dict[str, JsonValue]]:
     """The rows of a domain table, by work item id."""
     found: dict[str, dict[str, JsonValue]] = {}
+    for row in _of_work_items(connection, sa.select(table), table.c.work_item_id, work_item_ids):
+        values = dict(row)
+        key = values.pop("work_item_id")
+        found[key] = to_jsonable_python(values)
+    return found
+
+
+def _of_work_items(
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    column: sa.ColumnElement[str],
+    work_item_ids: Sequence[str],
+) -> Iterator[sa.RowMapping]:
     for first in range(0, len(work_item_ids), PARAMETERS):
         some = work_item_ids[first : first + PARAMETERS]
-        for row in connection.execute(sa.select(table).where(table.c.work_item_id.in_(some))).mappings():
-            values = dict(row)
-            key = values.pop("work_item_id")
-            found[key] = to_jsonable_python(values)
-    return found
+        yield from connection.execute(query.where(column.in_(some))).mappings()

@@ -12,14 +12,11 @@ from dataclasses import dataclass, field
 from tasquencer.comparison import Difference, Recorded, differences
 from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.ledger import Ledger
 from tasquencer.temporal.histories import TaskHistory, Write
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem
 
 __all__ = ["Rebuilt", "Verified", "rebuild", "verify"]
-
-_PAGE = 500
 
 
 @dataclass
@@ -127,19 +124,14 @@ def _unreadable(unknown: set[str]) -> list[str]:
 
 async def _recorded(ledger: Ledger, task_id: str, tables: Sequence[str]) -> dict[str, Recorded]:
     """All that the ledger holds of a task, oldest first."""
-    items: list[WorkItem] = []
-    while True:
-        wanted = WorkItemFilter(task_id=task_id, limit=_PAGE, offset=len(items), oldest_first=True)
-        page = await ledger.work_items(wanted)
-        items += page
-        if len(page) < _PAGE:
-            break
+    items = await ledger.work_items_of(task_id)
     ids = [item.id for item in items]
+    transitions = await ledger.transitions_of(ids)
     records = {table: await ledger.domain_records(table, ids) for table in tables}
     return {
         item.id: Recorded(
             item,
-            await ledger.transitions(item.id),
+            transitions.get(item.id, []),
             {table: rows[item.id] for table, rows in records.items() if item.id in rows},
         )
         for item in items
