@@ -114,6 +114,20 @@ def _sleepers(results: Results) -> None:
     _bars(list(sizes), list(sizes.values()), "KiB of the worker's memory for a sleeping task", "AiAgentTask")
 
 
+def _batch(results: Results) -> None:
+    _, axes = plt.subplots(figsize=(7.5, 3.2))
+    whole = max(results["measured"]["wholes"], key=lambda one: one["lines"])
+    minutes = [one["after_seconds"] / 60 for one in whole["memory"]]
+    for process, color in (("worker", OURS), ("client", "#bf3989"), ("server", "#8c959f")):
+        label = {"worker": "the worker", "client": "tasq batch", "server": "Temporal's dev server"}[process]
+        axes.plot(minutes, [one[process] / 2**20 for one in whole["memory"]], color=color, label=label)
+    axes.set_xlabel(f"minutes of a batch of {whole['lines']:,} lines")
+    axes.set_ylabel("MiB")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.legend(loc="upper left")
+
+
 def _ledger(results: Results) -> None:
     _, axes = plt.subplots(figsize=(7.5, 3.2))
     lines: dict[str, list[tuple[int, float]]] = {}
@@ -170,6 +184,7 @@ def _queries(results: Results) -> None:
 
 
 PLOTS: dict[str, Callable[[Results], None]] = {
+    "batch": _batch,
     "comparisons": _comparisons,
     "ledger": _ledger,
     "lateness": _lateness,

@@ -57,7 +57,7 @@ def cpu_seconds(pid: int) -> float:
     return sum(times[process] for process in family)
 
 
-def memory_bytes(pid: int) -> int:
-    """The process's resident memory (VmRSS)."""
+def memory_bytes(pid: int, *, most: bool = False) -> int:
+    """The process's resident memory (VmRSS), or the most that it has had (VmHWM)."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    return int(status.partition("VmHWM:" if most else "VmRSS:")[2].split()[0]) * 1024

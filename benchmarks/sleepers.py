@@ -184,13 +184,18 @@ async def _side(client: Client, address: str, side: str, tasks: int, cached: int
                 rate = await _fall_asleep(client, side, min(WARM_UP, tasks // 2), origin, time.time() + 7200)
                 few = await _settled_memory(worker)
                 expected = tasks / rate
-                wake = time.time() + 2 * expected + SLACK_SECONDS
+                wake = time.time() + 1.8 * expected + SLACK_SECONDS
                 begin = time.monotonic()
                 await _fall_asleep(client, side, tasks // 2, origin, wake)
                 half = await _settled_memory(worker)
                 await _fall_asleep(client, side, tasks - tasks // 2, origin, wake)
                 started = time.monotonic() - begin
                 everyone = await _settled_memory(worker)
+                print(
+                    f"{side}, {cached:,} cached: {tasks:,} asleep after {started:.0f} s, the worker grew "
+                    f"from {few / 2**20:.0f} over {half / 2**20:.0f} to {everyone / 2**20:.0f} MiB",
+                    flush=True,
+                )
                 assert time.time() < wake, "the tasks woke before all of them slept: this machine is too busy"
             before = await _calls(origin)
             await asyncio.sleep(max(0.0, wake + 1.0 - time.time()))  # the server fires up to a second late

@@ -49,7 +49,8 @@ PARTS = (
         ("--temporal-on-disk",),
     ),
     Part("queries", "benchmarks.queries", "tasq list and tasq show with 1,000,000 work items", 15),
-    Part("sleepers", "benchmarks.sleepers", "10,000 tasks asleep", 30),
+    Part("batch", "benchmarks.batch", "a batch beside a client loop, files of 1,000 and 10,000 lines", 15),
+    Part("sleepers", "benchmarks.sleepers", "10,000 tasks asleep", 45),
 )
 
 

@@ -22,7 +22,7 @@ TOP = Path(__file__).parents[2]
     "module",
     [
         *(part.module for part in PARTS),
-        *("benchmarks.suite", "benchmarks.page", "benchmarks.reconcile", "benchmarks.batch"),
+        *("benchmarks.suite", "benchmarks.page", "benchmarks.reconcile", "benchmarks.comeback"),
     ],
 )
 def test_a_benchmark_explains_its_options(
@@ -53,6 +53,7 @@ def test_what_the_suite_gives_a_benchmark_is_an_option_of_it(
     ("module", "options", "table"),
     [
         ("benchmarks.ledger", ["--no-postgresql"], "ledger"),
+        ("benchmarks.batch", [], "batch-growth"),
         ("benchmarks.queries", ["--no-postgresql", "--no-commands"], "queries"),
     ],
 )
