@@ -37,7 +37,7 @@ format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure what docs/performance.md shows, about an hour (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
+bench: setup ## measure what docs/performance.md shows, an hour and a quarter (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
 	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
 peers: setup $(PEERS)/.installed ## install what `make bench` measures us beside: DBOS, Restate (needs npm)

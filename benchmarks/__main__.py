@@ -10,27 +10,25 @@ import argparse
 import asyncio
 import json
 import time
-from pathlib import Path
 from statistics import median
 
+from benchmarks.figures import add_options, known, positive, print_facts
 from benchmarks.measure import COMPARISONS, Bench, Comparison, Round, running
-from benchmarks.report import Rounds, as_json, comparison_table, facts, ratios
+from benchmarks.report import Rounds, added_latency, as_json, comparison_table, ratios
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=_positive, default=5, help="rounds of each side (default: 5)")
+    add_options(parser, quick="2 rounds of 40 tasks")
     parser.add_argument(
-        "--tasks", type=_positive, default=160, help="tasks of a round; a quarter of it with failures (160)"
+        "--tasks", type=positive, default=160, help="tasks of a round; a quarter of it with failures (160)"
     )
-    parser.add_argument("--concurrency", type=_positive, default=20, help="tasks under way at once (20)")
+    parser.add_argument("--concurrency", type=positive, default=20, help="tasks under way at once (20)")
     parser.add_argument(
         "--only",
         metavar="NAMES",
         help=f"comparisons to run (default: {','.join(c.name for c in COMPARISONS)})",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds to this file, too")
-    parser.add_argument("--quick", action="store_true", help="2 rounds of 40 tasks: does it run at all?")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.tasks = 2, 40
@@ -41,32 +39,25 @@ def main() -> None:
     asyncio.run(_run(options))
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 async def _run(options: argparse.Namespace) -> None:
     begin = time.monotonic()
-    known: dict[str, object] = {}
+    told: dict[str, str] = {}
     results: dict[str, tuple[Comparison, Rounds]] = {}
     for comparison in COMPARISONS:
         if comparison.name not in options.only:
             continue
         tasks = comparison.tasks(options.tasks)
         async with running(comparison.server_settings) as bench:
-            if not known:
-                known |= facts(await bench.server_version())
-                known["load"] = f"{options.rounds} rounds, {options.concurrency} tasks at once"
-                for name, value in known.items():
-                    print(f"{name + ':':<17}{value}")
+            if not told:
+                load = f"{options.rounds} rounds, {options.concurrency} tasks at once unless said otherwise"
+                told = known(await bench.server_version(), load=load)
+                print_facts(told)
             print(f"\n{comparison.name}. {comparison.title} ({tasks} tasks a round)")
             for key, value in comparison.server_settings.items():
                 print(f"   for both sides: {key}={value}")
             print(flush=True)
-            rounds = await _compare(bench, comparison, options.rounds, tasks, options.concurrency)
+            at_once = comparison.at_once or options.concurrency
+            rounds = await _compare(bench, comparison, options.rounds, tasks, at_once)
         results[comparison.name] = comparison, rounds
         print(comparison_table(comparison, rounds))
         yardstick, ours = (side.name for side in comparison.sides[:2])
@@ -75,6 +66,10 @@ async def _run(options: argparse.Namespace) -> None:
         if comparison.aim is not None:
             verdict = f" (aim: {comparison.aim:.2f}, {'reached' if ratio >= comparison.aim else 'missed'})"
         print(f"\n{ours} / {yardstick}: {ratio:.2f}{verdict}", flush=True)
+        if (aim := comparison.latency_aim) is not None:
+            added = added_latency(comparison, rounds)
+            verdict = f"aim: {1000 * aim:g} ms, {'reached' if added <= aim else 'missed'}"
+            print(f"a task takes {1000 * added:.1f} ms longer ({verdict})", flush=True)
         for side in comparison.sides:
             if side.aim is not None:
                 ratio = median(
@@ -85,7 +80,7 @@ async def _run(options: argparse.Namespace) -> None:
                 print(f"{ours} / {side.name}: {ratio:.2f} (aim: {side.aim:.2f}, {verdict})", flush=True)
     print(f"\nTook {time.monotonic() - begin:.0f} s. Each figure is the median of its rounds.")
     if options.json is not None:
-        options.json.write_text(json.dumps(as_json(known, results), indent=2) + "\n")
+        options.json.write_text(json.dumps(as_json(told, results), indent=2) + "\n")
 
 
 async def _compare(

@@ -33,7 +33,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 import worker
 from activities.client import make_client
 from activities.generate import HEARTBEAT_INTERVAL
-from benchmarks.figures import known, print_facts, save
+from benchmarks.figures import known, markdown, print_facts, save
 from tasquencer.devkit.http_server import Exchange, HttpServer
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
@@ -291,7 +291,7 @@ async def _work(address: str, base_url: str, ledger: str, heartbeat: timedelta) 
 def table(measured: Sequence[Measurement]) -> str:
     """A Markdown table of the measurements."""
     header = ["", "heartbeat", "tries", "median", "p90", "worst", "aim", ""]
-    rows = [header]
+    rows = []
     for one in measured:
         aim = f"median < {one.aim.median:g} s"
         if one.aim.worst is not None:
@@ -300,13 +300,7 @@ def table(measured: Sequence[Measurement]) -> str:
         heartbeat = f"{one.heartbeat.total_seconds():g} s"
         verdict = "reached" if one.reached else "missed"
         rows.append([one.aim.name, heartbeat, str(len(one.seconds)), *seconds, aim, verdict])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    return "\n".join(lines)
+    return markdown(header, rows)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-from benchmarks.report import facts
 
 __all__ = [
     "add_options",
@@ -51,10 +52,33 @@ def positive(text: str) -> int:
 
 def known(server_version: str | None = None, **more: str) -> dict[str, str]:
     """The machine, the versions, and what else is to be said about a run."""
-    told = facts(server_version or "")
+    told = _facts(server_version or "")
     if server_version is None:
         del told["temporal server"]
     return told | {name.replace("_", " "): value for name, value in more.items()}
+
+
+def _facts(server_version: str) -> dict[str, str]:
+    """The machine and the versions."""
+    load = f", load average {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return {
+        "machine": f"{os.cpu_count()} × {_cpu_model()}, {platform.system()} {platform.machine()}{load}",
+        "python": platform.python_version(),
+        "tasquencer": version("tasquencer"),
+        "temporalio": version("temporalio"),
+        "temporal server": f"{server_version}, dev server in memory",
+        "openai": version("openai"),
+        "sqlite": sqlite3.sqlite_version,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
 
 
 def print_facts(told: Mapping[str, str]) -> None:

@@ -69,6 +69,11 @@ class Comparison:
 
     Attributes:
         failures: How often each prompt fails before it is answered.
+        aim: What the second side's throughput divided by the yardstick's should be at least.
+        latency_aim: How many seconds longer a task of the second side should take at most.
+        at_once: Tasks under way at once, where that is not for the options to say.
+        pause_seconds: From the end of a task to the start of the next. One right after the other, they come
+            to take 100 ms each on all sides: the worker polls no faster, and nothing else is seen.
         prompts: In one task; with more than one, a round is one task.
     """
 
@@ -77,6 +82,9 @@ class Comparison:
     failures: int
     sides: tuple[Side, ...]
     aim: float | None = None
+    latency_aim: float | None = None
+    at_once: int | None = None
+    pause_seconds: float = 0.0
     server_settings: Mapping[str, str] = field(default_factory=dict)
     prompts: int = 1
 
@@ -149,6 +157,15 @@ COMPARISONS = (
         ),
         aim=0.95,
     ),
+    Comparison(
+        "L",
+        "no failures, one task at a time",
+        0,
+        (_bare("workflow with one activity"), _TASK, _UNRECORDED),
+        latency_aim=0.005,
+        at_once=1,
+        pause_seconds=0.2,
+    ),
     Comparison("B", f"{_FAILURES}, the server as it comes (timers up to 1 s late)", 2, _RETRIES, aim=0.90),
     Comparison("C", f"{_FAILURES}, the server's timers exact", 2, _RETRIES, server_settings=EXACT_TIMERS),
     Comparison(
@@ -196,6 +213,7 @@ class Bench:
                     task_queue=side.task_queue,
                 )
                 latencies.append(time.perf_counter() - begin)
+                await asyncio.sleep(comparison.pause_seconds)
 
         worker, server = cpu_seconds(self.worker_pid), cpu_seconds(self.server_pid)
         begin = time.perf_counter()
@@ -228,7 +246,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def running(server_settings: Mapping[str, str]) -> AsyncIterator[Bench]:
+async def running(server_settings: Mapping[str, object]) -> AsyncIterator[Bench]:
     """Temporal's dev server in memory, the provider and the worker, each a process of its own."""
     with tempfile.TemporaryDirectory(prefix="tasquencer-bench-") as folder:
         ledger = Path(folder) / "ledger.db"

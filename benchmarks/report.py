@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.figures import markdown, milliseconds
 from benchmarks.measure import Comparison, Round
 
-__all__ = ["as_json", "comparison_table", "facts", "ratios"]
+__all__ = ["added_latency", "as_json", "comparison_table", "ratios"]
 
 Rounds = Mapping[str, Sequence[Round]]
 """The rounds of each side of a comparison, by the side's name, in the order they were run."""
-
-
-def facts(server_version: str) -> dict[str, str]:
-    """The machine and the versions."""
-    load = f", load average {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return {
-        "machine": f"{os.cpu_count()} × {_cpu_model()}, {platform.system()} {platform.machine()}{load}",
-        "python": platform.python_version(),
-        "tasquencer": version("tasquencer"),
-        "temporalio": version("temporalio"),
-        "temporal server": f"{server_version}, dev server in memory",
-        "openai": version("openai"),
-        "sqlite": sqlite3.sqlite_version,
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
 
 
 def ratios(comparison: Comparison, rounds: Rounds, side: str) -> list[float]:
@@ -52,10 +25,18 @@ def ratios(comparison: Comparison, rounds: Rounds, side: str) -> list[float]:
     ]
 
 
+def added_latency(comparison: Comparison, rounds: Rounds) -> float:
+    """Seconds that the second side takes longer than the yardstick: the median of the rounds' differences."""
+    yardstick, ours = (rounds[side.name] for side in comparison.sides[:2])
+    return median(
+        one.latency_seconds - other.latency_seconds for one, other in zip(ours, yardstick, strict=True)
+    )
+
+
 def comparison_table(comparison: Comparison, rounds: Rounds) -> str:
     """A Markdown table of a comparison, one row a side: medians over the rounds."""
     header = ["", "tasks/s", "(range)", "ratio", "(range)", "latency", "worker CPU", "server CPU"]
-    rows = [header]
+    rows = []
     for side in comparison.sides:
         own = rounds[side.name]
         speeds, shares = [each.tasks_per_second for each in own], ratios(comparison, rounds, side.name)
@@ -66,30 +47,18 @@ def comparison_table(comparison: Comparison, rounds: Rounds) -> str:
                 f"{min(speeds):.1f}–{max(speeds):.1f}",
                 f"{median(shares):.2f}",
                 f"{min(shares):.2f}–{max(shares):.2f}",
-                f"{1000 * median(each.latency_seconds for each in own):.0f} ms",
-                f"{1000 * median(each.worker_cpu_seconds / each.tasks for each in own):.2f} ms",
-                f"{1000 * median(each.server_cpu_seconds / each.tasks for each in own):.2f} ms",
+                milliseconds(median(each.latency_seconds for each in own)),
+                milliseconds(median(each.worker_cpu_seconds / each.tasks for each in own)),
+                milliseconds(median(each.server_cpu_seconds / each.tasks for each in own)),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in rows
-    ]
-    dashes = ["-" * width if not column else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    lines.insert(1, "| " + " | ".join(dashes) + " |")
-    return "\n".join(lines)
+    return markdown(header, rows)
 
 
-def as_json(known: Mapping[str, object], results: Mapping[str, tuple[Comparison, Rounds]]) -> dict[str, Any]:
+def as_json(told: Mapping[str, str], results: Mapping[str, tuple[Comparison, Rounds]]) -> dict[str, Any]:
     """Everything measured, round by round."""
     return {
-        "facts": dict(known),
+        "facts": dict(told),
         "tables": {name: comparison_table(*result) for name, result in results.items()},
         "comparisons": {
             name: {
