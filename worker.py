@@ -395,7 +395,8 @@ def _stop_on_signals() -> asyncio.Future[None]:
     return stop
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Be the program: run with the options of the command line, and end the process."""
     try:
         typer.run(main)
     except SystemExit as end:
@@ -404,3 +405,7 @@ if __name__ == "__main__":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
+
+
+if __name__ == "__main__":
+    run()

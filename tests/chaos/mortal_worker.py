@@ -27,7 +27,6 @@ from unittest.mock import patch
 import httpx2
 import openai
 import sqlalchemy as sa
-import typer
 
 import worker
 from activities.client import make_client
@@ -121,4 +120,4 @@ if __name__ == "__main__":
         patch.object(worker, "make_client", _mortal_client),
         patch.object(TaskScope, "continue_as_new", _mortal_continue_as_new),
     ):
-        typer.run(worker.main)
+        worker.run()

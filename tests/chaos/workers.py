@@ -182,7 +182,13 @@ class WorkerPart:
             assert self._process is not None
             status = self._process.exit_status
             if status is None:
-                if (
+                if self._hangs():
+                    self._gone.append(
+                        self._events.begin("worker does not end", worker=self.name, pid=self.pid)
+                    )
+                    self._expected = self.pid
+                    self._process.kill()
+                elif (
                     self._gone
                     and self.pid not in {event.pid for event in self._gone}
                     and await self._is_ready()
