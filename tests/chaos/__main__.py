@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="decides about tasks, faults and answers (1)")
     parser.add_argument("--tasks", type=int, default=2000, help="how many tasks (2000)")
     parser.add_argument("--faults", type=int, default=300, help="how many faults (300)")
+    parser.add_argument("--rows", type=int, default=0, help="of a batch beside the tasks (none)")
     parser.add_argument("--ledger", choices=["postgresql", "sqlite"], default="postgresql")
     parser.add_argument("--gap", type=float, default=1.6, help="mean seconds from a fault to the next (1.6)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all logs and databases there")
@@ -27,6 +28,7 @@ def main() -> int:
         seed=chosen.seed,
         tasks=chosen.tasks,
         faults=chosen.faults,
+        rows=chosen.rows,
         ledger=chosen.ledger,
         workers=2 if is_postgres else 1,
         witness=is_postgres,

@@ -45,6 +45,21 @@ class TaskRun:
 
 
 @dataclass(frozen=True)
+class BatchAccount:
+    """What is known of the batch at the end.
+
+    Attributes:
+        result: What the client was told; None: nothing, until time was up.
+        recorded: The state of each row in the ledger, by the row's id.
+        tasks: How the workflow of each row's task ended.
+    """
+
+    result: Mapping[str, Any] | None
+    recorded: Mapping[str, str]
+    tasks: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Account:
     """All accounts of one task.
 

@@ -15,12 +15,12 @@ from tasquencer.failure import FailureKind
 from tasquencer.task_state import TASK_ACTOR
 from tasquencer.temporal.reconciling import RECONCILER
 from tasquencer.work_item import WorkItem, WorkItemState
-from tests.chaos.accounts import Account
+from tests.chaos.accounts import Account, BatchAccount
 from tests.chaos.events import DEATHS, PAUSES
 from tests.stories import action_checks, ending_checks, lineage_checks, record_checks
 from tests.stories.story import CANCEL_TASK, Call, Reply, Story, label_of, text_of
 
-__all__ = ["CHECKS", "violations"]
+__all__ = ["CHECKS", "batch_violations", "violations"]
 
 Check = Callable[[Account], Iterator[str]]
 
@@ -303,3 +303,19 @@ def violations(account: Account) -> list[str]:
             return list(the_task_ended(account))
         return [*the_task_ended(account), "the ledger has no work item of the task"]
     return [complaint for check in CHECKS for complaint in check(account)]
+
+
+def batch_violations(batch: BatchAccount) -> list[str]:
+    """What is wrong with the batch itself; its tasks are checked like all others."""
+    if batch.result is None:
+        return ["lost: the batch has not ended"]
+    wrong = []
+    for row, ended in batch.tasks.items():
+        expected = ended if ended in ("completed", "canceled") else "failed"
+        if batch.recorded.get(row) != expected:
+            wrong.append(f"{row} is {batch.recorded.get(row)} in the batch, its task {ended}")
+    counts = Counter(batch.recorded.values())
+    told = {state: batch.result[state] for state in ("completed", "failed", "canceled")}
+    if told != {state: counts[state] for state in told} or batch.result["rows"] != len(batch.tasks):
+        wrong.append(f"the batch was told to have {dict(batch.result)}, its rows are {dict(counts)}")
+    return wrong

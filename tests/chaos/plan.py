@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.stories.story import CANCEL_TASK, LEADS_TO
@@ -21,6 +21,7 @@ __all__ = [
     "Options",
     "TaskPlan",
     "plan_faults",
+    "plan_rows",
     "plan_tasks",
 ]
 
@@ -75,6 +76,7 @@ class Options:
     """What is asked of a run.
 
     Attributes:
+        rows: Of a batch that runs beside the tasks; each is a task, too.
         workers: That the nemesis may kill.
         witness: Whether there is one more worker that is never killed, so that its memory can be measured.
         gap_seconds: Mean time from one fault to the next.
@@ -85,6 +87,7 @@ class Options:
     seed: int = 1
     tasks: int = 2000
     faults: int = 300
+    rows: int = 0
     ledger: str = "postgresql"
     workers: int = 2
     witness: bool = True
@@ -150,7 +153,16 @@ def plan_tasks(options: Options) -> list[TaskPlan]:
     return [_task(random.Random(f"{options.seed}/task {n}"), f"task {n}") for n in range(options.tasks)]
 
 
-def _task(dice: random.Random, name: str) -> TaskPlan:
+def plan_rows(options: Options) -> list[TaskPlan]:
+    """The tasks that are rows of the batch."""
+    found: list[TaskPlan] = []
+    for number in range(options.rows):
+        plan = _task(random.Random(f"{options.seed}/row {number}"), f"row {number}", may_fan_out=False)
+        found.append(replace(plan, run_timeout_seconds=None))
+    return found
+
+
+def _task(dice: random.Random, name: str, *, may_fan_out: bool = True) -> TaskPlan:
     request: dict[str, Any] = {
         "max_retries": dice.choice([0, 1, 2, 3, 3, 4, 8]),
         "retry": {
@@ -164,7 +176,7 @@ def _task(dice: random.Random, name: str) -> TaskPlan:
     }
     if dice.random() < 0.1:
         request["deadline_seconds"] = dice.choice([4, 10, 30])
-    is_fan_out = dice.random() < 0.12
+    is_fan_out = dice.random() < 0.12 and may_fan_out
     if is_fan_out:
         count = dice.randrange(2, 6)
         request["prompts"] = [f"{name}: {number}" for number in range(count)]

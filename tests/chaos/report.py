@@ -8,7 +8,7 @@ from datetime import datetime
 from statistics import median, quantiles
 
 from tests.chaos.accounts import Account
-from tests.chaos.checks import violations
+from tests.chaos.checks import batch_violations, violations
 from tests.chaos.plan import BY_WILL, FAULTS, HEARTBEAT_SECONDS
 from tests.chaos.run import Outcome
 from tests.stories.telling import told
@@ -54,6 +54,8 @@ def table(outcome: Outcome) -> str:
     lines.append(("took", f"{outcome.seconds:.0f} s"))
     ends = Counter(account.history.state for account in outcome.accounts)
     lines.append(("tasks", _counted(ends)))
+    if outcome.batch is not None:
+        lines.append(("  rows of the batch", _counted(Counter(outcome.batch.recorded.values()))))
     chains = sum(len(account.history.runs) > 1 for account in outcome.accounts)
     lines.append(("  that continued as new", f"{chains}"))
     states = Counter(item.state.value for account in outcome.accounts for item in account.story.items)
@@ -96,6 +98,8 @@ def missed_aims(outcome: Outcome) -> list[str]:
     missed = [
         str(event) for event in outcome.events.of_kinds(["worker ended by itself", "worker does not end"])
     ]
+    if outcome.batch is not None:
+        missed += batch_violations(outcome.batch)
     if outcome.reconciled.undecided:
         missed.append(f"the reconciler could not decide about {outcome.reconciled.undecided} work items")
     slowest = max(recoveries(outcome)[_QUIET], default=0.0)

@@ -23,28 +23,38 @@ from temporalio.exceptions import (
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError
 
+from tasquencer.batch import task_id_of
 from tasquencer.devkit.processes import free_port
 from tasquencer.settings import DEFAULT_TASK_QUEUE
+from tasquencer.sql import SqlLedger
 from tasquencer.sql.databases import Database, database_at
 from tasquencer.temporal import data_converter
+from tasquencer.temporal.batches import BATCH_WORKFLOW
 from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.work_item import WorkItem
-from tests.chaos.accounts import Account, TaskRun, calls_in, make_account
+from tests.chaos.accounts import Account, BatchAccount, TaskRun, calls_in, make_account
 from tests.chaos.events import Events
 from tests.chaos.histories import read_history
 from tests.chaos.ledger_rows import ended_since, read_ledger
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.operators import Handle, Operators
 from tests.chaos.parts import Postgres, Provider, Temporal
-from tests.chaos.plan import Options, TaskPlan, plan_faults, plan_tasks
+from tests.chaos.plan import Options, TaskPlan, plan_faults, plan_rows, plan_tasks
 from tests.chaos.wire import Wire
 from tests.chaos.workers import WorkerPart
+from tests.support.batches import filled_batch
 
 __all__ = ["Outcome", "run"]
 
 _AT_ONCE = 30
 """Tasks under way at once, at most."""
+
+_ROWS_AT_ONCE = 4
+"""Of the batch."""
+
+_ALL = 2**30
+"""Bytes of the rows of a page."""
 
 _LEAD = 12
 """So many tasks are started ahead of the faults."""
@@ -70,6 +80,7 @@ class Outcome:
         sightings: How many work items were seen ended while it ran.
         unlooked: How many requests arrived while the provider could not look into the ledger.
         reconciled: What the reconciler did at the end.
+        batch: None: there was none.
     """
 
     options: Options
@@ -81,6 +92,7 @@ class Outcome:
     sightings: int
     unlooked: int
     reconciled: Reconciliation
+    batch: BatchAccount | None
 
 
 @dataclass
@@ -88,6 +100,7 @@ class _Stage:
     options: Options
     folder: Path
     client: Client
+    ledger_url: str
     ledger: Database
     nemesis: Nemesis
     events: Events
@@ -100,15 +113,19 @@ async def run(options: Options, folder: Path) -> Outcome:
     """Carry the plan out; everything that was written on the way stays in the folder."""
     begin = time.monotonic()
     async with _stage(options, folder) as stage:
+        rows = plan_rows(options)
+        if rows:
+            await _start_batch(stage, rows)
         watching = asyncio.create_task(_watch(stage))
         faults = asyncio.create_task(stage.nemesis.work(plan_faults(options), options.faults))
-        await _work(stage, faults)
+        await _work(stage, faults, rows)
         await faults
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
         reconciled = await _reconcile(stage)
         accounts = await _accounts(stage)
+        batch = await _batch_account(stage, rows, accounts) if rows else None
     stage.events.save(folder / "events.jsonl")
     return Outcome(
         options=options,
@@ -120,6 +137,7 @@ async def run(options: Options, folder: Path) -> Outcome:
         sightings=len(stage.sightings),
         unlooked=sum(call.held is None for account in accounts for call in account.story.calls),
         reconciled=reconciled,
+        batch=batch,
     )
 
 
@@ -164,7 +182,7 @@ async def _stage(options: Options, folder: Path) -> AsyncIterator[_Stage]:
             temporal.address, data_converter=data_converter, runtime=_quiet_runtime()
         )
         nemesis = Nemesis(temporal, workers, events, disk_full, postgres)
-        yield _Stage(options, folder, client, ledger, nemesis, events, provider)
+        yield _Stage(options, folder, client, ledger_url, ledger, nemesis, events, provider)
 
 
 def _quiet_runtime() -> Runtime:
@@ -173,34 +191,88 @@ def _quiet_runtime() -> Runtime:
     return Runtime(telemetry=TelemetryConfig(logging=quiet))
 
 
-async def _work(stage: _Stage, faults: asyncio.Task[None]) -> None:
+async def _start_batch(stage: _Stage, rows: Sequence[TaskPlan]) -> None:
+    batch_id = _batch_id(stage)
+    async with SqlLedger(stage.ledger_url) as ledger:
+        await filled_batch(ledger.batches, batch_id, {plan.name: plan.request for plan in rows})
+    await stage.client.start_workflow(
+        BATCH_WORKFLOW, {"concurrency": _ROWS_AT_ONCE}, id=batch_id, task_queue=DEFAULT_TASK_QUEUE
+    )
+
+
+def _batch_id(stage: _Stage) -> str:
+    return f"chaos-{stage.options.seed}-batch"
+
+
+async def _follow_batch(stage: _Stage, rows: Sequence[TaskPlan], going: list[asyncio.Task[None]]) -> None:
+    """Take part in the task of each row as soon as there is one; they begin in this order."""
+    for plan in rows:
+        task_id = task_id_of(_batch_id(stage), plan.name)
+        handle: Handle = stage.client.get_workflow_handle(task_id)
+        while True:
+            try:
+                await handle.describe()
+                break
+            except RPCError:
+                await asyncio.sleep(_AGAIN_SECONDS)
+        going.append(asyncio.create_task(_task(stage, plan, task_id, handle)))
+
+
+async def _batch_account(
+    stage: _Stage, rows: Sequence[TaskPlan], accounts: Sequence[Account]
+) -> BatchAccount:
+    batch_id = _batch_id(stage)
+    result = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_ANSWERED_SECONDS):
+            result = await stage.client.get_workflow_handle(batch_id).result()
+    async with SqlLedger(stage.ledger_url) as ledger:
+        page = {"after": -1, "limit": len(rows), "most_bytes": _ALL}
+        answers = await ledger.batches.answers(batch_id, order="position", **page)
+        others = await ledger.batches.unanswered(batch_id, **page)
+    states = {account.story.task_id: account.history.state for account in accounts}
+    ended = {plan.name: states.get(task_id_of(batch_id, plan.name), "missing") for plan in rows}
+    recorded = {row.row_id: row.state.value for row in others}
+    return BatchAccount(result, recorded | {row.row_id: "completed" for row in answers}, ended)
+
+
+async def _work(stage: _Stage, faults: asyncio.Task[None], rows: Sequence[TaskPlan]) -> None:
     """Start the tasks, in step with the faults, and wait for their ends, or until time is up."""
     places = asyncio.Semaphore(_AT_ONCE)
     going: list[asyncio.Task[None]] = []
     options = stage.options
+    following = asyncio.create_task(_follow_batch(stage, rows, going))
     for number, plan in enumerate(plan_tasks(options)):
         while number > _LEAD + options.tasks * stage.nemesis.done / max(options.faults, 1):
             if faults.done():
                 break
             await asyncio.sleep(0.05)
         await places.acquire()
-        task = asyncio.create_task(_task(stage, plan))
+        task = asyncio.create_task(_task(stage, plan, task_id=_task_id(stage, plan)))
         task.add_done_callback(lambda _: places.release())
         going.append(task)
     await faults
-    await asyncio.wait(going, timeout=options.patience_seconds)
-    for task in going:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(options.patience_seconds):
+            await following
+            await asyncio.wait(going)
+    for task in (following, *going):
         task.cancel()
-    for error in await asyncio.gather(*going, return_exceptions=True):
+    for error in await asyncio.gather(following, *going, return_exceptions=True):
         if isinstance(error, Exception):
             raise error
 
 
-async def _task(stage: _Stage, plan: TaskPlan) -> None:
-    task_id = f"chaos-{stage.options.seed}-{plan.name.replace(' ', '-')}"
+def _task_id(stage: _Stage, plan: TaskPlan) -> str:
+    return f"chaos-{stage.options.seed}-{plan.name.replace(' ', '-')}"
+
+
+async def _task(stage: _Stage, plan: TaskPlan, task_id: str, handle: Handle | None = None) -> None:
+    """Start it, unless somebody has, and take part in it until it ends."""
     mine = TaskRun(plan, task_id, datetime.now(UTC))
     stage.runs.append(mine)
-    handle: Handle = await _start(stage.client, plan, task_id)
+    if handle is None:
+        handle = await _start(stage.client, plan, task_id)
     people = Operators(handle, stage.ledger)
     acting = [
         asyncio.create_task(people.act(operator, number)) for number, operator in enumerate(plan.operators)

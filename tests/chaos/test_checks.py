@@ -11,8 +11,8 @@ import pytest
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.fan_out import AiFanOutRequest
 from tasquencer.work_item import WorkItem, WorkItemState
-from tests.chaos.accounts import Account
-from tests.chaos.checks import violations
+from tests.chaos.accounts import Account, BatchAccount
+from tests.chaos.checks import batch_violations, violations
 from tests.chaos.events import Event
 from tests.chaos.good_account import (
     at,
@@ -335,6 +335,30 @@ def test_whatever_silences_a_worker_explains_its_loss(event: Event) -> None:
 def test_a_cut_to_the_provider_explains_no_lost_worker() -> None:
     event = Event("cut", at(1), at(1), worker="worker 0", peer="provider")
     assert violations(replace(good_account(), events=[event])) != []
+
+
+_TASKS = {"row 0": "completed", "row 1": "failed", "row 2": "terminated", "row 3": "canceled"}
+_RECORDED = {"row 0": "completed", "row 1": "failed", "row 2": "failed", "row 3": "canceled"}
+_RESULT = {"rows": 4, "completed": 1, "failed": 2, "canceled": 1}
+
+
+def test_a_good_batch_has_no_violations() -> None:
+    assert batch_violations(BatchAccount(_RESULT, _RECORDED, _TASKS)) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "complaint"),
+    [
+        (BatchAccount(None, _RECORDED, _TASKS), "lost: the batch has not ended"),
+        (BatchAccount(_RESULT, _RECORDED | {"row 0": "failed"}, _TASKS), "row 0 is failed in the batch"),
+        (BatchAccount(_RESULT, _RECORDED, _TASKS | {"row 0": "missing"}), "row 0 is completed in the batch"),
+        (BatchAccount(_RESULT | {"completed": 2}, _RECORDED, _TASKS), "the batch was told to have"),
+        (BatchAccount(_RESULT | {"rows": 5}, _RECORDED, _TASKS), "the batch was told to have"),
+    ],
+)
+def test_a_planted_violation_of_a_batch_is_found(batch: BatchAccount, complaint: str) -> None:
+    found = batch_violations(batch)
+    assert any(complaint in one for one in found), found
 
 
 def test_the_smallest_story_tells_of_all_accounts_in_the_order_of_time() -> None:
