@@ -23,7 +23,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal.histories import Histories
 from tasquencer.temporal.projection import verify
-from tasquencer.work_item import WorkItemState
+from tasquencer.work_item import DelayReason, WorkItemState
 from tests.activities.calling import activities_for
 from tests.support import answers
 from tests.support.answers import Hold
@@ -235,6 +235,27 @@ async def test_an_outcome_that_was_written_counts_before_an_action_whose_turn_ca
             await ends_canceled(scene.handle)
     assert "first try is failed since" in str(refused.value.__cause__)
     assert (first.state, second.state) == (FAILED, INITIALIZED)
+
+
+async def test_a_start_that_was_written_counts_before_a_retry_now_that_came_after(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    """The wait was over, so there is nothing to end any more."""
+    request = ASK | {"retry": {"initial_interval_seconds": 0.5}}
+    script = [answers.status(503), answers.ok()]
+    async with stage(dev_server, tmp_path, script, request, STARTED, 1) as scene:
+        await scene.death()
+        acting = asyncio.create_task(scene.handle.execute_update("retry_now", {"actor": "anna"}))
+        await asyncio.sleep(0.2)  # it is on the server before the next worker is there
+        async with scene.next_worker() as now:
+            with pytest.raises(Exception, match="Workflow update failed") as refused:
+                await acting
+            await scene.handle.result()
+            _, second = await now.work_items(scene.handle)
+            steps = await now.tasks.ledger.transitions(second.id)
+    assert "nothing waits" in str(refused.value.__cause__)
+    assert (second.delay_reason, second.delay_seconds) == (DelayReason.BACKOFF, 0.5)
+    assert [(step.next_state, step.actor) for step in steps][1:] == [(STARTED, "task"), (COMPLETED, "task")]
 
 
 async def test_a_retry_that_was_written_and_is_now_too_late_is_settled(

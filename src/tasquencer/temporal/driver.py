@@ -292,6 +292,17 @@ class TaskDriver:
         for _ in range(_OUTCOME_STEPS):
             await asyncio.sleep(0)
 
+    async def waits(self) -> None:
+        """As `turns`, and once the waits that are over have had their effect, too.
+
+        Of the timers that fired with this workflow task the SDK tells after what came from outside: whether
+        one has shows in the next. Its start may be in the ledger already, by a worker that has died since.
+        """
+        await self.turns()
+        now = workflow.now()
+        if any(self.state.work_item(known).not_before <= now for known in self._sleeping):
+            await self.news()
+
     def carry(self) -> CarriedTask:
         """The state for the next run."""
         if not self._may_continue_as_new():

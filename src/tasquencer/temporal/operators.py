@@ -50,9 +50,9 @@ class Operators:
         """Offer the updates."""
         # What ends a work item must be in the history before the ledger hears of it: see `driver`. What only
         # ends a wait need not, but what was on its way before comes first all the same.
-        turns, news = self._driver.turns, self._driver.news
+        news = self._driver.news
         for name, act, check, first in (
-            ("retry_now", self._retry_now, self._check_retry_now, turns),
+            ("retry_now", self._retry_now, self._check_retry_now, self._ended_waits),
             ("complete_work_item", self._complete, self._check_complete, news),
             ("fail_work_item", self._fail, self._check_fail, news),
             ("cancel_work_item", self._cancel, self._check_cancel, news),
@@ -77,6 +77,14 @@ class Operators:
         # The SDK would compile the text of the annotations for each task.
         handler.__annotations__ = {"raw": object}
         return handler
+
+    async def _ended_waits(self) -> None:
+        known = self._waiting()
+        await self._driver.waits()
+        if not any(self._still_waits(work_item_id) for work_item_id in known):
+            raise task_error(
+                ActionRefused.__name__, "nothing waits any more: the wait has just ended by itself"
+            )
 
     async def _retry_now(self, raw: object = None) -> dict[str, Any]:
         action = parse_action(RetryNow, raw)
