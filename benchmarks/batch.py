@@ -285,7 +285,7 @@ async def _whole_file(bench: Bench, lines: int, options: argparse.Namespace) -> 
         worker, server = cpu_seconds(bench.worker_pid), cpu_seconds(bench.server_pid)
         begin = time.perf_counter()
         process = await _tasq(bench, ledger, TASK_QUEUE, "batch", file, *asked)
-        memory = await _watched(bench, process, begin, every_seconds=1.0)
+        memory = await _watched(bench, process, begin, every_seconds=max(1.0, lines / 3000))
         took = time.perf_counter() - begin
         worker, server = cpu_seconds(bench.worker_pid) - worker, cpu_seconds(bench.server_pid) - server
         with out.open() as results:
