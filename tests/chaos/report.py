@@ -13,7 +13,7 @@ from tests.chaos.plan import BY_WILL, FAULTS, HEARTBEAT_SECONDS
 from tests.chaos.run import Outcome
 from tests.stories.telling import told
 
-__all__ = ["found_in", "missed_aims", "slowest_stories", "smallest_story", "table"]
+__all__ = ["found_in", "missed_aims", "recoveries", "slowest_stories", "smallest_story", "table"]
 
 RECOVERY_SECONDS = 1.5 * HEARTBEAT_SECONDS + 5
 """A task whose call was under way on a killed worker has gone on elsewhere by then."""
@@ -131,7 +131,7 @@ def recoveries(outcome: Outcome) -> dict[str, list[float]]:
     """Seconds from the SIGKILL of a worker until a task that it was working on went on elsewhere.
 
     A task whose call was under way goes on when its heartbeats have been missing for long enough; one that
-    was being decided, when Temporal gives its workflow task up (10 s).
+    was being decided, when Temporal gives its workflow task up (10 s). So does one whose call had just ended.
     """
     found: dict[str, list[float]] = {_CALLING: [], _QUIET: [], _DECIDING: []}
     for name, seconds, _ in _recovered(outcome):
@@ -159,8 +159,13 @@ def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
             if not item.started_at < kill.at < item.ended_at:
                 continue
             call_at = scheduled.get(item.id)
-            if call_at is None or call_at > kill.at:
-                yield _DECIDING, ((call_at or item.ended_at) - kill.at).total_seconds(), account
+            answered = any(
+                call.key == item.id and call.ended_at is not None and call.ended_at < kill.at
+                for call in account.story.calls
+            )
+            if call_at is None or call_at > kill.at or answered:
+                decided_at = item.ended_at if call_at is None or answered else call_at
+                yield _DECIDING, (decided_at - kill.at).total_seconds(), account
                 continue
             seconds = (item.ended_at - kill.at).total_seconds()
             yield _CALLING, seconds, account

@@ -10,10 +10,11 @@ import pytest
 
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.fan_out import AiFanOutRequest
+from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account, BatchAccount
 from tests.chaos.checks import batch_violations, violations
-from tests.chaos.events import Event
+from tests.chaos.events import Event, Events
 from tests.chaos.good_account import (
     at,
     change_item,
@@ -23,7 +24,9 @@ from tests.chaos.good_account import (
     terminated,
     timed_out,
 )
-from tests.chaos.report import smallest_story
+from tests.chaos.plan import Options
+from tests.chaos.report import recoveries, smallest_story
+from tests.chaos.run import Outcome
 from tests.stories.story import Call, Given, Reply
 
 
@@ -369,6 +372,31 @@ def test_the_smallest_story_tells_of_all_accounts_in_the_order_of_time() -> None
     assert times == sorted(times)
     for part in ("! first try", "~~ cut to provider", "history: call of first", "request of first try", "42"):
         assert part in told
+
+
+@pytest.mark.parametrize(
+    ("call_ended_at", "name"),
+    [(at(1), "recovery of calls after SIGKILL"), (at(0.9), "  of decisions")],
+    ids=["in its call", "after its call"],
+)
+def test_a_recovery_is_that_of_a_call_if_the_kill_ended_one(call_ended_at: datetime, name: str) -> None:
+    account = _call(good_account(), 0, ended_at=call_ended_at)
+    events = Events()
+    for event in account.events:
+        events.begin(event.kind, worker=event.worker, pid=event.pid).at = event.at
+    outcome = Outcome(
+        options=Options(),
+        accounts=[account],
+        events=events,
+        rss={},
+        cached=[],
+        seconds=0,
+        sightings=0,
+        unlooked=0,
+        reconciled=Reconciliation(),
+        batch=None,
+    )
+    assert {key: found for key, found in recoveries(outcome).items() if found} == {name: [4.0]}
 
 
 def test_an_event_that_is_not_over_lasts() -> None:
