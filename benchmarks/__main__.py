@@ -21,7 +21,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_options(parser, quick="2 rounds of 40 tasks")
     parser.add_argument(
-        "--tasks", type=positive, default=160, help="tasks of a round; a quarter of it with failures (160)"
+        "--tasks",
+        type=positive,
+        default=160,
+        help="tasks of a round; a quarter of it where each takes long (160)",
     )
     parser.add_argument("--concurrency", type=positive, default=20, help="tasks under way at once (20)")
     parser.add_argument(

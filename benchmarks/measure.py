@@ -89,10 +89,10 @@ class Comparison:
     prompts: int = 1
 
     def tasks(self, wanted: int) -> int:
-        """Tasks of a round, of so many wanted: with failures each takes three times the work."""
+        """Tasks of a round, of so many wanted: a quarter where each takes long."""
         if self.prompts > 1:
             return 1
-        return max(1, wanted // 4) if self.failures else wanted
+        return max(1, wanted // 4) if self.failures or self.pause_seconds else wanted
 
 
 @dataclass(frozen=True)
