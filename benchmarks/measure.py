@@ -157,15 +157,6 @@ COMPARISONS = (
         ),
         aim=0.95,
     ),
-    Comparison(
-        "L",
-        "no failures, one task at a time",
-        0,
-        (_bare("workflow with one activity"), _TASK, _UNRECORDED),
-        latency_aim=0.005,
-        at_once=1,
-        pause_seconds=0.2,
-    ),
     Comparison("B", f"{_FAILURES}, the server as it comes (timers up to 1 s late)", 2, _RETRIES, aim=0.90),
     Comparison("C", f"{_FAILURES}, the server's timers exact", 2, _RETRIES, server_settings=EXACT_TIMERS),
     Comparison(
@@ -179,6 +170,15 @@ COMPARISONS = (
         ),
         aim=1 / 1.3,
         prompts=FAN_OUT_PROMPTS,
+    ),
+    Comparison(
+        "L",
+        "no failures, one task at a time",
+        0,
+        (_bare("workflow with one activity"), _TASK, _UNRECORDED),
+        latency_aim=0.005,
+        at_once=1,
+        pause_seconds=0.2,
     ),
 )
 

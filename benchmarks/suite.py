@@ -35,7 +35,8 @@ class Part:
 
 
 PARTS = (
-    Part("comparisons", "benchmarks", "tasks a second beside plain Temporal", 11),
+    Part("comparisons", "benchmarks", "tasks a second beside plain Temporal", 8, ("--only", "A,B,C,D")),
+    Part("latency", "benchmarks", "one task at a time beside plain Temporal", 3, ("--only", "L")),
     Part("ledger", "benchmarks.ledger", "transitions a second, SQLite and PostgreSQL", 3),
     Part("lateness", "benchmarks.lateness", "how late a retry leaves", 6),
     Part("control", "benchmarks.control", "how fast a running task obeys", 5),
