@@ -319,8 +319,7 @@ async def _query_seconds(database: Database, question: Question) -> float:
             if question.command[0] in ("list", "show"):
                 domain_records_in(connection, ai_jobs, ids)
             if "--transitions" in question.command:
-                for one in ids:
-                    transitions_in(connection, one)
+                transitions_in(connection, ids)
         return time.perf_counter() - begin
 
     return await database.read(ask)
