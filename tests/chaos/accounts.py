@@ -19,7 +19,7 @@ from tests.chaos.ledger_rows import LedgerRows
 from tests.chaos.plan import TaskPlan
 from tests.stories.story import Act, Call, Ending, Given, Story
 
-__all__ = ["Account", "TaskRun", "calls_in", "make_account"]
+__all__ = ["Account", "BatchAccount", "TaskRun", "calls_in", "make_account"]
 
 
 @dataclass

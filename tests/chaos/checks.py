@@ -308,7 +308,7 @@ def violations(account: Account) -> list[str]:
 def batch_violations(batch: BatchAccount) -> list[str]:
     """What is wrong with the batch itself; its tasks are checked like all others."""
     if batch.result is None:
-        return ["lost: the batch has not ended"]
+        return ["lost: the batch has not completed"]
     wrong = []
     for row, ended in batch.tasks.items():
         expected = ended if ended in ("completed", "canceled") else "failed"

@@ -160,7 +160,10 @@ def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
                 continue
             call_at = scheduled.get(item.id)
             answered = any(
-                call.key == item.id and call.ended_at is not None and call.ended_at < kill.at
+                call.key == item.id
+                and call.complete
+                and call.ended_at is not None
+                and call.ended_at < kill.at
                 for call in account.story.calls
             )
             if call_at is None or call_at > kill.at or answered:

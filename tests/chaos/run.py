@@ -223,7 +223,7 @@ async def _batch_account(
 ) -> BatchAccount:
     batch_id = _batch_id(stage)
     result = None
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, WorkflowFailureError):
         async with asyncio.timeout(_ANSWERED_SECONDS):
             result = await stage.client.get_workflow_handle(batch_id).result()
     async with SqlLedger(stage.ledger_url) as ledger:

@@ -352,7 +352,7 @@ def test_a_good_batch_has_no_violations() -> None:
 @pytest.mark.parametrize(
     ("batch", "complaint"),
     [
-        (BatchAccount(None, _RECORDED, _TASKS), "lost: the batch has not ended"),
+        (BatchAccount(None, _RECORDED, _TASKS), "lost: the batch has not completed"),
         (BatchAccount(_RESULT, _RECORDED | {"row 0": "failed"}, _TASKS), "row 0 is failed in the batch"),
         (BatchAccount(_RESULT, _RECORDED, _TASKS | {"row 0": "missing"}), "row 0 is completed in the batch"),
         (BatchAccount(_RESULT | {"completed": 2}, _RECORDED, _TASKS), "the batch was told to have"),
@@ -380,7 +380,7 @@ def test_the_smallest_story_tells_of_all_accounts_in_the_order_of_time() -> None
     ids=["in its call", "after its call"],
 )
 def test_a_recovery_is_that_of_a_call_if_the_kill_ended_one(call_ended_at: datetime, name: str) -> None:
-    account = _call(good_account(), 0, ended_at=call_ended_at)
+    account = _call(good_account(), 0, ended_at=call_ended_at, complete=True)
     events = Events()
     for event in account.events:
         events.begin(event.kind, worker=event.worker, pid=event.pid).at = event.at

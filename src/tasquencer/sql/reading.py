@@ -123,6 +123,7 @@ def _of_work_items(
     column: sa.ColumnElement[str],
     work_item_ids: Sequence[str],
 ) -> Iterator[sa.RowMapping]:
-    for first in range(0, len(work_item_ids), PARAMETERS):
-        some = work_item_ids[first : first + PARAMETERS]
+    ids = list(dict.fromkeys(work_item_ids))
+    for first in range(0, len(ids), PARAMETERS):
+        some = ids[first : first + PARAMETERS]
         yield from connection.execute(query.where(column.in_(some))).mappings()

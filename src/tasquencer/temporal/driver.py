@@ -302,6 +302,7 @@ class TaskDriver:
         now = workflow.now()
         if any(self.state.work_item(known).not_before <= now for known in self._sleeping):
             await self.news()
+            await self.turns()
 
     def carry(self) -> CarriedTask:
         """The state for the next run."""
