@@ -159,16 +159,17 @@ def _comparison_table(sides: dict[str, list[Round]]) -> str:
     for name, own in sides.items():
         speeds = [one.prompts_per_second for one in own]
         ratios = _ratios(sides) if name == BATCH else [1.0]
-        cpus = [
-            milliseconds(median(cpu / one.prompts for one, cpu in zip(own, of_all, strict=True)))
-            for of_all in (
-                [one.client_cpu for one in own],
-                [one.worker_cpu for one in own],
-                [one.server_cpu for one in own],
-            )
-        ]
         rows.append(
-            [name, f"{median(speeds):.1f}", spread(speeds, 1), f"{median(ratios):.2f}", spread(ratios), *cpus]
+            [
+                name,
+                f"{median(speeds):.1f}",
+                spread(speeds, 1),
+                f"{median(ratios):.2f}",
+                spread(ratios),
+                milliseconds(median(one.client_cpu / one.prompts for one in own)),
+                milliseconds(median(one.worker_cpu / one.prompts for one in own)),
+                milliseconds(median(one.server_cpu / one.prompts for one in own)),
+            ]
         )
     header = ["", "prompts/s", "(range)", "ratio", "(range)", "client CPU", "worker CPU", "server CPU"]
     return markdown(header, rows)
@@ -266,7 +267,7 @@ async def _large_file(bench: Bench, lines: int) -> str:
         ledger = f"sqlite:///{folder}/ledger.db"
         begin = time.perf_counter()
         process = await _tasq(bench, ledger, "nobody", "batch", file, "--detach")
-        memory = await _watched(bench, process, begin, every_seconds=0.2)
+        memory = await _watched(bench, process, every_seconds=0.2)
         took = time.perf_counter() - begin
     most = max(one.client for one in memory) / 2**20
     sent = f"{lines:,} lines ({size:.0f} MB) checked and sent in {took:.1f} s"
@@ -282,26 +283,27 @@ async def _whole_file(bench: Bench, lines: int, options: argparse.Namespace) -> 
         _write_file(file, names)
         ledger = f"sqlite:///{bench.ledger}"
         asked: list[str | Path] = ["--id", batch_id, "--out", out, "--concurrency", f"{options.concurrency}"]
-        worker, server = cpu_seconds(bench.worker_pid), cpu_seconds(bench.server_pid)
-        begin = time.perf_counter()
-        process = await _tasq(bench, ledger, TASK_QUEUE, "batch", file, *asked)
-        memory = await _watched(bench, process, begin, every_seconds=max(1.0, lines / 3000))
-        took = time.perf_counter() - begin
-        worker, server = cpu_seconds(bench.worker_pid) - worker, cpu_seconds(bench.server_pid) - server
+        memory: list[Memory] = []
+
+        async def carry_out() -> None:
+            process = await _tasq(bench, ledger, TASK_QUEUE, "batch", file, *asked)
+            memory.extend(await _watched(bench, process, every_seconds=max(1.0, lines / 3000)))
+
+        done = await _measured(bench, lines, carry_out())
         with out.open() as results:
             ids = [json.loads(line)["id"] for line in results]
         assert ids == [f"row {number}" for number in range(lines)], "a result is missing or misplaced"
         events = await _events_of_runs(bench, batch_id)
-    return Whole(lines, took, worker, server, events, memory)
+    return Whole(lines, done.seconds, done.worker_cpu, done.server_cpu, events, memory)
 
 
 async def _watched(
-    bench: Bench, process: asyncio.subprocess.Process, begin: float, *, every_seconds: float
+    bench: Bench, process: asyncio.subprocess.Process, *, every_seconds: float
 ) -> list[Memory]:
     """The memory of all, until the client has ended; it must end well."""
     memory: list[Memory] = []
     ending = asyncio.create_task(process.wait())
-    shown = begin
+    begin = shown = time.perf_counter()
     while not ending.done():
         now = time.perf_counter()
         try:

@@ -246,7 +246,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def running(server_settings: Mapping[str, object]) -> AsyncIterator[Bench]:
+async def running(server_settings: Mapping[str, str]) -> AsyncIterator[Bench]:
     """Temporal's dev server in memory, the provider and the worker, each a process of its own."""
     with tempfile.TemporaryDirectory(prefix="tasquencer-bench-") as folder:
         ledger = Path(folder) / "ledger.db"

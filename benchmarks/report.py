@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from benchmarks.figures import markdown, milliseconds
+from benchmarks.figures import markdown, milliseconds, spread
 from benchmarks.measure import Comparison, Round
 
 __all__ = ["added_latency", "as_json", "comparison_table", "ratios"]
@@ -44,9 +44,9 @@ def comparison_table(comparison: Comparison, rounds: Rounds) -> str:
             [
                 side.name,
                 f"{median(speeds):.1f}",
-                f"{min(speeds):.1f}–{max(speeds):.1f}",
+                spread(speeds, 1),
                 f"{median(shares):.2f}",
-                f"{min(shares):.2f}–{max(shares):.2f}",
+                spread(shares),
                 milliseconds(median(each.latency_seconds for each in own)),
                 milliseconds(median(each.worker_cpu_seconds / each.tasks for each in own)),
                 milliseconds(median(each.server_cpu_seconds / each.tasks for each in own)),

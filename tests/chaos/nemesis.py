@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos.events import Event, Events
 from tests.chaos.parts import Postgres, Temporal
-from tests.chaos.plan import FAULTS, HEARTBEAT_SECONDS, Fault
+from tests.chaos.plan import FAULTS, RECOVERY_SECONDS, Fault
 from tests.chaos.wills import Deed, Will
 from tests.chaos.workers import WorkerPart
 
@@ -21,8 +21,6 @@ _WILL_SECONDS = 10.0
 
 _LAG_SECONDS = 12.0
 """From the moment of a will to the deed: the worker may be paused in between. Or it dies."""
-
-_RECOVERY_SECONDS = 1.5 * HEARTBEAT_SECONDS + 5
 
 
 @dataclass
@@ -61,7 +59,7 @@ class Nemesis:
             self._under_way.add(task)
             task.add_done_callback(self._forget)
             if fault.quiet:  # longer than it may take, or a recovery that takes too long would be disturbed
-                await asyncio.sleep(1.5 * _RECOVERY_SECONDS)
+                await asyncio.sleep(1.5 * RECOVERY_SECONDS)
         await self._settled()
         if self._failed:
             raise self._failed[0]

@@ -14,6 +14,7 @@ __all__ = [
     "FAULTS",
     "HEARTBEAT_SECONDS",
     "MOMENTS",
+    "RECOVERY_SECONDS",
     "TERMINATE",
     "Fault",
     "Kind",
@@ -27,6 +28,9 @@ __all__ = [
 
 HEARTBEAT_SECONDS = 3.0
 """Heartbeat timeout of all calls."""
+
+RECOVERY_SECONDS = 1.5 * HEARTBEAT_SECONDS + 5
+"""A task whose call was under way on a killed worker has gone on elsewhere by then."""
 
 _DECIDING_SECONDS = 1.0
 """A workflow that is stopped while it decides, for two seconds or longer, counts as deadlocked: the SDK fails

@@ -9,14 +9,11 @@ from statistics import median, quantiles
 
 from tests.chaos.accounts import Account
 from tests.chaos.checks import batch_violations, violations
-from tests.chaos.plan import BY_WILL, FAULTS, HEARTBEAT_SECONDS
+from tests.chaos.plan import BY_WILL, FAULTS, RECOVERY_SECONDS
 from tests.chaos.run import Outcome
 from tests.stories.telling import told
 
 __all__ = ["found_in", "missed_aims", "recoveries", "slowest_stories", "smallest_story", "table"]
-
-RECOVERY_SECONDS = 1.5 * HEARTBEAT_SECONDS + 5
-"""A task whose call was under way on a killed worker has gone on elsewhere by then."""
 
 
 def found_in(outcome: Outcome) -> list[tuple[Account, list[str]]]:

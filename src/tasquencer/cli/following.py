@@ -60,9 +60,9 @@ DRAFT_TYPE = "ReviewedDraft"
 _POLL_SECONDS = 0.5
 _QUERY_TIMEOUT = timedelta(seconds=2)
 _SILENCE_SECONDS = 3.0
-_ANSWER_SECONDS = 20
 """How long no worker answers before we look whether there is one."""
 _LONG_SILENCE_SECONDS = 10.0
+_ANSWER_SECONDS = 20
 _POLLER_FRESHNESS = timedelta(seconds=75)
 """A worker polls at least once a minute; the server lists it for five minutes after its last poll."""
 
