@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ class BatchAccount:
     """What is known of the batch at the end.
 
     Attributes:
+        history: Of the batch's own workflow.
         result: What the client was told; None: nothing, until time was up.
+        query_error: Why it does not tell its progress at the end.
         recorded: The state of each row in the ledger, by the row's id.
         tasks: How the workflow of each row's task ended.
     """
@@ -57,6 +59,8 @@ class BatchAccount:
     result: Mapping[str, Any] | None
     recorded: Mapping[str, str]
     tasks: Mapping[str, str]
+    history: History = field(default_factory=History)
+    query_error: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 __all__ = ["DEATHS", "PAUSES", "Event", "Events"]
@@ -46,6 +46,10 @@ class Event:
     def overlaps(self, begin: datetime, end: datetime) -> bool:
         """Whether it, or what it led to, was under way at some time from begin to end."""
         return self.at <= end and (self.until is None or self.until >= begin)
+
+    def lasts(self, duration: timedelta, *, until: datetime) -> bool:
+        """Whether it was under way for so long by then."""
+        return min(self.until or until, until) - self.at >= duration
 
 
 class Events:

@@ -13,7 +13,21 @@ from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
-__all__ = ["History", "read_history"]
+__all__ = ["History", "Trouble", "read_history"]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A workflow task that failed, from its start to its failure."""
+
+    began_at: datetime
+    failed_at: datetime
+    message: str
+
+    @property
+    def is_deadlock(self) -> bool:
+        """Whether the SDK gave it up because its worker did not come to an end with it for two seconds."""
+        return "[TMPRL1101]" in self.message
 
 
 @dataclass
@@ -28,7 +42,7 @@ class History:
         scheduled: When each call was scheduled, by activity id; several times for an id would be one each.
         tries: The highest attempt of any activity, as Temporal counts them.
         lost_at: When the workflow tasks began that came to nothing.
-        troubles: Why workflow tasks failed, other than for a new run of the same decision.
+        troubles: Workflow tasks that failed, other than for a new run of the same decision.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -43,7 +57,7 @@ class History:
     scheduled: list[tuple[str, datetime]] = field(default_factory=list)
     tries: int = 0
     lost_at: set[datetime] = field(default_factory=set)
-    troubles: list[str] = field(default_factory=list)
+    troubles: list[Trouble] = field(default_factory=list)
 
 
 _HARMLESS = (
@@ -104,10 +118,11 @@ def _take(history: History, event: HistoryEvent, began: Mapping[int, datetime]) 
             history.tries = max(history.tries, event.activity_task_started_event_attributes.attempt)
         case "workflow_task_failed_event_attributes":
             failed = event.workflow_task_failed_event_attributes
-            history.lost_at.add(began.get(failed.started_event_id, at))
+            began_at = began.get(failed.started_event_id, at)
+            history.lost_at.add(began_at)
             if failed.cause not in _HARMLESS:
                 cause = WorkflowTaskFailedCause.Name(failed.cause)
-                history.troubles.append(f"{cause}: {failed.failure.message[:600]}")
+                history.troubles.append(Trouble(began_at, at, f"{cause}: {failed.failure.message[:600]}"))
         case "workflow_task_timed_out_event_attributes":
             timed_out = event.workflow_task_timed_out_event_attributes
             history.lost_at.add(began.get(timed_out.started_event_id, at))

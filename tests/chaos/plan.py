@@ -32,10 +32,6 @@ HEARTBEAT_SECONDS = 3.0
 RECOVERY_SECONDS = 1.5 * HEARTBEAT_SECONDS + 5
 """A task whose call was under way on a killed worker has gone on elsewhere by then."""
 
-_DECIDING_SECONDS = 1.0
-"""A workflow that is stopped while it decides, for two seconds or longer, counts as deadlocked: the SDK fails
-its workflow task, which nothing else may."""
-
 TERMINATE = "terminate_task"
 """Temporal's own terminate, among the operators' actions."""
 
@@ -221,7 +217,7 @@ def _fault(dice: random.Random, options: Options, shares: Mapping[Kind, int]) ->
     mortal = kind in ("kill worker", "die at", "stop worker")
     target = dice.randrange(options.workers + (options.witness and not mortal))
     peers = ["temporal", "provider", *(["postgres"] if options.is_postgres else [])]
-    fault = Fault(
+    return Fault(
         kind=kind,
         gap_seconds=gap,
         target=target,
@@ -231,9 +227,6 @@ def _fault(dice: random.Random, options: Options, shares: Mapping[Kind, int]) ->
         later_seconds=dice.choice([0, 0, 0.02, 0.2, 0.6]) if kind in BY_WILL else 0.0,
         quiet=kind == "kill worker" and dice.random() < options.quiet,
     )
-    if (fault.kind, fault.moment) == ("pause at", "continue-as-new"):
-        return replace(fault, seconds=min(fault.seconds, _DECIDING_SECONDS))
-    return fault
 
 
 def _seconds(dice: random.Random, kind: Kind) -> float:

@@ -96,11 +96,14 @@ def missed_aims(outcome: Outcome) -> list[str]:
         str(event) for event in outcome.events.of_kinds(["worker ended by itself", "worker does not end"])
     ]
     if outcome.batch is not None:
-        missed += batch_violations(outcome.batch)
+        missed += batch_violations(outcome.batch, outcome.events)
     if outcome.reconciled.undecided:
         missed.append(f"the reconciler could not decide about {outcome.reconciled.undecided} work items")
-    slowest = max(recoveries(outcome)[_QUIET], default=0.0)
-    if slowest > RECOVERY_SECONDS:
+    measured, kills = recoveries(outcome)[_QUIET], [event for event in outcome.events if event.quiet]
+    slowest = max(measured, default=0.0)
+    if kills and not measured:
+        missed.append(f"no call was under way at any of {len(kills)} kills: the recovery was not measured")
+    elif slowest > RECOVERY_SECONDS:
         missed.append(
             f"a call went on {slowest:.1f} s after a SIGKILL, at most {RECOVERY_SECONDS:g} s are allowed"
         )

@@ -230,10 +230,13 @@ async def _batch_account(
         page = {"after": -1, "limit": len(rows), "most_bytes": _ALL}
         answers = await ledger.batches.answers(batch_id, order="position", **page)
         others = await ledger.batches.unanswered(batch_id, **page)
+    history = await read_history(stage.client, batch_id)
+    _, query_error = await _answer(stage.client.get_workflow_handle(batch_id), "progress")
     states = {account.story.task_id: account.history.state for account in accounts}
     ended = {plan.name: states.get(task_id_of(batch_id, plan.name), "missing") for plan in rows}
     recorded = {row.row_id: row.state.value for row in others}
-    return BatchAccount(result, recorded | {row.row_id: "completed" for row in answers}, ended)
+    recorded |= {row.row_id: "completed" for row in answers}
+    return BatchAccount(result, recorded, ended, history, query_error)
 
 
 async def _work(stage: _Stage, faults: asyncio.Task[None], rows: Sequence[TaskPlan]) -> None:
@@ -349,18 +352,23 @@ async def _reconcile(stage: _Stage) -> Reconciliation:
     )
 
 
+async def _answer(handle: Handle, query: str) -> tuple[Any, str]:
+    """What a workflow tells of itself, or None and why it does not."""
+    try:
+        async with asyncio.timeout(30):
+            return await handle.query(query), ""
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the workflow's account
+        return None, f"{type(error).__name__}: {error}"[:600]
+
+
 async def _accounts(stage: _Stage) -> list[Account]:
     last = max((event.until or event.at for event in stage.events), default=datetime.now(UTC))
     slots = asyncio.Semaphore(8)
 
     async def look(task: TaskRun) -> None:
         async with slots:
-            try:
-                handle: Handle = stage.client.get_workflow_handle(task.task_id)
-                async with asyncio.timeout(30):
-                    task.listed = await handle.query("work_items")
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the task's account
-                task.query_error = f"{type(error).__name__}: {error}"[:600]
+            handle: Handle = stage.client.get_workflow_handle(task.task_id)
+            task.listed, task.query_error = await _answer(handle, "work_items")
 
     await asyncio.gather(*(look(task) for task in stage.runs))
     rows = await read_ledger(stage.ledger)

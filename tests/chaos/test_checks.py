@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,9 @@ from tests.chaos.good_account import (
     terminated,
     timed_out,
 )
+from tests.chaos.histories import History, Trouble
 from tests.chaos.plan import Options
-from tests.chaos.report import recoveries, smallest_story
+from tests.chaos.report import missed_aims, recoveries, smallest_story
 from tests.chaos.run import Outcome
 from tests.stories.story import Call, Given, Reply
 
@@ -111,6 +113,17 @@ def _unasked_cancel(account: Account) -> Account:
     return replace(_history(account, state="canceled"), outcome=("canceled", account.history.result, "", ""))
 
 
+_DEADLOCK = Trouble(at(1), at(4), "[TMPRL1101] Potential deadlock detected")
+
+
+def _deadlock(account: Account, stopped: tuple[float, float] | tuple[()]) -> Account:
+    account = _history(account, troubles=[_DEADLOCK])
+    if not stopped:
+        return account
+    begin, end = stopped
+    return replace(account, events=[*account.events, Event("pause at", at(begin), at(end), pid=77)])
+
+
 def _wrong_answer(account: Account) -> Account:
     return _call(account, 1, given=Given("ok", None, "43"))
 
@@ -154,8 +167,17 @@ PLANTED: dict[str, tuple[Callable[[Account], Account], str]] = {
         "I7: the task was canceled, yet it completed",
     ),
     "failed workflow task": (
-        lambda a: _history(a, troubles=["NON_DETERMINISTIC_ERROR"]),
-        "I8: a workflow task failed",
+        lambda a: _history(a, troubles=[Trouble(at(1), at(1.1), "NON_DETERMINISTIC_ERROR")]),
+        "I8: a workflow task failed: NON_DETERMINISTIC_ERROR",
+    ),
+    "deadlock": (lambda a: _deadlock(a, stopped=()), "I8: a workflow task failed: [TMPRL1101]"),
+    "deadlock in a short pause": (
+        lambda a: _deadlock(a, stopped=(2.5, 3.5)),
+        "I8: a workflow task failed: [TMPRL1101]",
+    ),
+    "deadlock after a pause": (
+        lambda a: _deadlock(a, stopped=(-9, -2)),
+        "I8: a workflow task failed: [TMPRL1101]",
     ),
     "no replay": (lambda a: replace(a, query_error="nondeterminism"), "I10: the closed task does not answer"),
     "unknown to the task": (
@@ -335,6 +357,10 @@ def test_whatever_silences_a_worker_explains_its_loss(event: Event) -> None:
     assert violations(replace(good_account(), events=[event])) == []
 
 
+def test_a_long_stop_of_a_worker_explains_a_deadlock() -> None:
+    assert violations(_deadlock(good_account(), stopped=(1.5, 3.9))) == []
+
+
 def test_a_cut_to_the_provider_explains_no_lost_worker() -> None:
     event = Event("cut", at(1), at(1), worker="worker 0", peer="provider")
     assert violations(replace(good_account(), events=[event])) != []
@@ -346,7 +372,9 @@ _RESULT = {"rows": 4, "completed": 1, "failed": 2, "canceled": 1}
 
 
 def test_a_good_batch_has_no_violations() -> None:
-    assert batch_violations(BatchAccount(_RESULT, _RECORDED, _TASKS)) == []
+    history = History(troubles=[_DEADLOCK])
+    pause = Event("pause at", at(1.5), at(3.9))
+    assert batch_violations(BatchAccount(_RESULT, _RECORDED, _TASKS, history), [pause]) == []
 
 
 @pytest.mark.parametrize(
@@ -357,10 +385,18 @@ def test_a_good_batch_has_no_violations() -> None:
         (BatchAccount(_RESULT, _RECORDED, _TASKS | {"row 0": "missing"}), "row 0 is completed in the batch"),
         (BatchAccount(_RESULT | {"completed": 2}, _RECORDED, _TASKS), "the batch was told to have"),
         (BatchAccount(_RESULT | {"rows": 5}, _RECORDED, _TASKS), "the batch was told to have"),
+        (
+            BatchAccount(_RESULT, _RECORDED, _TASKS, History(troubles=[_DEADLOCK])),
+            "I8: a workflow task failed: [TMPRL1101]",
+        ),
+        (
+            BatchAccount(_RESULT, _RECORDED, _TASKS, query_error="nondeterminism"),
+            "I10: the batch does not answer",
+        ),
     ],
 )
 def test_a_planted_violation_of_a_batch_is_found(batch: BatchAccount, complaint: str) -> None:
-    found = batch_violations(batch)
+    found = batch_violations(batch, [])
     assert any(complaint in one for one in found), found
 
 
@@ -380,14 +416,18 @@ def test_the_smallest_story_tells_of_all_accounts_in_the_order_of_time() -> None
     ids=["in its call", "after its call"],
 )
 def test_a_recovery_is_that_of_a_call_if_the_kill_ended_one(call_ended_at: datetime, name: str) -> None:
-    account = _call(good_account(), 0, ended_at=call_ended_at, complete=True)
-    events = Events()
-    for event in account.events:
-        events.begin(event.kind, worker=event.worker, pid=event.pid).at = event.at
+    outcome = _outcome(_call(good_account(), 0, ended_at=call_ended_at, complete=True))
+    assert {key: found for key, found in recoveries(outcome).items() if found} == {name: [4.0]}
+
+
+def _outcome(account: Account, *events: Event, **facts: Any) -> Outcome:
+    noted = Events()
+    for event in (*account.events, *events):
+        noted.begin(event.kind, worker=event.worker, pid=event.pid, quiet=event.quiet).at = event.at
     outcome = Outcome(
         options=Options(),
         accounts=[account],
-        events=events,
+        events=noted,
         rss={},
         cached=[],
         seconds=0,
@@ -396,7 +436,61 @@ def test_a_recovery_is_that_of_a_call_if_the_kill_ended_one(call_ended_at: datet
         reconciled=Reconciliation(),
         batch=None,
     )
-    assert {key: found for key, found in recoveries(outcome).items() if found} == {name: [4.0]}
+    return replace(outcome, **facts)
+
+
+def _killed_at(seconds: float) -> Account:
+    """A task whose call was ended at 5 s, by a kill after which nothing else was done."""
+    kill = Event("kill worker", at(seconds), worker="worker 0", pid=77, quiet=True)
+    account = change_item(good_account(), "first", started_at=at(seconds - 0.5), ended_at=at(5))
+    account = _history(account, scheduled=[("first", at(seconds - 0.4))])
+    return replace(account, events=[kill])
+
+
+def _samples(*megabytes: float) -> list[tuple[datetime, int, float]]:
+    return [(at(number), 7, size) for number, size in enumerate(size for size in megabytes for _ in range(5))]
+
+
+def test_a_run_within_its_aims_misses_none() -> None:
+    batch = BatchAccount(_RESULT, _RECORDED, _TASKS)
+    steady = {"witness": _samples(80, 100, 104, 102, 108)}
+    assert missed_aims(_outcome(_killed_at(1), batch=batch, rss=steady)) == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "complaint"),
+    [
+        (
+            _outcome(good_account(), Event("worker does not end", at(9), worker="worker 0")),
+            "worker does not end worker 0",
+        ),
+        (
+            _outcome(good_account(), Event("worker ended by itself", at(9), worker="worker 0")),
+            "worker ended by itself worker 0",
+        ),
+        (
+            _outcome(good_account(), batch=BatchAccount(None, _RECORDED, _TASKS)),
+            "lost: the batch has not completed",
+        ),
+        (
+            _outcome(good_account(), reconciled=Reconciliation(undecided=3)),
+            "the reconciler could not decide about 3 work items",
+        ),
+        (_outcome(_killed_at(-4.6)), "a call went on 9.6 s after a SIGKILL, at most 9.5 s are allowed"),
+        (
+            _outcome(good_account(), Event("kill worker", at(30), pid=78, quiet=True)),
+            "no call was under way at any of 1 kills",
+        ),
+        (
+            _outcome(good_account(), rss={"witness": _samples(80, 100, 100, 100, 112)}),
+            "the memory of witness went to 112% of what it was early in the run",
+        ),
+    ],
+)
+def test_a_missed_aim_is_told(outcome: Outcome, complaint: str) -> None:
+    missed = missed_aims(outcome)
+    assert len(missed) == 1
+    assert complaint in missed[0]
 
 
 def test_an_event_that_is_not_over_lasts() -> None:

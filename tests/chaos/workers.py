@@ -28,8 +28,8 @@ GRACE_SECONDS = 1.0
 _UNREACHABLE = 3
 """Exit status of a worker that finds its ledger or Temporal gone when it starts."""
 
-_LAST_WORD_SECONDS = 15.0
-"""A worker that has told the error it ends with has ended by then."""
+_ENDING_SECONDS = 30.0
+"""A worker that was told to end, or has told the error it ends with, has ended by then."""
 
 
 class WorkerPart:
@@ -63,7 +63,7 @@ class WorkerPart:
         self._gone: list[Event] = []
         self._expected = 0
         self._back_after = 0.0
-        self._said_error_at: float | None = None
+        self._ended_by: float | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.paused = False
 
@@ -112,6 +112,7 @@ class WorkerPart:
     def stop(self, event: Event, back_after: float) -> None:
         """SIGTERM."""
         self._leave(event, back_after)
+        self._ended_by = monotonic() + _ENDING_SECONDS
         if self._process is not None:
             self._process.send(signal.SIGTERM)
 
@@ -164,7 +165,7 @@ class WorkerPart:
         self._back_after = back_after
 
     def _spawn(self) -> None:
-        self._said_error_at = None
+        self._ended_by = None
         options = ["--grace-period", str(GRACE_SECONDS), "--log-level", "WARNING"]
         self._process = ChildProcess(
             self.name,
@@ -204,11 +205,11 @@ class WorkerPart:
             self._spawn()
 
     def _hangs(self) -> bool:
-        """Whether it has said its last word, an error, a good while ago, and is still there."""
+        """Whether it should have ended a good while ago and is still there."""
         assert self._process is not None
-        if self._said_error_at is None and self._process.last_line().startswith("error:"):
-            self._said_error_at = monotonic()
-        return self._said_error_at is not None and monotonic() - self._said_error_at > _LAST_WORD_SECONDS
+        if self._ended_by is None and self._process.last_line().startswith("error:"):
+            self._ended_by = monotonic() + _ENDING_SECONDS
+        return self._ended_by is not None and monotonic() > self._ended_by
 
     def _end_of(self, status: int) -> Event:
         """It ended, and nobody here has done that: by its will, or by itself."""
