@@ -51,7 +51,14 @@ PARTS = (
     ),
     Part("queries", "benchmarks.queries", "tasq list and tasq show with 1,000,000 work items", 15),
     Part("batch", "benchmarks.batch", "a batch beside a client loop, files of 1,000 and 10,000 lines", 15),
-    Part("sleepers", "benchmarks.sleepers", "10,000 tasks asleep", 45),
+    Part("sleepers", "benchmarks.sleepers", "10,000 tasks asleep, beside bare workflows", 45),
+    Part(
+        "sleepers-ours",
+        "benchmarks.sleepers",
+        "50,000 tasks asleep, which takes 11 GiB of memory",
+        80,
+        ("--ours", "--tasks", "50000"),
+    ),
 )
 
 
