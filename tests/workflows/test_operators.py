@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from temporalio.service import RPCError
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.work_item import WorkItem, WorkItemState
-from tests.support.calls import GONE, Hang, ScriptedCalls, Step
+from tests.support.calls import ANSWER, GONE, Hang, ScriptedCalls, Step
 from tests.support.tasks import Tasks, eventually, failure_of_task, tasks_on
 from workflows.ai_agent import AiAgentTask
 
@@ -171,6 +172,36 @@ async def test_retry_now_is_recorded_as_the_operator_s(dev_server: EmbeddedTempo
     assert second.delay_reason == "operator"
     assert second.delay_seconds < 60
     assert second.started_at == second.not_before
+
+
+async def test_a_wait_that_is_over_ends_by_itself_though_its_timer_is_late(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    """The server fires a timer up to a second late, so `retry_now` finds the wait still there. Then the timer
+    of the wait and the one that brings news fire in one workflow task, as a rule."""
+    request = {"prompt": "?", "retry": {"initial_interval_seconds": 0.2}}
+    calls = ScriptedCalls(*[GONE, ANSWER] * 10)
+    async with tasks_on(dev_server.address, [AiAgentTask], [calls.generate]) as tasks:
+        for _ in range(10):
+            handle = await tasks.start("AiAgentTask", request)
+
+            async def probe(handle: Handle = handle) -> WorkItem | None:
+                items = await tasks.work_items(handle)
+                return items[1] if len(items) > 1 else None
+
+            second = await eventually(probe, "a retry")
+            await asyncio.sleep((second.not_before - datetime.now(UTC)).total_seconds() + 0.15)
+            with pytest.raises((WorkflowUpdateFailedError, RPCError)) as refused:
+                await act(handle, "retry_now", None)
+            await handle.result()
+            _, second = await tasks.work_items(handle)
+            start = (await tasks.ledger.transitions(second.id))[1]
+            assert (second.delay_reason, second.delay_seconds, start.actor) == ("backoff", 0.2, "task")
+            told = [event.WhichOneof("attributes") for event in (await handle.fetch_history()).events]
+            if ["timer_fired_event_attributes"] * 2 in [told[n : n + 2] for n in range(len(told))]:
+                assert "nothing waits any more" in str(refused.value.__cause__)
+                return
+    pytest.fail("in none of ten tries did both timers fire in one workflow task")
 
 
 async def test_a_result_by_hand_completes_the_task(dev_server: EmbeddedTemporal) -> None:
