@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(seconds=305)
 _TABLE = (
-    "CREATE TABLE attempts (id TEXT PRIMARY KEY, prompt TEXT NOT NULL, status TEXT NOT NULL, "
+    "CREATE TABLE IF NOT EXISTS attempts (id TEXT PRIMARY KEY, prompt TEXT NOT NULL, status TEXT NOT NULL, "
     "started_at TEXT NOT NULL, ended_at TEXT, answer TEXT)"
 )
 

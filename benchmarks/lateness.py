@@ -84,7 +84,7 @@ async def _run(options: argparse.Namespace) -> None:
             temporal = await running.enter_async_context(embedded_temporal(ui=False, dynamic_config=settings))
             ledger = folder / f"{timers}.db"
             arguments = ["--address", temporal.address, "--base-url", f"{origin}/v1"]
-            arguments += ["--ledger", f"sqlite:///{ledger}"]
+            arguments += ["--ledger", f"sqlite:///{ledger}", "--folder", str(folder)]
             await running.enter_async_context(module_running("the worker", "benchmarks.worker", *arguments))
             client = await Client.connect(temporal.address)
             info = await client.workflow_service.get_system_info(GetSystemInfoRequest())

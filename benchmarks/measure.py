@@ -256,7 +256,7 @@ async def running(server_settings: Mapping[str, str]) -> AsyncIterator[Bench]:
         ):
             origin = provider.last_line()
             options = ["--address", temporal.address, "--base-url", f"{origin}/v1"]
-            options += ["--ledger", f"sqlite:///{ledger}"]
+            options += ["--ledger", f"sqlite:///{ledger}", "--folder", folder]
             async with module_running("the worker", "benchmarks.worker", *options) as worker:
                 client = await Client.connect(temporal.address)
                 yield Bench(client, worker.pid, temporal.pid, origin, ledger)

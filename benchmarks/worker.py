@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import openai
 from pydantic import JsonValue
@@ -94,15 +93,14 @@ class BareActivities:
             await asyncio.sleep(HEARTBEAT_INTERVAL.total_seconds())
 
 
-async def serve(address: str, base_url: str, ledger_url: str) -> None:
+async def serve(address: str, base_url: str, ledger_url: str, folder: Path) -> None:
     """Run the three workers until the process is killed."""
     # Temporal logs each failed try of the bare activity with its trace; a side that logs less is no faster.
     logging.getLogger("temporalio").setLevel(logging.CRITICAL)
     async with make_client(api_key="not-needed", base_url=base_url) as provider, AsyncExitStack() as workers:
         ours: list[Callable[..., object]] = [AiActivities(provider, MODEL).generate]
         ask = BareActivities(provider).ask
-        folder = workers.enter_context(TemporaryDirectory(prefix="tasquencer-bench-"))
-        by_hand = ByHand(Path(folder) / "by-hand.db", ask)
+        by_hand = ByHand(folder / "by-hand.db", ask)
         yardsticks = [BareAsk, BareFanOut, AskInActivity, AskBetweenActivities]
         theirs: list[Callable[..., object]] = [ask]
         theirs += [by_hand.ask_and_record, by_hand.record_start, by_hand.record_end]
@@ -146,5 +144,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for option in ("--address", "--base-url", "--ledger"):
         parser.add_argument(option, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="for what it keeps besides")
     options = parser.parse_args()
-    asyncio.run(serve(options.address, options.base_url, options.ledger))
+    asyncio.run(serve(options.address, options.base_url, options.ledger, options.folder))

@@ -196,6 +196,7 @@ async def _run(options: argparse.Namespace) -> None:
             ledger = await postgres.create_database(f"ledger {timers}")
             await upgrade(ledger)
             arguments = ["--address", temporal.address, "--base-url", f"{origin}/v1", "--ledger", ledger]
+            arguments += ["--folder", str(folder)]
             worker = await running.enter_async_context(
                 module_running("the worker", "benchmarks.worker", *arguments)
             )
