@@ -38,6 +38,7 @@ from tasquencer.temporal import accept
 from tasquencer.temporal.batches import (
     BATCH_WORKFLOW,
     BEGIN,
+    CANCEL,
     END,
     FOLLOW,
     LOAD,
@@ -64,6 +65,12 @@ then adds up to 2,000."""
 _RECORD_SECONDS = 1.0
 """How long an outcome waits for others to be recorded with."""
 
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 60.0
+"""From a look at the tasks of an earlier run that brought nothing to the next: it doubles, for a task may
+sleep for hours."""
+
+_CANCEL_TIMEOUT = timedelta(minutes=1)
 _LOAD_TIMEOUT = timedelta(seconds=30)
 _HEARTBEAT_TIMEOUT = timedelta(seconds=15)
 _ANY_TIME = timedelta(days=365)
@@ -106,6 +113,7 @@ class AiBatchTask:
         self._loading_after = -1
         self._recording: asyncio.Task[None] | None = None
         self._following: asyncio.Task[Followed] | None = None
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
         with contextlib.suppress(InvalidRequest):  # `run` says so
             if (carried := parse_batch(raw).carried) is not None:
                 self._paused = carried.paused
@@ -200,7 +208,7 @@ class AiBatchTask:
                 self._recording = self._in_background(self._record(window))
             if self._to_follow and self._following is None:
                 rows = list(self._to_follow.values())
-                self._following = self._in_background(self._follow(rows))
+                self._following = self._in_background(self._look_after(rows))
             await workflow.wait_condition(lambda: self._stirred)
 
     async def _carry_out_row(self, window: BatchWindow, row: BatchRow) -> None:
@@ -242,6 +250,8 @@ class AiBatchTask:
         if self._following is not None and self._following.done():
             found = Followed() if self._following.cancelled() else self._following.result()
             self._following = None
+            if found.outcomes or found.unknown:
+                self._pause_seconds = _FIRST_PAUSE_SECONDS
             self._take(window, found)
 
     def _take(self, window: BatchWindow, found: Followed) -> None:
@@ -265,25 +275,34 @@ class AiBatchTask:
         workflow.set_current_details(_details(window.progress()))
         if outcomes := window.to_record():
             # As a local activity: one a second would use up the calls per second of the queue.
-            await workflow.execute_local_activity(
-                RECORD,
-                RecordRequest(batch_id=self._id, outcomes=outcomes),
-                start_to_close_timeout=RECORD_TIMEOUT,
-                retry_policy=_UNTIL_IT_WORKS,
-                local_retry_threshold=LOCAL_RETRY_THRESHOLD,
-            )
+            request = RecordRequest(batch_id=self._id, outcomes=outcomes)
+            await self._execute_locally(RECORD, request, RECORD_TIMEOUT)
             window.recorded()
 
-    async def _follow(self, rows: list[OpenRow], *, cancel: bool = False) -> Followed:
+    async def _look_after(self, rows: list[OpenRow]) -> Followed:
+        """Look whether one of the tasks has ended. After a look that brought nothing comes a pause."""
         try:
-            found: Followed = await self._execute(
-                FOLLOW, FollowRequest(batch_id=self._id, rows=rows, cancel=cancel), Followed
-            )
+            found = await self._follow(FollowRequest(batch_id=self._id, rows=rows))
         except ActivityError as error:
             if not is_cancelled_exception(error):
                 raise
             return Followed()  # others are to be followed, too
+        if not found.outcomes and not found.unknown:
+            pause = self._pause_seconds
+            self._pause_seconds = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            await workflow.sleep(pause, summary="look again how the tasks of the run before end")
         return found
+
+    async def _follow(self, request: FollowRequest) -> Followed:
+        found: Followed = await self._execute(FOLLOW, request, Followed)
+        return found
+
+    async def _cancel(self, rows: list[OpenRow]) -> Followed:
+        """Cancel the tasks, and wait for their ends."""
+        request = FollowRequest(batch_id=self._id, rows=rows, is_last=True)
+        # As a local activity: an activity would wait for a place among the calls that it is to end.
+        await self._execute_locally(CANCEL, request, _CANCEL_TIMEOUT)
+        return await self._follow(request)
 
     async def _end(self, state: BatchState) -> None:
         """Cancel what is under way, and record how everything ended."""
@@ -295,7 +314,7 @@ class AiBatchTask:
             await self._recording
         if (window := self._window) is not None:
             if window.open:
-                self._take(window, await self._follow(list(window.open.values()), cancel=True))
+                self._take(window, await self._cancel(list(window.open.values())))
             await self._write(window)
         await self._execute(END, EndRequest(batch_id=self._id, state=state))
 
@@ -310,6 +329,15 @@ class AiBatchTask:
             priority=_OWN,
             # What begins the batch must not go on beside what ends it.
             cancellation_type=_WAIT if name == BEGIN else _TRY,
+        )
+
+    async def _execute_locally(self, name: str, argument: object, limit: timedelta) -> None:
+        await workflow.execute_local_activity(
+            name,
+            argument,
+            start_to_close_timeout=limit,
+            retry_policy=_UNTIL_IT_WORKS,
+            local_retry_threshold=LOCAL_RETRY_THRESHOLD,
         )
 
     def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

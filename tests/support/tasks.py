@@ -109,11 +109,12 @@ async def tasks_on(
     batches: BatchStore | None = None,
     task_queue: str | None = None,
     grace_period: timedelta = timedelta(0),
+    calls_at_once: int = 100,
 ) -> AsyncIterator[Tasks]:
     """A worker on the dev server at this address."""
     ledger = ledger or InMemoryLedger()
     client = await Client.connect(server, plugins=[TasquencerPlugin(ledger, batches)])
-    async with _worker(client, workflows, activities, task_queue, grace_period) as queue:
+    async with _worker(client, workflows, activities, task_queue, grace_period, calls_at_once) as queue:
         yield Tasks(client, queue, ledger)
 
 
@@ -144,6 +145,7 @@ async def _worker(
     activities: Sequence[Callable[..., Any]],
     task_queue: str | None,
     grace_period: timedelta,
+    calls_at_once: int = 100,
 ) -> AsyncIterator[str]:
     queue = task_queue or f"queue-{uuid4()}"
     async with Worker(
@@ -151,6 +153,7 @@ async def _worker(
         task_queue=queue,
         workflows=workflows,
         activities=activities,
+        max_concurrent_activities=calls_at_once,
         max_heartbeat_throttle_interval=timedelta(milliseconds=50),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
         graceful_shutdown_timeout=grace_period,

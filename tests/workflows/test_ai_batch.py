@@ -73,7 +73,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_on(server: str, database: Path | str) -> AsyncIterator[Scene]:
+async def scene_on(server: str, database: Path | str, *, calls_at_once: int = 100) -> AsyncIterator[Scene]:
     """Args: database: Its URL, or a folder for a file."""
     url = database if isinstance(database, str) else f"sqlite:///{database / 'ledger.db'}"
     await upgrade(url)
@@ -84,6 +84,7 @@ async def scene_on(server: str, database: Path | str) -> AsyncIterator[Scene]:
         [echo.generate],
         ledger=ledger,
         batches=ledger.batches,
+        calls_at_once=calls_at_once,
     ) as tasks:
         yield Scene(tasks, ledger.batches, echo)
 
@@ -173,7 +174,7 @@ async def test_it_goes_on_in_new_runs_that_follow_what_the_run_before_has_starte
         assert await scene.batches.retrying(handle.id) == 1
         sleeper = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-0")
         await sleeper.execute_update("retry_now", {"actor": "anna"})
-        assert (await asyncio.wait_for(handle.result(), 30))["completed"] == 61
+        assert (await asyncio.wait_for(handle.result(), 60))["completed"] == 61
         events = await runs_of(handle)
     assert len(events) > 2
     assert max(events) < 200
@@ -186,6 +187,36 @@ async def answers_after(scene: Scene, batch_id: str) -> dict[str, str | None]:
     """With the ledger opened once more, for its worker has closed it."""
     async with scene.tasks.ledger:
         return await answers(scene, batch_id)
+
+
+async def test_a_new_run_leaves_the_calls_their_places(tmp_path: Path) -> None:
+    """It looks for the ends of the tasks of the run before, and these need the only place there is."""
+    settings = {"limit.historyCount.suggestContinueAsNew": 40}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=settings) as server,
+        scene_on(server.address, tmp_path, calls_at_once=1) as scene,
+    ):
+        handle = await scene.start([f"late {number}" for number in range(12)], concurrency=3)
+        assert (await asyncio.wait_for(handle.result(), 120))["completed"] == 12
+        assert len(await runs_of(handle)) > 1
+
+
+async def test_a_cancel_waits_for_no_place_among_the_calls(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    async with scene_on(dev_server.address, tmp_path, calls_at_once=2) as scene:
+        handle = await scene.start(["wait one", "wait two", "wait three"], concurrency=3)
+        await eventually(lambda: _are_asked(scene, 2), "two calls")
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError) as ended:
+            await asyncio.wait_for(handle.result(), 30)
+        assert await scene.states(handle.id) == {"canceled": 3}
+    assert isinstance(ended.value.cause, CancelledError)
+    assert sum(scene.echo.asked.values()) == 2
+
+
+async def _are_asked(scene: Scene, number: int) -> bool:
+    return sum(scene.echo.asked.values()) == number
 
 
 async def test_pause_starts_nothing_more_and_lasts_into_the_next_run(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What a batch does to the world: its activities, and how the end of a row's task is read.
 
 A task that a run of the batch has started tells that run its end. A later run of the batch hears nothing of
-it: there the activity `FOLLOW` asks Temporal.
+it: there the activity `FOLLOW` asks Temporal. It has a place among the calls of the worker, so it looks for a
+few seconds only: the calls that it waits for need places, too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tasquencer.work_item import WorkItemState
 __all__ = [
     "BATCH_WORKFLOW",
     "BEGIN",
+    "CANCEL",
     "END",
     "FOLLOW",
     "LOAD",
@@ -53,6 +55,7 @@ TASK_WORKFLOW = "AiAgentTask"
 BEGIN = "tasquencer.begin_batch"
 LOAD = "tasquencer.load_batch_rows"
 RECORD = "tasquencer.record_batch_rows"
+CANCEL = "tasquencer.cancel_batch_rows"
 FOLLOW = "tasquencer.follow_batch_rows"
 END = "tasquencer.end_batch"
 """Names of the activities."""
@@ -65,10 +68,8 @@ _MESSAGE_LENGTH = 500
 _CLOSING_AT_ONCE = 20
 """Tasks that are asked to cancel at once."""
 
-_POLL_SECONDS = 30.0
-_LONGEST_PAUSE_SECONDS = 60.0
-"""Temporal is asked by long polls. The pause after one that brought nothing grows up to this: a task may
-sleep for hours."""
+_LOOK_SECONDS = 3.0
+"""Temporal is asked by long polls, so long."""
 
 _TOGETHER_SECONDS = 0.2
 """How long the first end that is found waits for others: they come back together."""
@@ -97,14 +98,14 @@ class FollowRequest(BaseModel):
     """Which tasks to follow.
 
     Attributes:
-        cancel: Cancel them first, and return only when all have ended.
+        is_last: They have been canceled: return only when all have ended.
     """
 
     model_config = ConfigDict(frozen=True)
 
     batch_id: str
     rows: list[OpenRow]
-    cancel: bool = False
+    is_last: bool = False
 
 
 class Followed(BaseModel):
@@ -222,25 +223,29 @@ class BatchActivities:
             async with heartbeats():
                 await self._batches.end(request.batch_id, request.state)
 
+    @activity.defn(name=CANCEL)
+    async def cancel(self, request: FollowRequest) -> None:
+        """Ask the tasks to cancel."""
+        with _waiting_for_the_ledger():
+            following = self._following(request)
+            rows, _ = await following.divide(request.rows)
+            await following.cancel(rows)
+
     @activity.defn(name=FOLLOW)
     async def follow(self, request: FollowRequest) -> Followed:
-        """Wait until one of the tasks has ended (or all, if they are to be canceled)."""
+        """Look for a few seconds whether a task has ended; the last look takes until all have."""
         with _waiting_for_the_ledger():
             async with heartbeats():
-                following = _Following(activity.client(), self._batches, self._ledger, request.batch_id)
-                rows: list[OpenRow] = []
-                taken: list[OpenRow] = []
-                for row in request.rows:
-                    is_ours = not row.found or await following.is_ours(row)
-                    (rows if is_ours else taken).append(row)
+                following = self._following(request)
+                rows, taken = await following.divide(request.rows)
                 found = Followed()
-                if request.cancel:
-                    await following.cancel(rows)
-                    found = await following.ends(rows, all_of_them=True)
-                elif not taken:
-                    found = await following.ends(rows, all_of_them=False)
+                if request.is_last or not taken:
+                    found = await following.ends(rows, all_of_them=request.is_last)
                 others = [lost_row(row, _taken()) for row in taken]
                 return found.model_copy(update={"outcomes": [*found.outcomes, *others]})
+
+    def _following(self, request: FollowRequest) -> _Following:
+        return _Following(activity.client(), self._batches, self._ledger, request.batch_id)
 
 
 def _taken() -> ApplicationError:
@@ -261,7 +266,15 @@ class _Following:
         self._ledger = ledger
         self._batch_id = batch_id
 
-    async def is_ours(self, row: OpenRow) -> bool:
+    async def divide(self, rows: Sequence[OpenRow]) -> tuple[list[OpenRow], list[OpenRow]]:
+        """Those whose tasks are the batch's, and those whose ids others have taken."""
+        ours: list[OpenRow] = []
+        taken: list[OpenRow] = []
+        for row in rows:
+            (ours if not row.found or await self._is_ours(row) else taken).append(row)
+        return ours, taken
+
+    async def _is_ours(self, row: OpenRow) -> bool:
         """Whether the task with the row's id does what the row says."""
         page = await self._batches.pending(
             self._batch_id, after=row.position - 1, limit=1, most_bytes=_PAGE_BYTES
@@ -299,10 +312,16 @@ class _Following:
         left: set[asyncio.Task[Any]] = set(asking)
         try:
             while left and (all_of_them or len(left) == len(asking)):
-                _, left = await asyncio.wait({*left, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                ended, left = await asyncio.wait(
+                    {*left, stopping},
+                    return_when=asyncio.FIRST_COMPLETED,
+                    timeout=None if all_of_them else _LOOK_SECONDS,
+                )
                 if stopping.done():
                     raise _stopping()
                 left -= {stopping}
+                if not ended:
+                    return Followed()
             if left:
                 await asyncio.wait(left, timeout=_TOGETHER_SECONDS)
             done = {row.position: task.result() for task, row in asking.items() if task.done()}
@@ -318,21 +337,14 @@ class _Following:
     async def _end(self, row: OpenRow) -> RowOutcome | None:
         """How the row's task ended; None if neither Temporal nor the ledger knows it."""
         task_id = task_id_of(self._batch_id, row.row_id)
-        pause = 0.0
-        while True:
-            handle = self._client.get_workflow_handle(task_id)
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
-                    return completed_row(row, await handle.result())
-            except WorkflowFailureError as error:
-                return lost_row(row, error.cause)
-            except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND or error.message.startswith("Namespace"):
-                    raise
-                return await self._recorded(row, task_id)
-            except TimeoutError:
-                pause = min(pause + 5.0, _LONGEST_PAUSE_SECONDS)
-                await asyncio.sleep(pause)
+        try:
+            return completed_row(row, await self._client.get_workflow_handle(task_id).result())
+        except WorkflowFailureError as error:
+            return lost_row(row, error.cause)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND or error.message.startswith("Namespace"):
+                raise
+            return await self._recorded(row, task_id)
 
     async def _recorded(self, row: OpenRow, task_id: str) -> RowOutcome | None:
         """How a task ended that Temporal has forgotten."""

@@ -59,6 +59,7 @@ class TasquencerPlugin(SimplePlugin):
                 of_batches.begin,
                 of_batches.load,
                 of_batches.record,
+                of_batches.cancel,
                 of_batches.follow,
                 of_batches.end,
             ]
