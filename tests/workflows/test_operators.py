@@ -180,7 +180,7 @@ async def test_a_wait_that_is_over_ends_by_itself_though_its_timer_is_late(
     """The server fires a timer up to a second late, so `retry_now` finds the wait still there. Then the timer
     of the wait and the one that brings news fire in one workflow task, as a rule."""
     request = {"prompt": "?", "retry": {"initial_interval_seconds": 0.2}}
-    calls = ScriptedCalls(*[GONE, ANSWER] * 10)
+    calls = ScriptedCalls(*(step for _ in range(10) for step in (GONE, ANSWER)))
     async with tasks_on(dev_server.address, [AiAgentTask], [calls.generate]) as tasks:
         for _ in range(10):
             handle = await tasks.start("AiAgentTask", request)
