@@ -155,6 +155,9 @@ class AiBatchTask:
         request = accept(parse_batch, [raw, *rest] if rest else raw)
         try:
             window = self._window = await self._begin(request)
+            if problem := request.problem_with(window.rows):
+                await to_the_end(self._end(BatchState.FAILED))
+                raise task_error(InvalidRequest.__name__, f"policy.successes: {problem}")
             await self._carry_out(window, request)
         except (asyncio.CancelledError, ActivityError) as error:
             if not is_cancelled_exception(error):

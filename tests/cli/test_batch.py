@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 import pytest_asyncio
 from temporalio.client import Client
 
+from tasquencer.batch_store import Batch
 from tasquencer.cli.demo_parts import AnsweringModel, find_worker, running_worker, worker_environment
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
+from tasquencer.sql import SqlLedger
 from tests.cli.conftest import Tasq
 from tests.cli.processes import Finished, Running, finish, on_a_terminal, start, until
 from tests.support.answers import Answer, Hold, ok, stall, status
@@ -291,6 +294,7 @@ async def test_wrong_lines_can_be_set_aside(scene: Scene, tmp_path: Path) -> Non
         (("--out", "nowhere/r.jsonl"), "--out: cannot write 'nowhere/r.jsonl': its folder cannot be written"),
         (("--json",), "--json: needs --out FILE, for it goes to standard output"),
         (("--concurrency", "0"), "--concurrency: should be greater than or equal to 1"),
+        (("--successes", "2"), "--successes: 2 are required of only 1 prompts"),
         (("--max-retries", "-1"), "--max-retries: should be greater than or equal to 0"),
         (("--id", "a/b"), "--id: must not contain a slash: it stands between batch and row"),
         (("--detach", "--out", "r.jsonl"), "--detach: takes no --out, --failures or --unordered"),
@@ -312,6 +316,23 @@ def test_an_unreadable_file_and_an_empty_one(tasq: Tasq, tmp_path: Path) -> None
     ran = tasq("batch", "-", stdin="\n\n")
     assert ran.exit_code == 2
     assert ran.stderr == "error: FILE: standard input has no prompts: write a JSON object a line\n"
+
+
+async def test_a_batch_whose_prompts_were_sent_in_part_cannot_be_attached_to(
+    scene: Scene, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.jsonl"
+    out.write_text("what was there before\n")
+    async with SqlLedger(scene.environment["TASQ_DATABASE_URL"]) as ledger:
+        batch = Batch(id="half-sent", digest="d", rows=2, defaults={}, created_at=datetime.now(UTC))
+        await ledger.batches.create(batch)
+    ran = await scene.tasq("batch", "attach", "half-sent", "--out", out)
+    assert (ran.code, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        "error: batch 'half-sent' has not begun, only a part of its prompts has been sent: "
+        "`tasq batch` with the same file goes on\n"
+    )
+    assert out.read_text() == "what was there before\n"
 
 
 async def test_a_batch_that_does_not_exist(scene: Scene) -> None:

@@ -24,6 +24,7 @@ from temporalio.worker import Replayer
 
 from tasquencer.batch import RowOutcome
 from tasquencer.batch_store import BatchState
+from tasquencer.cli.batch_following import progress_of
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.errors import LedgerUnavailable
 from tasquencer.sql import SqlBatches, SqlLedger, batch_rows, upgrade
@@ -381,6 +382,34 @@ async def test_a_task_with_another_request_is_not_taken_for_the_row_s(scene: Sce
     theirs = scene.tasks.client.get_workflow_handle(f"{batch_id}/row-1")
     assert (await theirs.describe()).status is WorkflowExecutionStatus.RUNNING
     await theirs.cancel()
+
+
+async def test_more_answers_than_rows_are_refused_and_nothing_is_asked(scene: Scene) -> None:
+    policy = {"name": "require_successes", "successes": 3}
+    handle = await scene.start(["one", "two"], policy=policy)
+    error = await failure_of_task(handle)
+    assert (error.type, error.message) == (
+        "InvalidRequest",
+        "policy.successes: 3 are required of only 2 prompts",
+    )
+    assert await scene.states(handle.id) == {"canceled": 2}
+    assert not scene.echo.asked
+
+
+async def test_a_batch_that_waits_for_a_place_answers_that_it_has_not_begun(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    async with scene_on(dev_server.address, tmp_path, calls_at_once=1) as scene:
+        busy = await scene.start(["wait"])
+        await scene.asked("wait")
+        waiting = await scene.start(["one"])
+
+        async def probe() -> bool:
+            return await progress_of(waiting) == (True, None)
+
+        await eventually(probe, "an answer")
+        await busy.cancel()
+        assert (await asyncio.wait_for(waiting.result(), 30))["completed"] == 1
 
 
 async def test_a_batch_without_rows_says_how_to_add_them(scene: Scene) -> None:

@@ -103,11 +103,12 @@ async def follow(
     workers = WorkerWatch(client, run.task_queue, display.say)
 
     async def look() -> None:
-        progress = await progress_of(run.handle)
-        if progress is None:
-            await workers.silent()
-        else:
+        is_answered, progress = await progress_of(run.handle)
+        if is_answered:
             workers.answered()
+        else:
+            await workers.silent()
+        if progress is not None:
             display.show(progress, await batches.retrying(run.handle.id) if progress.running else 0)
         await meanwhile()
 
@@ -134,13 +135,13 @@ async def follow(
     return outcome
 
 
-async def progress_of(handle: Handle) -> BatchProgress | None:
-    """The batch's own answer; None if nobody gives it."""
+async def progress_of(handle: Handle) -> tuple[bool, BatchProgress | None]:
+    """Whether the batch answers, and what; None also before it has begun."""
     try:
         told = await handle.query("progress", rpc_timeout=_QUERY_TIMEOUT)
     except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
-        return None
-    return None if told is None else BatchProgress.model_validate(told)
+        return False, None
+    return True, None if told is None else BatchProgress.model_validate(told)
 
 
 async def recorded_progress(batches: BatchStore, batch: Batch) -> BatchProgress:

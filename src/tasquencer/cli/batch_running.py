@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from temporalio.client import Client
 
-from tasquencer.batch import BatchProgress
+from tasquencer.batch import BatchProgress, parse_batch
 from tasquencer.batch_store import Batch, BatchState, BatchStore
 from tasquencer.cli.batch_following import (
     BatchRun,
@@ -94,6 +94,8 @@ async def run_batch(
         detach: Leave it running.
         as_json: Print its end as JSON.
     """
+    if problem := parse_batch(request).problem_with(rows.count):
+        raise CommandFailed(f"--successes: {problem}", ExitCode.USAGE)
     settings = read_settings()
     client = await connect_temporal()
     async with open_ledger(settings) as ledger:
@@ -148,6 +150,11 @@ async def attach_to(batch_id: str, files: BatchFiles, *, unordered: bool, as_jso
     async with open_ledger(read_settings()) as ledger:
         batch = await _find(ledger.batches, batch_id)
         run = await find_run(client, batch_id)
+        if run is None and batch.filled_at is None:
+            raise CommandFailed(
+                f"batch {batch_id!r} has not begun, only a part of its prompts has been sent: "
+                "`tasq batch` with the same file goes on"
+            )
         return await _report(client, ledger.batches, batch, run, files, unordered=unordered, as_json=as_json)
 
 
@@ -239,7 +246,7 @@ async def print_status(batch_id: str, *, as_json: bool) -> ExitCode:
         batch = await _find(ledger.batches, batch_id)
         run = await find_run(client, batch_id)
         is_running = run is not None and run.is_running
-        progress = await progress_of(run.handle) if run is not None and is_running else None
+        _, progress = await progress_of(run.handle) if run is not None and is_running else (False, None)
         progress = progress or await recorded_progress(ledger.batches, batch)
         retrying = await ledger.batches.retrying(batch_id)
     state = "started" if is_running else batch.state.value
