@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
-from tasquencer.batch import BatchCounts, BatchRow, RowFailure, RowOutcome, RowState
+from tasquencer.batch import BatchCounts, BatchRow, OpenRow, RowFailure, RowOutcome, RowState
 
 __all__ = ["Batch", "BatchState", "BatchStore", "RowAnswer", "RowPage", "UnansweredRow"]
 
@@ -119,6 +119,10 @@ class BatchStore(ABC):
     @abstractmethod
     async def retrying(self, batch_id: str) -> int:
         """How many of its tasks are at a retry, or wait for one."""
+
+    @abstractmethod
+    async def left_running(self, batch_id: str) -> list[OpenRow]:
+        """Its pending rows whose tasks have an open work item, by position; all as `found`."""
 
     @abstractmethod
     async def pending(self, batch_id: str, *, after: int, limit: int, most_bytes: int) -> RowPage:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from tasquencer.ai import AI_JOBS
-from tasquencer.batch import BatchCounts, BatchRow, RowOutcome, RowState, merged
+from tasquencer.batch import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
 from tasquencer.batch_store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
 from tasquencer.entries import LedgerEntry, storable
 from tasquencer.errors import LedgerConflict
@@ -221,6 +221,17 @@ class InMemoryBatches(BatchStore):
         """See `BatchStore.retrying`."""
         found = await self._ledger.open_work_items(created_before=datetime.max.replace(tzinfo=UTC))
         return sum(item.attempt > 0 and item.task_id.startswith(f"{batch_id}/") for item in found)
+
+    async def left_running(self, batch_id: str) -> list[OpenRow]:
+        """See `BatchStore.left_running`."""
+        found = await self._ledger.open_work_items(created_before=datetime.max.replace(tzinfo=UTC))
+        task_ids = {item.task_id for item in found}
+        ended = self._outcomes.get(batch_id, {})
+        return [
+            OpenRow(position=position, row_id=row.row_id, found=True)
+            for position, row in sorted(self._rows.get(batch_id, {}).items())
+            if position not in ended and task_id_of(batch_id, row.row_id) in task_ids
+        ]
 
     async def pending(self, batch_id: str, *, after: int, limit: int, most_bytes: int) -> RowPage:
         """See `BatchStore.pending`; here a page has as many rows as asked for, however large."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tasquencer.batch import BatchCounts, BatchRow, RowFailure, RowOutcome, RowState
+from tasquencer.batch import BatchCounts, BatchRow, OpenRow, RowFailure, RowOutcome, RowState
 from tasquencer.batch_store import Batch, BatchState, BatchStore, RowAnswer
 from tasquencer.ledger import Ledger
 from tasquencer.sql import SqlLedger, upgrade
@@ -198,6 +198,25 @@ async def test_retries_are_counted_while_they_are_open(ledger: Ledger, batches: 
         if task_id == "b/4":
             await ledger.record([life.started()])
     assert await batches.retrying("b") == 2
+
+
+async def test_pending_rows_whose_tasks_are_open_are_left_running(
+    ledger: Ledger, batches: BatchStore
+) -> None:
+    await filled_batch(batches, "b", ["open", "not begun", "ended", "recorded", "at a retry"])
+    await filled_batch(batches, "c", ["of another batch"])
+    for task_id in ("b/row-0", "b/row-2", "b/row-3", "b/row-4", "bb/row-1", "c/row-0"):
+        life = Life(id=task_id, task_id=task_id, run_id=task_id)
+        await ledger.record([life.initialized(), life.started()])
+        if task_id == "b/row-2":
+            await ledger.record([life.completed()])
+    retry = Life(id="retry", task_id="b/row-4", run_id="b/row-4", attempt=1)
+    await ledger.record([retry.initialized()])
+    await batches.record("b", [ended(3, RowState.FAILED, 1)])
+    assert await batches.left_running("b") == [
+        OpenRow(position=0, row_id="row-0", found=True),
+        OpenRow(position=4, row_id="row-4", found=True),
+    ]
 
 
 async def test_an_id_is_taken_literally(ledger: Ledger, batches: BatchStore) -> None:

@@ -360,6 +360,30 @@ async def test_a_batch_that_was_terminated_takes_up_the_tasks_it_left(scene: Sce
     assert scene.echo.asked == {"late one": 1, "late two": 1, "wait three": 1, "four": 1}
 
 
+async def test_a_cancel_reaches_the_tasks_that_a_terminated_run_has_left(scene: Scene) -> None:
+    """The next run has a place for the first of them only."""
+    handle = await scene.start(["wait one", "wait two", "wait three", "four"], concurrency=3)
+    await scene.asked("wait three")
+    await handle.terminate()
+    again = await scene.again(handle.id, concurrency=1)
+
+    async def probe() -> bool:
+        progress = await again.query("progress")
+        return progress is not None and progress["running"] == 1
+
+    await eventually(probe, "the first one to be taken up")
+    await again.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await asyncio.wait_for(again.result(), 30)
+    assert await scene.states(handle.id) == {"canceled": 4}
+    for number in range(3):
+        task = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-{number}")
+        with pytest.raises(WorkflowFailureError) as ended:
+            await asyncio.wait_for(task.result(), 10)
+        assert isinstance(ended.value.cause, CancelledError)
+    assert scene.echo.asked["four"] == 0
+
+
 async def test_a_task_with_another_request_is_not_taken_for_the_row_s(scene: Scene) -> None:
     batch_id = f"batch-{uuid4()}"
     for number, prompt in enumerate(["one", "wait for something else", "three"]):

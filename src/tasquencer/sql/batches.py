@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic_core import to_json
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tasquencer.batch import BatchCounts, BatchRow, RowOutcome, RowState, merged
+from tasquencer.batch import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
 from tasquencer.batch_store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
 from tasquencer.sql.schema import ai_jobs, batch_rows, batches, is_open, is_pending, work_items
 
@@ -126,6 +126,21 @@ class SqlBatches(BatchStore):
             sa.func.substr(work_items.c.task_id, 1, len(prefix)) == prefix,
         )
         return await self._read(lambda connection: connection.execute(open_rows).scalar_one())
+
+    async def left_running(self, batch_id: str) -> list[OpenRow]:
+        """See `BatchStore.left_running`."""
+        prefix = task_id_of(batch_id, "")
+        task_id = work_items.c.task_id
+        under_way = sa.select(sa.func.substr(task_id, len(prefix) + 1)).where(
+            is_open, sa.func.substr(task_id, 1, len(prefix)) == prefix
+        )
+        left = (
+            sa.select(_COLUMNS.position, _COLUMNS.row_id)
+            .where(_COLUMNS.batch_id == batch_id, is_pending, _COLUMNS.row_id.in_(under_way))
+            .order_by(_COLUMNS.position)
+        )
+        found = await self._read(lambda connection: connection.execute(left).all())
+        return [OpenRow(position=position, row_id=row_id, found=True) for position, row_id in found]
 
     async def pending(self, batch_id: str, *, after: int, limit: int, most_bytes: int) -> RowPage:
         """See `BatchStore.pending`."""

@@ -218,16 +218,19 @@ class BatchActivities:
 
     @activity.defn(name=END)
     async def end(self, request: EndRequest) -> None:
-        """End the batch."""
+        """End the batch. Tasks that a terminated run has left and this one has not come to are canceled."""
         with _waiting_for_the_ledger():
             async with heartbeats():
+                following = self._following(request.batch_id)
+                left, _ = await following.divide(await self._batches.left_running(request.batch_id))
+                await following.cancel(left)
                 await self._batches.end(request.batch_id, request.state)
 
     @activity.defn(name=CANCEL)
     async def cancel(self, request: FollowRequest) -> None:
         """Ask the tasks to cancel."""
         with _waiting_for_the_ledger():
-            following = self._following(request)
+            following = self._following(request.batch_id)
             rows, _ = await following.divide(request.rows)
             await following.cancel(rows)
 
@@ -236,7 +239,7 @@ class BatchActivities:
         """Look for a few seconds whether a task has ended; the last look takes until all have."""
         with _waiting_for_the_ledger():
             async with heartbeats():
-                following = self._following(request)
+                following = self._following(request.batch_id)
                 rows, taken = await following.divide(request.rows)
                 found = Followed()
                 if request.is_last or not taken:
@@ -244,8 +247,8 @@ class BatchActivities:
                 others = [lost_row(row, _taken()) for row in taken]
                 return found.model_copy(update={"outcomes": [*found.outcomes, *others]})
 
-    def _following(self, request: FollowRequest) -> _Following:
-        return _Following(activity.client(), self._batches, self._ledger, request.batch_id)
+    def _following(self, batch_id: str) -> _Following:
+        return _Following(activity.client(), self._batches, self._ledger, batch_id)
 
 
 def _taken() -> ApplicationError:
