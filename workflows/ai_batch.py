@@ -155,7 +155,7 @@ class AiBatchTask:
         request = accept(parse_batch, [raw, *rest] if rest else raw)
         try:
             window = self._window = await self._begin(request)
-            if problem := request.problem_with(window.rows):
+            if problem := request.policy.problem_with(window.rows):
                 await to_the_end(self._end(BatchState.FAILED))
                 raise task_error(InvalidRequest.__name__, f"policy.successes: {problem}")
             await self._carry_out(window, request)
@@ -253,8 +253,6 @@ class AiBatchTask:
         if self._following is not None and self._following.done():
             found = Followed() if self._following.cancelled() else self._following.result()
             self._following = None
-            if found.outcomes or found.unknown:
-                self._pause_seconds = _FIRST_PAUSE_SECONDS
             self._take(window, found)
 
     def _take(self, window: BatchWindow, found: Followed) -> None:
@@ -290,7 +288,9 @@ class AiBatchTask:
             if not is_cancelled_exception(error):
                 raise
             return Followed()  # others are to be followed, too
-        if not found.outcomes and not found.unknown:
+        if found.outcomes or found.unknown:
+            self._pause_seconds = _FIRST_PAUSE_SECONDS
+        else:
             pause = self._pause_seconds
             self._pause_seconds = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             await workflow.sleep(pause, summary="look again how the tasks of the run before end")

@@ -190,13 +190,6 @@ class AiBatchRequest(RequestModel):
     policy: Annotated[FanOutPolicy, BeforeValidator(policy_by_name)] = FanOutPolicy()
     carried: CarriedBatch | None = None
 
-    def problem_with(self, rows: int) -> str | None:
-        """Why a batch of so many rows cannot reach what its policy requires; None: it can."""
-        successes = self.policy.successes
-        if successes is None or successes <= rows:
-            return None
-        return f"{successes:,} are required of only {rows:,} prompts"
-
 
 class BatchProgress(BaseModel):
     """What the query `progress` answers.

@@ -75,6 +75,12 @@ class FanOutPolicy(RequestModel):
             raise ValueError("successes must be given with require_successes, and only with it")
         return self
 
+    def problem_with(self, prompts: int) -> str | None:
+        """Why so many prompts cannot reach what the policy requires; None: they can."""
+        if self.successes is None or self.successes <= prompts:
+            return None
+        return f"{self.successes} are required of only {prompts} prompts"
+
     def decide(self) -> TaskPolicy:
         """The policy itself."""
         if self.successes is not None:
@@ -112,10 +118,8 @@ class AiFanOutRequest(CallOptions):
             raise ValueError(
                 f"prompts, max_retries: could make {most:,} work items, the limit is {MOST_WORK_ITEMS:,}"
             )
-        if self.policy.successes is not None and self.policy.successes > len(self.prompts):
-            raise ValueError(
-                f"policy.successes: {self.policy.successes} are required of only {len(self.prompts)} prompts"
-            )
+        if problem := self.policy.problem_with(len(self.prompts)):
+            raise ValueError(f"policy.successes: {problem}")
         return self
 
     def jobs(self) -> list[AiJob]:

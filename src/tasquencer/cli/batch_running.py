@@ -94,7 +94,7 @@ async def run_batch(
         detach: Leave it running.
         as_json: Print its end as JSON.
     """
-    if problem := parse_batch(request).problem_with(rows.count):
+    if problem := parse_batch(request).policy.problem_with(rows.count):
         raise CommandFailed(f"--successes: {problem}", ExitCode.USAGE)
     settings = read_settings()
     client = await connect_temporal()

@@ -25,6 +25,11 @@ _AT_ONCE = 10_000
 _COLUMNS = batch_rows.c
 
 
+def _is_task_of(batch_id: str) -> sa.ColumnElement[bool]:
+    prefix = task_id_of(batch_id, "")
+    return sa.func.substr(work_items.c.task_id, 1, len(prefix)) == prefix
+
+
 class Transaction(Protocol):
     """Runs a piece of work in a transaction."""
 
@@ -119,21 +124,13 @@ class SqlBatches(BatchStore):
 
     async def retrying(self, batch_id: str) -> int:
         """See `BatchStore.retrying`."""
-        prefix = f"{batch_id}/"
-        open_rows = sa.select(sa.func.count()).where(
-            is_open,
-            work_items.c.attempt > 0,
-            sa.func.substr(work_items.c.task_id, 1, len(prefix)) == prefix,
-        )
+        open_rows = sa.select(sa.func.count()).where(is_open, work_items.c.attempt > 0, _is_task_of(batch_id))
         return await self._read(lambda connection: connection.execute(open_rows).scalar_one())
 
     async def left_running(self, batch_id: str) -> list[OpenRow]:
         """See `BatchStore.left_running`."""
-        prefix = task_id_of(batch_id, "")
-        task_id = work_items.c.task_id
-        under_way = sa.select(sa.func.substr(task_id, len(prefix) + 1)).where(
-            is_open, sa.func.substr(task_id, 1, len(prefix)) == prefix
-        )
+        row_id = sa.func.substr(work_items.c.task_id, len(task_id_of(batch_id, "")) + 1)
+        under_way = sa.select(row_id).where(is_open, _is_task_of(batch_id))
         left = (
             sa.select(_COLUMNS.position, _COLUMNS.row_id)
             .where(_COLUMNS.batch_id == batch_id, is_pending, _COLUMNS.row_id.in_(under_way))

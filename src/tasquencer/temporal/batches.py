@@ -221,18 +221,15 @@ class BatchActivities:
         """End the batch. Tasks that a terminated run has left and this one has not come to are canceled."""
         with _waiting_for_the_ledger():
             async with heartbeats():
-                following = self._following(request.batch_id)
-                left, _ = await following.divide(await self._batches.left_running(request.batch_id))
-                await following.cancel(left)
+                left = await self._batches.left_running(request.batch_id)
+                await self._following(request.batch_id).cancel(left)
                 await self._batches.end(request.batch_id, request.state)
 
     @activity.defn(name=CANCEL)
     async def cancel(self, request: FollowRequest) -> None:
         """Ask the tasks to cancel."""
         with _waiting_for_the_ledger():
-            following = self._following(request.batch_id)
-            rows, _ = await following.divide(request.rows)
-            await following.cancel(rows)
+            await self._following(request.batch_id).cancel(request.rows)
 
     @activity.defn(name=FOLLOW)
     async def follow(self, request: FollowRequest) -> Followed:
@@ -296,6 +293,8 @@ class _Following:
         return started.workflow_type.name == TASK_WORKFLOW and request == page.rows[0].request
 
     async def cancel(self, rows: Sequence[OpenRow]) -> None:
+        """Ask those of the tasks to cancel that are the batch's."""
+        ours, _ = await self.divide(rows)
         slots = asyncio.Semaphore(_CLOSING_AT_ONCE)
 
         async def one(row: OpenRow) -> None:
@@ -307,7 +306,7 @@ class _Following:
                     if error.status is not RPCStatusCode.NOT_FOUND:
                         raise
 
-        await asyncio.gather(*(one(row) for row in rows))
+        await asyncio.gather(*(one(row) for row in ours))
 
     async def ends(self, rows: Sequence[OpenRow], *, all_of_them: bool) -> Followed:
         asking = {asyncio.create_task(self._end(row)): row for row in rows}
