@@ -75,7 +75,8 @@ class BatchWindow:
         self.open: dict[int, OpenRow] = {} if carried is None else {row.position: row for row in carried.open}
         self.paused = None if carried is None else carried.paused
         self.last_failure = None if carried is None else carried.last_failure
-        self.verdict = Verdict.CONTINUE if found.pending else Verdict.COMPLETE
+        has_enough = not found.pending or request.policy.is_reached_by(found.completed)
+        self.verdict = Verdict.COMPLETE if has_enough else Verdict.CONTINUE
 
     @property
     def ended(self) -> int:

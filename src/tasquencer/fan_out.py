@@ -81,6 +81,10 @@ class FanOutPolicy(RequestModel):
             return None
         return f"{self.successes} are required of only {prompts} prompts"
 
+    def is_reached_by(self, answers: int) -> bool:
+        """Whether so many answers are all that the policy requires."""
+        return self.successes is not None and answers >= self.successes
+
     def decide(self) -> TaskPolicy:
         """The policy itself."""
         if self.successes is not None:

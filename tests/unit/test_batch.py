@@ -290,6 +290,16 @@ def test_a_batch_with_nothing_left_to_do_completes_at_once() -> None:
     }
 
 
+def test_a_batch_that_has_answers_enough_starts_nothing() -> None:
+    request = parse_batch({"policy": {"name": "require_successes", "successes": 2}})
+    assert BatchWindow(request, BatchCounts(completed=1, pending=3)).verdict is Verdict.CONTINUE
+    one = BatchWindow(request, BatchCounts(completed=2, pending=2))
+    assert one.verdict is Verdict.COMPLETE
+    one.load(rows(2, 3), after=one.cursor, is_last=True)
+    assert started(one) == []
+    assert (one.result().completed, one.result().canceled) == (2, 2)
+
+
 def test_not_more_starts_in_one_workflow_task_than_temporal_takes() -> None:
     one = window(6, concurrency=6)
     sizes = (700_000, 300_000, 700_000, 1_500_000)

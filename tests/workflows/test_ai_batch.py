@@ -320,6 +320,10 @@ async def test_it_ends_when_so_many_answers_are_there_as_it_needs(scene: Scene) 
     result = await handle.result()
     assert (result["completed"], result["canceled"]) == (2, 2)
     assert await scene.states(handle.id) == {"completed": 2, "canceled": 2}
+    asked = scene.echo.asked.total()
+    assert await (await scene.again(handle.id, policy=policy)).result() == result
+    assert await scene.states(handle.id) == {"completed": 2, "canceled": 2}
+    assert scene.echo.asked.total() == asked
 
 
 async def test_a_batch_that_failed_goes_on_with_what_has_no_answer(scene: Scene) -> None:
