@@ -151,6 +151,28 @@ async def test_the_same_file_again_asks_nothing_twice(scene: Scene, tmp_path: Pa
     assert third.read_text() == first.read_text()
 
 
+async def test_answers_that_were_pruned_can_be_brought_back(scene: Scene, tmp_path: Path) -> None:
+    prompts = written(
+        tmp_path / "old.jsonl", {"id": "a", "prompt": "old one"}, {"id": "b", "prompt": "old two"}
+    )
+    out = tmp_path / "results.jsonl"
+    command = ("batch", prompts, "--out", out, "--id", "old")
+    await scene.tasq(*command)
+    first = lines(out)
+    pruned = await scene.tasq("ledger", "prune", "--yes", "--ended-before", datetime.now(UTC).isoformat())
+    assert pruned.code == 0, pruned.stderr
+    again = await scene.tasq(*command)
+    assert again.code == 0, again.stderr
+    assert "2 answers have no text: their work items are not in the ledger any more" in again.stderr
+    assert [line["text"] for line in lines(out)] == [None, None]
+    for row in "ab":
+        rebuilt = await scene.tasq("ledger", "rebuild", f"old/{row}")
+        assert rebuilt.code == 0, rebuilt.stderr
+    assert "no text" not in (await scene.tasq(*command)).stderr
+    assert lines(out) == first
+    assert scene.provider.asked["old one"] == scene.provider.asked["old two"] == 1
+
+
 async def test_an_id_belongs_to_one_content(scene: Scene, tmp_path: Path) -> None:
     prompts = written(tmp_path / "p.jsonl", {"prompt": "mine"})
     assert (await scene.tasq("batch", prompts, "--id", "taken", "--out", tmp_path / "o.jsonl")).code == 0

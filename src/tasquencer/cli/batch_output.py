@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,11 @@ def replacing(file: Path | None) -> Iterator[IO[bytes]]:
 
 
 class Answers:
-    """Writes the answers of a batch, in the order of its rows or (`unordered`) of their ends."""
+    """Writes the answers of a batch, in the order of its rows or (`unordered`) of their ends.
+
+    Attributes:
+        gone: How many it has written without their text: the ledger has it no longer.
+    """
 
     def __init__(self, batches: BatchStore, batch_id: str, to: IO[bytes], *, unordered: bool) -> None:
         self._batches = batches
@@ -102,7 +106,7 @@ class Answers:
         self._to = to
         self._unordered = unordered
         self._after = 0 if unordered else -1
-        self.written = 0
+        self.gone = 0
 
     async def write_new(self) -> None:
         """What has come since the last call, as far as the order lets it be written before the end."""
@@ -126,29 +130,18 @@ class Answers:
                 told = answer.model_dump(exclude={"position", "number", "row_id"})
                 self._to.write(_line({"id": answer.row_id, **told}))
             self._after = page[-1].number if self._unordered else page[-1].position
-            self.written += len(page)
+            self.gone += sum(answer.text is None for answer in page)
 
 
-async def write_unanswered(batches: BatchStore, batch_id: str, to: IO[bytes]) -> int:
-    """Write the rows that have no answer: the lines of the input again, with the failure; how many."""
-    written = 0
-    async for line in _unanswered(batches, batch_id):
-        to.write(_line(line))
-        written += 1
-    return written
-
-
-async def _unanswered(batches: BatchStore, batch_id: str) -> AsyncIterator[dict[str, JsonValue]]:
+async def write_unanswered(batches: BatchStore, batch_id: str, to: IO[bytes]) -> None:
+    """Write the rows that have no answer: the lines of the input again, with the failure."""
     after = -1
-    while True:
-        page = await batches.unanswered(batch_id, after=after, limit=_PAGE_ROWS, most_bytes=_PAGE_BYTES)
-        if not page:
-            return
+    while page := await batches.unanswered(batch_id, after=after, limit=_PAGE_ROWS, most_bytes=_PAGE_BYTES):
         for row in page:
             failure: JsonValue = {"type": "Canceled", "kind": None, "message": "the batch ended before it"}
             if row.failure is not None:
                 failure = row.failure.model_dump()
-            yield {"id": row.row_id, **row.request, "failure": failure}
+            to.write(_line({"id": row.row_id, **row.request, "failure": failure}))
         after = page[-1].position
 
 

@@ -187,6 +187,11 @@ async def _report(
                 _say(_how_to_go_on(batch.id, files.out))
                 raise
         await answers.write_all()
+    if answers.gone:
+        _say(
+            f"{answers.gone:,} answers have no text: their work items are not in the ledger any more "
+            "(`tasq ledger rebuild` brings back what Temporal still has; then the same file again)"
+        )
     if files.failures is not None:
         with replacing(files.failures) as failures:
             await write_unanswered(batches, batch.id, failures)
