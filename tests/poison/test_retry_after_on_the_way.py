@@ -56,8 +56,7 @@ async def waited(tasks: Tasks, case: str) -> tuple[float, str, list[float]]:
     handle = await tasks.start("AiAgentTask", {"prompt": case, "retry": {"initial_interval_seconds": 0.1}})
 
     async def sleeping() -> list[float]:
-        # A slow write of the ledger is followed by a timer of a millisecond.
-        return [seconds for seconds in timers(await history(handle)) if seconds > 0.01]
+        return timers(await history(handle))
 
     slept = await eventually(sleeping, f"the timer of {case!r}")
     _, item = await tasks.work_items(handle)

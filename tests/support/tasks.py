@@ -85,9 +85,37 @@ async def failure_of_task(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
     return cause
 
 
+OF_A_SLOW_WRITE = "look for news"
+"""Summary of the timer that a task starts after a write that was slow. On a busy machine any write may be."""
+
+
 async def history(handle: WorkflowHandle[Any, Any]) -> list[HistoryEvent]:
-    """The events of the task's run."""
-    return [event async for event in handle.fetch_history_events()]
+    """The events of the task's run, without the timers by which it looks for news."""
+    events = [event async for event in handle.fetch_history_events()]
+    looks = {event.event_id for event in events if _looks_for_news(event)}
+    return [event for event in events if _timer_of(event) not in looks]
+
+
+async def has_written_slowly(handle: WorkflowHandle[Any, Any]) -> bool:
+    """Whether the task's run has looked for news, as it does after a write that was slow."""
+    return any([_looks_for_news(event) async for event in handle.fetch_history_events()])
+
+
+def _looks_for_news(event: HistoryEvent) -> bool:
+    is_timer = event.HasField("timer_started_event_attributes")
+    return is_timer and OF_A_SLOW_WRITE.encode() in event.user_metadata.summary.data
+
+
+def _timer_of(event: HistoryEvent) -> int | None:
+    """Id of the event that has started the timer of which this one tells."""
+    match event.WhichOneof("attributes"):
+        case "timer_started_event_attributes":
+            return event.event_id
+        case "timer_fired_event_attributes":
+            return event.timer_fired_event_attributes.started_event_id
+        case "timer_canceled_event_attributes":
+            return event.timer_canceled_event_attributes.started_event_id
+    return None
 
 
 def timers(events: Sequence[HistoryEvent]) -> list[float]:

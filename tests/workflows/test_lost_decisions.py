@@ -20,6 +20,7 @@ import pytest
 from temporalio.client import Client
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.ledger import WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal.histories import Histories
 from tasquencer.temporal.projection import verify
@@ -63,6 +64,16 @@ class Stage:
     async def death(self) -> None:
         """Wait until the worker has died as it was told to."""
         assert await asyncio.wait_for(self.dying.wait(), 30) == DEAD
+
+    async def holds(self) -> None:
+        """Wait until the first answer is written: its write is held, and what comes now comes together."""
+        completed = WorkItemFilter(task_id=self.handle.id, states=frozenset({COMPLETED}))
+        async with SqlLedger(self.database) as ledger:
+
+            async def probe() -> bool:
+                return bool(await ledger.work_items(completed))
+
+            await eventually(probe, "the first answer in the ledger")
 
     @asynccontextmanager
     async def next_worker(self) -> AsyncIterator[Scene]:
@@ -226,7 +237,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_whose_turn_ca
         await _event(scene.handle, "workflow_execution_update_accepted_event_attributes")
         hold.release()
         await scene.death()
-        await _event(scene.handle, "timer_fired_event_attributes")
+        await _news(scene.handle)
         async with scene.next_worker() as now:
             with pytest.raises(Exception, match="Workflow update failed") as refused:
                 await acting
@@ -299,6 +310,7 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
         task_timeout=timedelta(seconds=10),
     ) as scene:
         await scene.provider.wait_for_requests(3, timeout_seconds=30)
+        await scene.holds()
         answer.release()
 
         async def all_have_ended() -> bool:
@@ -352,7 +364,7 @@ async def test_outcomes_that_came_together_keep_their_order_though_a_cancel_came
 
             return probe
 
-        await eventually(calls(2), "the end of the first call")
+        await scene.holds()
         late.release()
         await eventually(calls(1), "the end of the second call")
         later.release()
@@ -375,6 +387,17 @@ async def _listed(handle: Handle) -> list[dict[str, Any]]:
         return listed
 
     return await eventually(probe, "the list of work items")
+
+
+async def _news(handle: Handle) -> None:
+    """Return once the timer has fired by which an action looks for news."""
+
+    async def probe() -> bool:
+        kinds = [event.WhichOneof("attributes") for event in (await handle.fetch_history()).events]
+        accepted = kinds.index("workflow_execution_update_accepted_event_attributes")
+        return "timer_fired_event_attributes" in kinds[accepted:]
+
+    await eventually(probe, "the timer of the action")
 
 
 async def _event(handle: Handle, attributes: str) -> None:

@@ -107,10 +107,12 @@ async def reset(tasks: Tasks, handle: Handle, run_id: str, after: str) -> Handle
     run = tasks.client.get_workflow_handle(handle.id, run_id=run_id)
 
     async def point() -> int | None:
-        kinds: list[str | None] = [event.WhichOneof("attributes") for event in await history(run)]
-        rest = kinds[kinds.index(after) :] if after in kinds else []
-        done = "workflow_task_completed_event_attributes"
-        return kinds.index(after) + rest.index(done) + 1 if done in rest else None
+        events = iter(await history(run))
+        found = any(event.WhichOneof("attributes") == after for event in events)
+        ends = (
+            event.event_id for event in events if event.HasField("workflow_task_completed_event_attributes")
+        )
+        return next(ends, None) if found else None
 
     finished = await eventually(point, f"a workflow task after {after}")
     made = await tasks.client.workflow_service.reset_workflow_execution(

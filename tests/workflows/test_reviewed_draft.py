@@ -50,6 +50,15 @@ async def started(tasks: Tasks, handle: Handle, lineage: str) -> WorkItem:
     return await eventually(probe, f"a started work item of {lineage}")
 
 
+async def reminds(handle: Handle, reviews: int) -> None:
+    """Return once so many reviews have their reminder and their time limit, which may follow a slow write."""
+
+    async def probe() -> bool:
+        return len(timers(await history(handle))) == 2 * reviews
+
+    await eventually(probe, f"the timers of {reviews} reviews")
+
+
 async def decide(
     tasks: Tasks, handle: Handle, lineage: str, decision: object, actor: str = "anna"
 ) -> WorkItem:
@@ -123,8 +132,11 @@ async def test_a_rejection_asks_again_with_the_draft_and_the_comments(dev_server
     async with tasks_on(dev_server.address, [ReviewedDraft], [calls.generate]) as tasks:
         request = {**REQUEST, "system": "Be brief.", "reminder_seconds": 3600}
         handle = await tasks.start("ReviewedDraft", request)
+        await reminds(handle, 1)
         await decide(tasks, handle, "review-1", SHORTER, actor="anna")
+        await reminds(handle, 2)
         second = await decide(tasks, handle, "review-2", NO_TITLE, actor="ben")
+        await reminds(handle, 3)
         await decide(tasks, handle, "review-3", APPROVE, actor="carla")
         result = await handle.result()
         items = await tasks.work_items(handle)

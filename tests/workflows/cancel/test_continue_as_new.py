@@ -14,7 +14,7 @@ from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.held_ledgers import HeldLedger
 from tests.support.provider import ProviderRequest
-from tests.support.tasks import eventually, history
+from tests.support.tasks import eventually, has_written_slowly, history
 from tests.workflows.cancel.scene import NO_BACKOFF, cancel, ends_canceled, rejections, scene
 
 STARTED = WorkItemState.STARTED
@@ -105,6 +105,7 @@ async def test_while_the_record_before_continue_as_new_is_written(
         await ends_canceled(handle)
         items = await now.work_items(handle)
         await now.nothing_begins(requests)
-        assert rejections(await history(handle)) == 1
+        # After a write that was slow the task has heard of the cancel before.
+        assert rejections(await history(handle)) == (0 if await has_written_slowly(handle) else 1)
     assert [item.state for item in items[:requests]] == [FAILED] * requests
     assert {item.state for item in items[requests:]} <= {CANCELED}
