@@ -44,10 +44,11 @@ def main() -> int:
 async def _run(options: Options, folder: Path) -> int:
     outcome = await run(options, folder)
     print(table(outcome))
-    (folder / "slowest.txt").write_text(slowest_stories(outcome) + "\n")
     found, missed = found_in(outcome), missed_aims(outcome)
     for one in missed:
         print(f"! {one}")
+    if missed:
+        print(f"\nthe tasks that went on last after a kill:\n{slowest_stories(outcome)}\n")
     for account, wrong in found:
         for one in wrong:
             print(f"! {account.story.task_id}: {one}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from statistics import median, quantiles
 
 from tests.chaos.accounts import Account
@@ -36,6 +36,9 @@ def _story(account: Account, wrong: Sequence[str]) -> str:
     for key, when in account.history.scheduled:
         at = (when - start).total_seconds()
         lines.append((at, f"  {at:8.3f}  history: call of {key[:8]} scheduled"))
+    for when in account.history.lost_at:
+        at = (when - start).total_seconds()
+        lines.append((at, f"  {at:8.3f}  history: a workflow task begins that is lost"))
     head = [
         f"{account.story.task_id}, runs {', '.join(account.history.runs)}",
         *(f"  ! {one}" for one in wrong),
@@ -128,6 +131,8 @@ def _last_end(outcome: Outcome) -> float:
     return (max(ends) - fault).total_seconds() if ends and fault is not None else 0.0
 
 
+_WORKFLOW_TASK_TIMEOUT = timedelta(seconds=10)
+
 _CALLING, _QUIET, _DECIDING = "recovery of calls after SIGKILL", "  nothing else disturbed", "  of decisions"
 
 
@@ -135,7 +140,8 @@ def recoveries(outcome: Outcome) -> dict[str, list[float]]:
     """Seconds from the SIGKILL of a worker until a task that it was working on went on elsewhere.
 
     A task whose call was under way goes on when its heartbeats have been missing for long enough; one that
-    was being decided, when Temporal gives its workflow task up (10 s). So does one whose call had just ended.
+    was being decided, when Temporal gives its workflow task up (10 s). So does one whose call had just ended,
+    and one of which another call was under way.
     """
     found: dict[str, list[float]] = {_CALLING: [], _QUIET: [], _DECIDING: []}
     for name, seconds, _ in _recovered(outcome):
@@ -143,10 +149,13 @@ def recoveries(outcome: Outcome) -> dict[str, list[float]]:
     return found
 
 
-def slowest_stories(outcome: Outcome, number: int = 3) -> str:
-    """The tasks whose calls went on last after a SIGKILL."""
-    slow = sorted((row for row in _recovered(outcome) if row[0] == _CALLING), key=lambda row: -row[1])
-    return "\n\n".join(_story(account, [f"went on after {s:.1f} s"]) for _, s, account in slow[:number])
+def slowest_stories(outcome: Outcome, number: int = 2) -> str:
+    """The tasks whose calls went on last after a SIGKILL, first those of which nothing else was disturbed."""
+    stories: list[str] = []
+    for name in (_QUIET, _CALLING):
+        slow = sorted((row for row in _recovered(outcome) if row[0] == name), key=lambda row: -row[1])
+        stories += [_story(account, [f"went on after {s:.1f} s"]) for _, s, account in slow[:number]]
+    return "\n\n".join(stories)
 
 
 def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
@@ -170,8 +179,12 @@ def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
                 and call.ended_at < kill.at
                 for call in account.story.calls
             )
-            if call_at is None or call_at > kill.at or answered:
-                decided_at = item.ended_at if call_at is None or answered else call_at
+            was_decided = any(
+                kill.at - _WORKFLOW_TASK_TIMEOUT <= begun <= kill.at for begun in account.history.lost_at
+            )
+            if call_at is None or call_at > kill.at or answered or was_decided:
+                waits_for_its_call = call_at is not None and call_at > kill.at
+                decided_at = call_at if call_at is not None and waits_for_its_call else item.ended_at
                 yield _DECIDING, (decided_at - kill.at).total_seconds(), account
                 continue
             seconds = (item.ended_at - kill.at).total_seconds()

@@ -14,7 +14,7 @@ from tasquencer.fan_out import AiFanOutRequest
 from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account, BatchAccount
-from tests.chaos.checks import batch_violations, violations
+from tests.chaos.checks import batch_violations, each_end_has_its_cause, violations
 from tests.chaos.events import Event, Events
 from tests.chaos.good_account import (
     at,
@@ -213,6 +213,18 @@ def test_a_planted_violation_is_found(name: str) -> None:
     plant, complaint = PLANTED[name]
     found = violations(plant(good_account()))
     assert any(complaint in one for one in found), found
+
+
+@pytest.mark.parametrize(("scheduled", "violations"), [(0.1, 1), (4, 0)], ids=["at once", "late"])
+def test_a_call_that_begins_late_may_run_out_of_the_time_until_the_deadline(
+    scheduled: float, violations: int
+) -> None:
+    account = _call(good_account(), 0, given=Given("late", None, "42"))
+    account = _without_events(_failure(account, FailureKind.TIMED_OUT))
+    limits = {"attempt_timeout_seconds": 3, "deadline_seconds": 5}
+    account = change_story(account, request=account.story.request.model_copy(update=limits))
+    account = _history(account, scheduled=[("first", at(scheduled)), ("second", at(6.2))])
+    assert len(list(each_end_has_its_cause(account))) == violations
 
 
 def _settled_as(account: Account, **changes: object) -> Account:
@@ -418,6 +430,15 @@ def test_the_smallest_story_tells_of_all_accounts_in_the_order_of_time() -> None
 def test_a_recovery_is_that_of_a_call_if_the_kill_ended_one(call_ended_at: datetime, name: str) -> None:
     outcome = _outcome(_call(good_account(), 0, ended_at=call_ended_at, complete=True))
     assert {key: found for key, found in recoveries(outcome).items() if found} == {name: [4.0]}
+
+
+def test_a_recovery_is_that_of_a_decision_if_the_kill_ended_one_besides_the_call() -> None:
+    account = _killed_at(1)
+    assert recoveries(_outcome(account))["  nothing else disturbed"] == [4.0]
+    account = _history(account, lost_at={at(0.8)})
+    assert {key: found for key, found in recoveries(_outcome(account)).items() if found} == {
+        "  of decisions": [4.0]
+    }
 
 
 def _outcome(account: Account, *events: Event, **facts: Any) -> Outcome:
