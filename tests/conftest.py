@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+from tasquencer.temporal import bookkeeping
 from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
 
 
@@ -15,6 +17,12 @@ async def dev_server() -> AsyncIterator[EmbeddedTemporal]:
     """A real Temporal dev server."""
     async with embedded_temporal(ui=False) as server:
         yield server
+
+
+@pytest.fixture
+def no_write_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task in this process looks for news after a write, however busy the machine is."""
+    monkeypatch.setattr(bookkeeping, "_SLOW_SECONDS", math.inf)
 
 
 @pytest.fixture(scope="session")

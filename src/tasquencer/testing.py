@@ -219,19 +219,22 @@ class InMemoryBatches(BatchStore):
 
     async def retrying(self, batch_id: str) -> int:
         """See `BatchStore.retrying`."""
-        found = await self._ledger.open_work_items(created_before=datetime.max.replace(tzinfo=UTC))
-        return sum(item.attempt > 0 and item.task_id.startswith(f"{batch_id}/") for item in found)
+        return sum(item.attempt > 0 for item in await self._under_way(batch_id))
 
     async def left_running(self, batch_id: str) -> list[OpenRow]:
         """See `BatchStore.left_running`."""
-        found = await self._ledger.open_work_items(created_before=datetime.max.replace(tzinfo=UTC))
-        task_ids = {item.task_id for item in found}
+        task_ids = {item.task_id for item in await self._under_way(batch_id)}
         ended = self._outcomes.get(batch_id, {})
         return [
             OpenRow(position=position, row_id=row.row_id, found=True)
             for position, row in sorted(self._rows.get(batch_id, {}).items())
             if position not in ended and task_id_of(batch_id, row.row_id) in task_ids
         ]
+
+    async def _under_way(self, batch_id: str) -> list[OpenWorkItem]:
+        """The open work items of its tasks."""
+        found = await self._ledger.open_work_items(created_before=datetime.max.replace(tzinfo=UTC))
+        return [item for item in found if item.task_id.startswith(task_id_of(batch_id, ""))]
 
     async def pending(self, batch_id: str, *, after: int, limit: int, most_bytes: int) -> RowPage:
         """See `BatchStore.pending`; here a page has as many rows as asked for, however large."""

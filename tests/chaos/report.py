@@ -30,15 +30,15 @@ def smallest_story(found: Sequence[tuple[Account, list[str]]]) -> str:
 def _story(account: Account, wrong: Sequence[str]) -> str:
     start = account.story.ending.started_at
     lines = [(float(line.split()[0]), line) for line in told(account.story).splitlines()]
-    for event in account.events:
-        at = (event.at - start).total_seconds()
-        lines.append((at, f"  {at:8.3f}  ~~ {event}"))
-    for key, when in account.history.scheduled:
+    history = account.history
+    besides = [
+        *((event.at, f"~~ {event}") for event in account.events),
+        *((when, f"history: call of {key[:8]} scheduled") for key, when in history.scheduled),
+        *((when, "history: a workflow task begins that is lost") for when in history.lost_at),
+    ]
+    for when, text in besides:
         at = (when - start).total_seconds()
-        lines.append((at, f"  {at:8.3f}  history: call of {key[:8]} scheduled"))
-    for when in account.history.lost_at:
-        at = (when - start).total_seconds()
-        lines.append((at, f"  {at:8.3f}  history: a workflow task begins that is lost"))
+        lines.append((at, f"  {at:8.3f}  {text}"))
     head = [
         f"{account.story.task_id}, runs {', '.join(account.history.runs)}",
         *(f"  ! {one}" for one in wrong),
@@ -172,6 +172,9 @@ def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
             if not item.started_at < kill.at < item.ended_at:
                 continue
             call_at = scheduled.get(item.id)
+            if call_at is not None and call_at > kill.at:
+                yield _DECIDING, (call_at - kill.at).total_seconds(), account
+                continue
             answered = any(
                 call.key == item.id
                 and call.complete
@@ -182,12 +185,10 @@ def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
             was_decided = any(
                 kill.at - _WORKFLOW_TASK_TIMEOUT <= begun <= kill.at for begun in account.history.lost_at
             )
-            if call_at is None or call_at > kill.at or answered or was_decided:
-                waits_for_its_call = call_at is not None and call_at > kill.at
-                decided_at = call_at if call_at is not None and waits_for_its_call else item.ended_at
-                yield _DECIDING, (decided_at - kill.at).total_seconds(), account
-                continue
             seconds = (item.ended_at - kill.at).total_seconds()
+            if call_at is None or answered or was_decided:
+                yield _DECIDING, seconds, account
+                continue
             yield _CALLING, seconds, account
             if kill.quiet:
                 yield _QUIET, seconds, account

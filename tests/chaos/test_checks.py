@@ -215,16 +215,16 @@ def test_a_planted_violation_is_found(name: str) -> None:
     assert any(complaint in one for one in found), found
 
 
-@pytest.mark.parametrize(("scheduled", "violations"), [(0.1, 1), (4, 0)], ids=["at once", "late"])
+@pytest.mark.parametrize(("scheduled", "found"), [(0.1, 1), (4, 0)], ids=["at once", "late"])
 def test_a_call_that_begins_late_may_run_out_of_the_time_until_the_deadline(
-    scheduled: float, violations: int
+    scheduled: float, found: int
 ) -> None:
     account = _call(good_account(), 0, given=Given("late", None, "42"))
     account = _without_events(_failure(account, FailureKind.TIMED_OUT))
     limits = {"attempt_timeout_seconds": 3, "deadline_seconds": 5}
     account = change_story(account, request=account.story.request.model_copy(update=limits))
     account = _history(account, scheduled=[("first", at(scheduled)), ("second", at(6.2))])
-    assert len(list(each_end_has_its_cause(account))) == violations
+    assert len(list(each_end_has_its_cause(account))) == found
 
 
 def _settled_as(account: Account, **changes: object) -> Account:

@@ -17,9 +17,9 @@ from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.semantics.asked import Asked
-from tests.support.tasks import Tasks, eventually, history, timers
+from tests.support.tasks import Tasks, eventually
 
-__all__ = ["Handle", "SideBySide", "Work", "hours_canceled", "lines", "sleeping", "states", "until"]
+__all__ = ["Handle", "SideBySide", "Work", "hours_canceled", "lines", "states", "until"]
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -113,15 +113,6 @@ async def until(tasks: Tasks, handle: Handle, wanted: dict[str, list[str]]) -> d
         return found if states(found) == wanted else None
 
     return await eventually(reached, f"the lineages to stand at {wanted}")
-
-
-async def sleeping(handle: Handle) -> None:
-    """Return once a timer runs: what the ledger was told before it may wait for the rest of a slow write."""
-
-    async def probe() -> bool:
-        return bool(timers(await history(handle)))
-
-    await eventually(probe, "a timer")
 
 
 def hours_canceled(events: Sequence[HistoryEvent]) -> list[float]:

@@ -12,8 +12,8 @@ from temporalio.service import RPCError
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
-from tests.semantics.side_by_side import Handle, SideBySide, Work, hours_canceled, sleeping, until
-from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
+from tests.semantics.side_by_side import Handle, SideBySide, Work, hours_canceled, until
+from tests.support.tasks import Tasks, comes_to, eventually, failure_of_task, history, tasks_on
 
 
 async def end_of(tasks: Tasks, handle: Handle, action: str, **more: object) -> None:
@@ -54,7 +54,7 @@ async def test_the_delay_of_a_work_item_is_canceled_with_it_and_its_call_is_neve
     async with tasks_on(dev_server.address, [SideBySide], [work.work]) as tasks:
         handle = await tasks.start("SideBySide", ["fails"])
         await until(tasks, handle, {"fails": ["failed", "initialized"]})
-        await sleeping(handle)
+        await comes_to(handle, "timer_started_event_attributes")
         await end_of(tasks, handle, "cancel_work_item")
         await failure_of_task(handle)
         events = await history(handle)
@@ -81,7 +81,7 @@ async def test_the_wait_for_an_outcome_ends_with_its_work_item(dev_server: Embed
     async with tasks_on(dev_server.address, [AskSomebody], []) as tasks:
         handle = await tasks.start("AskSomebody")
         await until(tasks, handle, {"main": ["started"]})
-        await sleeping(handle)
+        await comes_to(handle, "timer_started_event_attributes")
         await end_of(tasks, handle, "complete_work_item", result="an answer")
         assert await handle.result() == "an answer"
         assert hours_canceled(await history(handle)) == [2]

@@ -47,6 +47,9 @@ async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, second
     return found
 
 
+_MANY_CALLS = 100
+
+
 @dataclass(frozen=True)
 class Tasks:
     """Starts tasks on a worker of this test's own and looks at what became of them."""
@@ -96,9 +99,16 @@ async def history(handle: WorkflowHandle[Any, Any]) -> list[HistoryEvent]:
     return [event for event in events if _timer_of(event) not in looks]
 
 
-async def has_written_slowly(handle: WorkflowHandle[Any, Any]) -> bool:
-    """Whether the task's run has looked for news, as it does after a write that was slow."""
-    return any([_looks_for_news(event) async for event in handle.fetch_history_events()])
+async def comes_to(handle: WorkflowHandle[Any, Any], attributes: str) -> None:
+    """Return once the history has an event with these attributes.
+
+    What the ledger is told comes first: what follows it, such as a timer, may wait for a slow write.
+    """
+
+    async def probe() -> bool:
+        return any(event.WhichOneof("attributes") == attributes for event in await history(handle))
+
+    await eventually(probe, attributes)
 
 
 def _looks_for_news(event: HistoryEvent) -> bool:
@@ -137,7 +147,7 @@ async def tasks_on(
     batches: BatchStore | None = None,
     task_queue: str | None = None,
     grace_period: timedelta = timedelta(0),
-    calls_at_once: int = 100,
+    calls_at_once: int = _MANY_CALLS,
 ) -> AsyncIterator[Tasks]:
     """A worker on the dev server at this address."""
     ledger = ledger or InMemoryLedger()
@@ -161,7 +171,7 @@ async def tasks_on_skipped_time(
         await WorkflowEnvironment.start_time_skipping(
             test_server_existing_path=executable("temporal-test-server"), plugins=[TasquencerPlugin(ledger)]
         ) as environment,
-        _worker(environment.client, workflows, activities, None, timedelta(0)) as queue,
+        _worker(environment.client, workflows, activities, None, timedelta(0), _MANY_CALLS) as queue,
     ):
         yield Tasks(environment.client, queue, ledger)
 
@@ -173,7 +183,7 @@ async def _worker(
     activities: Sequence[Callable[..., Any]],
     task_queue: str | None,
     grace_period: timedelta,
-    calls_at_once: int = 100,
+    calls_at_once: int,
 ) -> AsyncIterator[str]:
     queue = task_queue or f"queue-{uuid4()}"
     async with Worker(

@@ -14,7 +14,7 @@ from tasquencer.ledger import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItemState
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, ScriptedCalls
-from tests.support.tasks import has_written_slowly, history, tasks_on_skipped_time, timers
+from tests.support.tasks import history, tasks_on_skipped_time, timers
 from workflows.ai_agent import AiAgentTask
 
 MOST_EVENTS_OF_A_SUCCESS = 14
@@ -43,23 +43,18 @@ async def test_a_first_try_that_succeeds_gives_the_result_of_the_contract() -> N
     assert item.result == ANSWER.model_dump(mode="json", exclude_defaults=True)
 
 
-async def events_of(*failures: Failure) -> int:
-    """How many events the history of a task has whose first calls fail so, and of which no write was slow."""
-    for _ in range(5):
-        async with running(ScriptedCalls(*failures)) as tasks:
-            _, handle = await tasks.run("AiAgentTask", {"prompt": "?"})
-            if not await has_written_slowly(handle):
-                return len(await history(handle))
-    pytest.fail("in each of five tries a write was slow")
-
-
+@pytest.mark.usefixtures("no_write_is_slow")
 async def test_a_task_that_succeeds_at_once_costs_at_most_fourteen_events() -> None:
-    assert await events_of() <= MOST_EVENTS_OF_A_SUCCESS
+    async with running(ScriptedCalls()) as tasks:
+        _, handle = await tasks.run("AiAgentTask", {"prompt": "?"})
+        assert len(await history(handle)) <= MOST_EVENTS_OF_A_SUCCESS
 
 
+@pytest.mark.usefixtures("no_write_is_slow")
 async def test_each_failed_attempt_costs_at_most_thirteen_events() -> None:
-    most = MOST_EVENTS_OF_A_SUCCESS + 3 * MOST_EVENTS_OF_A_FAILED_ATTEMPT
-    assert await events_of(SLOW_DOWN, GONE, SLOW_DOWN) <= most
+    async with running(ScriptedCalls(SLOW_DOWN, GONE, SLOW_DOWN)) as tasks:
+        _, handle = await tasks.run("AiAgentTask", {"prompt": "?"})
+        assert len(await history(handle)) <= MOST_EVENTS_OF_A_SUCCESS + 3 * MOST_EVENTS_OF_A_FAILED_ATTEMPT
 
 
 async def test_the_backoff_doubles_from_one_second() -> None:

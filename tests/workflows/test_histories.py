@@ -28,7 +28,7 @@ from tasquencer.temporal.projection import Rebuilt, Verified, rebuild, verify
 from tasquencer.temporal.reconciling import Reconciler
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import GONE, SLOW_DOWN, WRONG_KEY, Hang, ScriptedCalls
-from tests.support.tasks import Tasks, eventually, history, tasks_on
+from tests.support.tasks import Tasks, comes_to, eventually, tasks_on
 from tests.workflows.test_reset import reset
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
@@ -122,15 +122,6 @@ async def in_state(tasks: Tasks, handle: Handle, state: WorkItemState) -> WorkIt
         return items[-1] if items and items[-1].state is state else None
 
     return await eventually(probe, f"a work item that is {state}")
-
-
-async def has_event(handle: Handle, kind: str) -> None:
-    """The history has come to it: what the ledger was told before is in the history, too."""
-
-    async def probe() -> bool:
-        return any(event.WhichOneof("attributes") == kind for event in await history(handle))
-
-    await eventually(probe, kind)
 
 
 # Tasks of every kind
@@ -388,7 +379,7 @@ async def test_a_task_under_way_can_be_rebuilt_and_goes_on(
         handle = await kept.tasks.start(
             "AiAgentTask", {"prompt": "?", "retry": {"initial_interval_seconds": 600}}
         )
-        await has_event(handle, "timer_started_event_attributes")
+        await comes_to(handle, "timer_started_event_attributes")
         await kept.agrees(handle)
         before = kept.rows()
         kept.tamper("DELETE FROM ai_jobs", "DELETE FROM work_item_transitions", "DELETE FROM work_items")
@@ -406,7 +397,7 @@ async def test_what_the_reconciler_settled_is_no_difference(
 ) -> None:
     async with archive(dev_server.address, tmp_path, Hang()) as kept:
         handle = await kept.tasks.start("AiAgentTask", {"prompt": "?"})
-        await has_event(handle, "activity_task_scheduled_event_attributes")
+        await comes_to(handle, "activity_task_scheduled_event_attributes")
         await handle.terminate()
         _, settled = await Reconciler(kept.tasks.client, kept.tasks.ledger, grace=timedelta(0)).page()
         assert len(settled) == 1

@@ -30,7 +30,7 @@ from tests.support import answers
 from tests.support.answers import Hold
 from tests.support.dying_worker import DEAD, dying_worker
 from tests.support.provider import Script, ScriptedProvider
-from tests.support.tasks import eventually, failure_of_task, history, tasks_on
+from tests.support.tasks import comes_to, eventually, failure_of_task, tasks_on
 from tests.workflows.cancel.scene import (
     ASK,
     LONG_BACKOFF,
@@ -215,7 +215,7 @@ async def test_an_action_that_was_written_counts_before_an_outcome_that_came_aft
         payload = {"actor": "anna", "work_item_id": item["id"]}
         acting = asyncio.create_task(scene.handle.execute_update("cancel_work_item", payload))
         await scene.death()
-        await _event(scene.handle, "activity_task_timed_out_event_attributes")
+        await comes_to(scene.handle, "activity_task_timed_out_event_attributes")
         async with scene.next_worker() as now:
             assert (await asyncio.wait_for(acting, 30))["state"] == "canceled"
             error = await failure_of_task(scene.handle)
@@ -234,7 +234,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_whose_turn_ca
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"]}
         acting = asyncio.create_task(scene.handle.execute_update("cancel_work_item", payload))
-        await _event(scene.handle, "workflow_execution_update_accepted_event_attributes")
+        await comes_to(scene.handle, "workflow_execution_update_accepted_event_attributes")
         hold.release()
         await scene.death()
         await _news(scene.handle)
@@ -398,10 +398,3 @@ async def _news(handle: Handle) -> None:
         return "timer_fired_event_attributes" in kinds[accepted:]
 
     await eventually(probe, "the timer of the action")
-
-
-async def _event(handle: Handle, attributes: str) -> None:
-    async def probe() -> bool:
-        return any(event.WhichOneof("attributes") == attributes for event in await history(handle))
-
-    await eventually(probe, attributes)

@@ -15,8 +15,9 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItemState
 from tests.support import answers
+from tests.support.tasks import comes_to
 from tests.workflows.cancel.scene import ASK, cancel, ends_canceled
-from tests.workflows.test_lost_decisions import ACTIONS, _event, _listed, stage
+from tests.workflows.test_lost_decisions import ACTIONS, _listed, stage
 from workflows.ai_agent import AiAgentTask
 
 
@@ -47,7 +48,7 @@ async def test_a_cancel_and_an_action_that_waited_for_a_worker_replay_as_they_ra
         if not cancel_first:
             await cancel(scene.handle)
         if call_is_lost:
-            await _event(scene.handle, "activity_task_timed_out_event_attributes")
+            await comes_to(scene.handle, "activity_task_timed_out_event_attributes")
         async with scene.next_worker() as now:
             await ends_canceled(scene.handle)
             await acting

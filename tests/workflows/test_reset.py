@@ -21,7 +21,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task, TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, ScriptedCalls
-from tests.support.tasks import Tasks, eventually, history, tasks_on
+from tests.support.tasks import Tasks, comes_to, eventually, history, tasks_on
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
 
@@ -196,10 +196,7 @@ async def test_a_backoff_that_a_reset_has_left_behind_can_be_ended(dev_server: E
     async with tasks_on(dev_server.address, [AiAgentTask], [ScriptedCalls(GONE).generate]) as tasks:
         handle = await tasks.start("AiAgentTask", request)
 
-        async def waits() -> bool:
-            return any(event.HasField("timer_started_event_attributes") for event in await history(handle))
-
-        await eventually(waits, "the backoff")
+        await comes_to(handle, "timer_started_event_attributes")
         await handle.signal("nothing")  # nobody listens; it makes a workflow task to go back to
 
         async def signaled() -> bool:

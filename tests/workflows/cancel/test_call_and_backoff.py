@@ -25,7 +25,7 @@ from tests.activities.calling import KEY, MODEL, activities_for
 from tests.support import answers
 from tests.support.answers import Answer, Hold
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import Tasks, eventually, history
+from tests.support.tasks import Tasks, comes_to
 from tests.workflows.cancel.scene import (
     ASK,
     LONG_BACKOFF,
@@ -66,13 +66,7 @@ async def test_while_nobody_polls_for_calls(dev_server: EmbeddedTemporal) -> Non
     client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
     async with Worker(client, task_queue=queue, workflows=[AiAgentTask], no_remote_activities=True):
         handle: Handle = await client.start_workflow("AiAgentTask", ASK, id=queue, task_queue=queue)
-
-        async def scheduled() -> bool:
-            return any(
-                event.HasField("activity_task_scheduled_event_attributes") for event in await history(handle)
-            )
-
-        await eventually(scheduled, "the call to be scheduled")
+        await comes_to(handle, "activity_task_scheduled_event_attributes")
         await cancel(handle)
         await ends_canceled(handle)
     # The call must not rest in the queue for the first worker that polls for calls.
