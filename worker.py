@@ -171,7 +171,9 @@ def main(
         typer.Option(
             envvar="TASQ_CALLS_PER_SECOND",
             min=0.001,
-            help="AI calls a second on the whole task queue, over all workers. Default: no limit.",
+            help="AI calls a second on the whole task queue. Tell every worker the same: the last to poll "
+            "decides. Temporal divides it among the partitions of the queue (four unless configured), and "
+            "lets each begin with a call. Default: no limit.",
         ),
     ] = None,
     grace_period: Annotated[

@@ -174,14 +174,15 @@ async def test_it_makes_no_more_calls_at_once_than_it_is_told_to(
 async def test_it_makes_no_more_calls_a_second_than_it_is_told_to(
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
+    """Temporal gives each of the queue's four partitions a quarter of the limit, and a call to begin with."""
     async with ScriptedProvider(then=ok()) as provider:
         stage = await Stage.on(dev_server, provider, tmp_path)
-        async with stage.worker("--calls-per-second", "1"):
-            await finished(await stage.start())  # the server knows the limit from the first poll on
-            for task in [await stage.start() for _ in range(3)]:
+        async with stage.worker("--calls-per-second", "4"):
+            await finished(await stage.start())  # a partition knows the limit from its first poll on
+            for task in [await stage.start() for _ in range(20)]:
                 await finished(task)
     _, first, *_, last = (request.at_monotonic for request in provider.requests)
-    assert last - first > 1.5  # unlimited: milliseconds
+    assert last - first > 1.5  # unlimited: milliseconds; at least 5 of one partition: 3 s
 
 
 # Refusing to start.
