@@ -98,6 +98,22 @@ async def test_several_may_upgrade_at_once(empty_database: str) -> None:
     assert sorted(results, key=str) == [(SCHEMA_VERSION, SCHEMA_VERSION)] * 3 + [(None, SCHEMA_VERSION)]
 
 
+async def test_several_may_begin_a_sqlite_file_at_once(new_sqlite_database: DatabaseMaker) -> None:
+    """Of those that turn the write-ahead log on SQLite refuses some at once, one file of twelve or so."""
+
+    async def begin(url: str) -> None:
+        database = database_at(url)
+        assert isinstance(database, SqliteDatabase)
+        try:
+            await database.prepare()
+        finally:
+            await database.close()
+
+    for _ in range(100):
+        url = await new_sqlite_database()
+        await asyncio.gather(*(begin(url) for _ in range(4)))
+
+
 _UPGRADE = "import asyncio, sys; from tasquencer.sql import upgrade; asyncio.run(upgrade(sys.argv[1]))"
 
 

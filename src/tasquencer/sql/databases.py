@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ _READERS = 4
 _BUSY_SECONDS = 4.0
 """How long SQLite waits for another process's lock. Less than the bookkeeping waits, so that its error
 says what the matter is."""
+
+_PAUSE_SECONDS = 0.01
+"""Between two tries to get a lock for which SQLite itself doesn't wait."""
 
 _CONNECT_SECONDS = 10.0
 
@@ -188,9 +192,7 @@ class SqliteDatabase(Database):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
             connection = self._engine.raw_connection()
             try:
-                cursor = connection.cursor()
-                if cursor.execute("PRAGMA journal_mode").fetchone() == ("delete",):
-                    cursor.execute("PRAGMA journal_mode = WAL")
+                _write_ahead(connection.cursor())
             finally:
                 connection.close()
 
@@ -233,6 +235,20 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transaction by itself: `_begin_sqlite` does
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
+
+
+def _write_ahead(cursor: Any) -> None:
+    # Of several that do it at once SQLite refuses some without waiting: each may have begun to read.
+    until = time.monotonic() + _BUSY_SECONDS
+    while cursor.execute("PRAGMA journal_mode").fetchone() == ("delete",):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return  # a file system without shared memory leaves it as it is
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
