@@ -16,8 +16,8 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 from tests.cli.processes import finish
 from tests.support.answers import ok, rate_limited, stall
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -20,8 +20,9 @@ from tasquencer.sql import SqlLedger, upgrade
 from tests.cli.conftest import Tasq
 from tests.cli.processes import finish
 from tests.support.calls import GONE, ScriptedCalls
+from tests.support.patience import eventually
 from tests.support.postgres import embedded_postgres, skipping_without_postgres
-from tests.support.tasks import eventually, tasks_on
+from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
 
 _TABLES = ("ai_jobs", "work_item_transitions", "work_items")

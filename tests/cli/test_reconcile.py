@@ -21,7 +21,8 @@ from tests.cli.conftest import Tasq
 from tests.cli.processes import finish, on_a_terminal
 from tests.cli.stories import Story
 from tests.support.calls import Hang, ScriptedCalls
-from tests.support.tasks import eventually, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
 
 Environment = dict[str, str]

@@ -22,8 +22,9 @@ from tests.cli.conftest import Tasq
 from tests.cli.processes import finish, on_a_terminal, start
 from tests.cli.stories import NOON, ReviewStory, Story
 from tests.support.answers import ok, stall
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually, executable
+from tests.support.tasks import executable
 
 Tell = Callable[[Story], None]
 Environment = dict[str, str]

@@ -13,7 +13,7 @@ from playwright.async_api import Page, async_playwright
 from temporalio.client import WorkflowHandle
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tests.support.tasks import eventually
+from tests.support.patience import eventually
 
 __all__ = ["NoBrowser", "WebUi", "find_browser", "open_browser", "require_browser"]
 

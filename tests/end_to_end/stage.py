@@ -20,8 +20,8 @@ from tasquencer.settings import DEFAULT_TASK_QUEUE
 from tasquencer.sql import SqlLedger, upgrade
 from tasquencer.temporal import data_converter
 from tasquencer.work_item import WorkItem, WorkItemState
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually
 
 __all__ = ["READY", "WORKER", "Stage"]
 

@@ -19,8 +19,8 @@ from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok, slow, status
 from tests.support.batches import filled_batch
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually
 
 STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 

@@ -18,8 +18,9 @@ from tasquencer.settings import Settings
 from tasquencer.temporal.schedules import create_schedule, schedule_id
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually, executable
+from tests.support.tasks import executable
 
 
 @pytest.fixture

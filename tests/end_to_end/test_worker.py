@@ -25,8 +25,9 @@ from tasquencer.sql.schema import VERSION_TABLE
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.end_to_end.stage import READY, Stage
 from tests.support.answers import Answer, Hold, ok, rate_limited, stall
+from tests.support.patience import eventually
 from tests.support.provider import ProviderRequest, ScriptedProvider
-from tests.support.tasks import eventually, executable
+from tests.support.tasks import executable
 
 INITIALIZED, COMPLETED, FAILED = WorkItemState.INITIALIZED, WorkItemState.COMPLETED, WorkItemState.FAILED
 EXIT_SECONDS = 40

@@ -15,8 +15,8 @@ import asyncpg
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.sql import upgrade
 from tests.outages.tls import server
+from tests.support.patience import eventually
 from tests.support.postgres import embedded_postgres
-from tests.support.tasks import eventually
 
 __all__ = ["FallingPostgres", "Way", "falling_postgres", "way_to"]
 

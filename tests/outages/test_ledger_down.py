@@ -30,8 +30,9 @@ from tests.outages.postgres import FallingPostgres, way_to
 from tests.support.answers import Hold, ok, stall
 from tests.support.calls import ANSWER, ScriptedCalls
 from tests.support.held_ledgers import FallingLedger, leading_to
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import Tasks, eventually, history, tasks_on, tasks_on_skipped_time, timers
+from tests.support.tasks import Tasks, history, tasks_on, tasks_on_skipped_time, timers
 from workflows.ai_agent import AiAgentTask
 
 DOWN = "the ledger cannot be written, tasks wait for it: "
@@ -271,7 +272,7 @@ async def test_a_server_that_is_killed_under_fifty_tasks_costs_two_lines_of_log(
         stage = await Stage.on(dev_server, provider, tmp_path)
         async with stage.worker(settings={"TASQ_DATABASE_URL": falling.url}) as worker:
             tasks = [await stage.start(str(number)) for number in range(50)]
-            await provider.wait_for_requests(50, timeout_seconds=90)
+            await provider.wait_for_requests(50)
             falling.kill()
             begin = time.monotonic()
             hold.release()

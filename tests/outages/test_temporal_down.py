@@ -16,8 +16,8 @@ from tasquencer.devkit.processes import ChildProcess, free_port
 from tasquencer.devkit.temporal_server import embedded_temporal
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Hold, ok, stall
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually
 
 TASKS = 10
 
@@ -49,7 +49,7 @@ async def calls_whose_temporal_goes_away(
             stage = await Stage.on(server, provider, folder / "stage")
             worker = await stack.enter_async_context(stage.worker(*options))
             tasks = [await stage.start(str(number), heartbeat_timeout_seconds=120) for number in range(TASKS)]
-            await provider.wait_for_requests(TASKS, timeout_seconds=60)
+            await provider.wait_for_requests(TASKS)
             os.kill(server.pid, signal.SIGKILL)
         yield worker, provider, back, tasks
 

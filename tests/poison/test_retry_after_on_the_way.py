@@ -12,8 +12,9 @@ import pytest
 from tests.poison.conftest import Ground
 from tests.poison.wire import head, sending
 from tests.support.answers import Answer, ok
+from tests.support.patience import eventually
 from tests.support.provider import ProviderRequest
-from tests.support.tasks import Tasks, eventually, history, timers
+from tests.support.tasks import Tasks, history, timers
 
 IN_AN_HOUR = "<a date in an hour>"
 

@@ -22,8 +22,9 @@ from tasquencer.temporal.scope import pack, unpack
 from tasquencer.work_item import WorkItem
 from tests.poison.conftest import Ground
 from tests.support.answers import Answer, ok, stall
+from tests.support.patience import eventually
 from tests.support.provider import ProviderRequest
-from tests.support.tasks import eventually, failure_of_task
+from tests.support.tasks import failure_of_task
 from tests.unit.driving import NOON
 
 TEMPORALS_PAYLOAD = 2 * 1024 * 1024

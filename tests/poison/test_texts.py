@@ -19,8 +19,9 @@ from tasquencer.work_item import WorkItem
 from tests.poison.conftest import Ground, ground_on
 from tests.poison.wire import head, sending
 from tests.support.answers import Answer, raw, stall, status
+from tests.support.patience import eventually
 from tests.support.provider import ProviderRequest
-from tests.support.tasks import Tasks, eventually, failure_of_task, tasks_on
+from tests.support.tasks import Tasks, failure_of_task, tasks_on
 from workflows.ai_agent import AiAgentTask
 
 CHOICE = b'{"message": {"content": "a\\u0000b\\ud800c\\ud83d\\ude00"}, "finish_reason": "st\\u0000op"}'

@@ -13,7 +13,8 @@ from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
 from tests.support.held_ledgers import HeldLedger, leading_to
-from tests.support.tasks import Tasks, eventually
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks
 from tests.workflows.test_reset import reset
 
 Handle = WorkflowHandle[Any, Any]

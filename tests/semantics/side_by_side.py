@@ -17,7 +17,8 @@ from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.semantics.asked import Asked
-from tests.support.tasks import Tasks, eventually
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks
 
 __all__ = ["Handle", "SideBySide", "Work", "hours_canceled", "lines", "states", "until"]
 

@@ -10,7 +10,8 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.policy import Counts, Verdict
 from tasquencer.work_item import Transition
 from tests.semantics.side_by_side import SideBySide, Work, hours_canceled, lines, states, until
-from tests.support.tasks import eventually, failure_of_task, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import failure_of_task, history, tasks_on
 from tests.unit.driving import NOON, after, task
 
 NOT_WANTED = {"actor": "anna", "reason": "not wanted"}

@@ -13,7 +13,8 @@ from tasquencer.task_state import NextAttempt, StateChange
 from tasquencer.temporal import Task
 from tasquencer.work_item import WorkItemState
 from tests.semantics.side_by_side import Handle, until
-from tests.support.tasks import eventually, failure_of_task, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import failure_of_task, history, tasks_on
 
 
 @activity.defn

@@ -12,7 +12,8 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
 from tests.semantics.side_by_side import Handle, Work, until
-from tests.support.tasks import Tasks, eventually, failure_of_task, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, failure_of_task, tasks_on
 
 
 @workflow.defn

@@ -13,7 +13,8 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
 from tests.semantics.side_by_side import Handle, SideBySide, Work, hours_canceled, until
-from tests.support.tasks import Tasks, comes_to, eventually, failure_of_task, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, comes_to, failure_of_task, history, tasks_on
 
 
 async def end_of(tasks: Tasks, handle: Handle, action: str, **more: object) -> None:

@@ -15,7 +15,8 @@ from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
 from tasquencer.work_item import Transition
 from tests.semantics.side_by_side import Handle, Work, until
-from tests.support.tasks import eventually, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import history, tasks_on
 from tests.unit.driving import NOON, after, failed, refused, task
 
 

@@ -9,6 +9,7 @@ from tasquencer.entries import LedgerEntry
 from tasquencer.errors import LedgerUnavailable
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItemState
+from tests.support.patience import PATIENCE_SECONDS
 
 
 class Gate:
@@ -26,7 +27,7 @@ class Gate:
         self._open.set()
 
     async def wait_until_reached(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await self.reached.wait()
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from tasquencer.devkit.http_server import Exchange, HttpRequest, HttpServer
 from tests.support.answers import ANSWERS, Answer, ok, status
+from tests.support.patience import PATIENCE_SECONDS
 
 __all__ = ["ProviderRequest", "Script", "ScriptedProvider"]
 
@@ -106,13 +107,17 @@ class ScriptedProvider:
         """For `AsyncOpenAI(base_url=…)`."""
         return f"{self._server.origin}/v1"
 
-    async def wait_for_requests(self, count: int, *, timeout_seconds: float = 10.0) -> list[ProviderRequest]:
+    async def wait_for_requests(
+        self, count: int, *, timeout_seconds: float = PATIENCE_SECONDS
+    ) -> list[ProviderRequest]:
         """All requests, once there are at least `count`."""
         async with asyncio.timeout(timeout_seconds), self._changed:
             await self._changed.wait_for(lambda: len(self.requests) >= count)
         return self.requests
 
-    async def wait_for_end(self, number: int, *, timeout_seconds: float = 10.0) -> ProviderRequest:
+    async def wait_for_end(
+        self, number: int, *, timeout_seconds: float = PATIENCE_SECONDS
+    ) -> ProviderRequest:
         """The request with this number, once it has ended one way or the other."""
         await self.wait_for_requests(number + 1, timeout_seconds=timeout_seconds)
         async with asyncio.timeout(timeout_seconds):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +24,7 @@ from tasquencer.ledger import Ledger, WorkItemFilter
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItem
+from tests.support.patience import PATIENCE_SECONDS, eventually
 
 T = TypeVar("T")
 
@@ -35,15 +34,6 @@ def executable(name: str) -> str:
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     assert found is not None, f"{name} is missing: run `make setup`"
-    return found
-
-
-async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, seconds: float = 30) -> T:
-    """Poll until the probe returns something true; fail with what was awaited after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (found := await probe()):
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain: {what}"
-        await asyncio.sleep(0.02)
     return found
 
 
@@ -169,7 +159,9 @@ async def tasks_on_skipped_time(
     ledger = ledger or InMemoryLedger()
     async with (
         await WorkflowEnvironment.start_time_skipping(
-            test_server_existing_path=executable("temporal-test-server"), plugins=[TasquencerPlugin(ledger)]
+            test_server_existing_path=executable("temporal-test-server"),
+            test_server_startup_timeout=timedelta(seconds=PATIENCE_SECONDS),
+            plugins=[TasquencerPlugin(ledger)],
         ) as environment,
         _worker(environment.client, workflows, activities, None, timedelta(0), _MANY_CALLS) as queue,
     ):

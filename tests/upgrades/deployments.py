@@ -9,7 +9,8 @@ from typing import Any
 from uuid import uuid4
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tests.support.tasks import eventually, executable
+from tests.support.patience import eventually
+from tests.support.tasks import executable
 
 __all__ = ["QUICK_DRAINAGE", "Deployment"]
 

@@ -31,8 +31,9 @@ from tasquencer.work_item import WorkItem, WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, Hold, ok, rate_limited
 from tests.support.calls import GONE, ScriptedCalls
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import Tasks, eventually
+from tests.support.tasks import Tasks
 from tests.upgrades.deployments import QUICK_DRAINAGE, Deployment
 from tests.upgrades.test_patching import NEW_PATH, OLD_PATH, in_backoff
 from tests.upgrades.variants import Careless, First, Patched, look_up

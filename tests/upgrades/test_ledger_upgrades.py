@@ -22,9 +22,9 @@ from tests.end_to_end.stage import Stage
 from tests.ledger.conftest import DatabaseMaker
 from tests.ledger.stories import Life, ai_job
 from tests.support.answers import ok
+from tests.support.patience import eventually
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import ScriptedProvider
-from tests.support.tasks import eventually
 from tests.upgrades.releases import Release, next_release
 
 NEXT, NEXT_BUT_ONE = (f"{int(SCHEMA_VERSION) + more:04}" for more in (1, 2))

@@ -19,7 +19,8 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import GONE, ScriptedCalls
-from tests.support.tasks import Tasks, eventually, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, history, tasks_on
 from tests.upgrades.variants import Careless, First, Patched, Renamed, look_up
 
 Handle = WorkflowHandle[Any, Any]

@@ -70,7 +70,7 @@ async def test_workers_are_replaced_one_by_one_under_load_and_no_attempt_fails(
         flowing = asyncio.create_task(stream.flow())
         for place in [0, 1] * ROUNDS:
             before = len(provider.requests)
-            await provider.wait_for_requests(before + 2, timeout_seconds=30)
+            await provider.wait_for_requests(before + 2)
             live[place].send(signal.SIGTERM)
             assert await live[place].wait(timeout_seconds=40) == 0
             live[place] = await new_worker()

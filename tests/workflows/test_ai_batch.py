@@ -32,8 +32,9 @@ from tasquencer.sql.databases import database_at
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryBatches, InMemoryLedger
 from tests.support.batches import filled_batch
+from tests.support.patience import eventually
 from tests.support.postgres import EmbeddedPostgres
-from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
+from tests.support.tasks import Tasks, failure_of_task, history, tasks_on
 from tests.workflows.test_ai_fan_out import AT_ONCE, Echo
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_batch import AiBatchTask

@@ -19,7 +19,8 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.temporal import Task, TasquencerPlugin, data_converter
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, Freeze, Hang, ScriptedCalls
-from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, failure_of_task, history, tasks_on
 from tests.workflows.test_other_tasks import HugeResult, huge
 from workflows.ai_agent import AiAgentTask
 

@@ -15,7 +15,8 @@ from tasquencer import FollowUp, RetryRecipe, TaskEnd, TaskEndState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task
 from tests.support.calls import GONE, Hang, ScriptedCalls
-from tests.support.tasks import Tasks, eventually, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, tasks_on
 
 Handle = WorkflowHandle[Any, Any]
 

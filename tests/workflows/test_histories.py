@@ -28,7 +28,8 @@ from tasquencer.temporal.projection import Rebuilt, Verified, rebuild, verify
 from tasquencer.temporal.reconciling import Reconciler
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import GONE, SLOW_DOWN, WRONG_KEY, Hang, ScriptedCalls
-from tests.support.tasks import Tasks, comes_to, eventually, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, comes_to, tasks_on
 from tests.workflows.test_reset import reset
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask

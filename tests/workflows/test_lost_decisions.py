@@ -29,8 +29,9 @@ from tests.activities.calling import activities_for
 from tests.support import answers
 from tests.support.answers import Hold
 from tests.support.dying_worker import DEAD, dying_worker
+from tests.support.patience import eventually
 from tests.support.provider import Script, ScriptedProvider
-from tests.support.tasks import comes_to, eventually, failure_of_task, tasks_on
+from tests.support.tasks import comes_to, failure_of_task, tasks_on
 from tests.workflows.cancel.scene import (
     ASK,
     LONG_BACKOFF,
@@ -169,7 +170,7 @@ async def test_an_action_whose_worker_dies_after_the_write_is_done_again_by_the_
     state, more = ACTIONS[action]
     request = ASK | {"max_retries": 0, "heartbeat_timeout_seconds": 60}
     async with stage(dev_server, tmp_path, [answers.stall()], request, state) as scene:
-        await scene.provider.wait_for_requests(1, timeout_seconds=30)
+        await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"], **more}
         acting = asyncio.create_task(scene.handle.execute_update(action, payload))
@@ -188,7 +189,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_that_came_aft
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
     async with stage(dev_server, tmp_path, [answers.status(503)], LONG_BACKOFF, FAILED) as scene:
-        await scene.provider.wait_for_requests(1, timeout_seconds=30)
+        await scene.provider.wait_for_requests(1)
         item_id = scene.provider.requests[0].idempotency_key
         await scene.death()
         payload = {"actor": "anna", "work_item_id": item_id, "result": {"text": "by hand"}}
@@ -210,7 +211,7 @@ async def test_an_action_that_was_written_counts_before_an_outcome_that_came_aft
     """The worker that dies made the call, too: that it is lost becomes known while nobody is there."""
     request = LONG_BACKOFF | {"heartbeat_timeout_seconds": 1}
     async with stage(dev_server, tmp_path, [answers.stall()], request, CANCELED) as scene:
-        await scene.provider.wait_for_requests(1, timeout_seconds=30)
+        await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"]}
         acting = asyncio.create_task(scene.handle.execute_update("cancel_work_item", payload))
@@ -230,7 +231,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_whose_turn_ca
     hold = Hold()
     script = [answers.stall(hold, answers.status(503))]
     async with stage(dev_server, tmp_path, script, LONG_BACKOFF, FAILED) as scene:
-        await scene.provider.wait_for_requests(1, timeout_seconds=30)
+        await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"]}
         acting = asyncio.create_task(scene.handle.execute_update("cancel_work_item", payload))
@@ -309,7 +310,7 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
         hold=hold,
         task_timeout=timedelta(seconds=10),
     ) as scene:
-        await scene.provider.wait_for_requests(3, timeout_seconds=30)
+        await scene.provider.wait_for_requests(3)
         await scene.holds()
         answer.release()
 
@@ -355,7 +356,7 @@ async def test_outcomes_that_came_together_keep_their_order_though_a_cancel_came
         hold=hold,
         task_timeout=timedelta(seconds=10),
     ) as scene:
-        await scene.provider.wait_for_requests(3, timeout_seconds=30)
+        await scene.provider.wait_for_requests(3)
 
         def calls(left: int) -> Callable[[], Awaitable[bool]]:
             async def probe() -> bool:

@@ -17,7 +17,8 @@ from temporalio.service import RPCError
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import ANSWER, GONE, Hang, ScriptedCalls, Step
-from tests.support.tasks import Tasks, eventually, failure_of_task, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, failure_of_task, tasks_on
 from workflows.ai_agent import AiAgentTask
 
 Handle = WorkflowHandle[Any, Any]

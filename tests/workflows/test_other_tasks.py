@@ -22,7 +22,8 @@ from tasquencer import (
 )
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task
-from tests.support.tasks import eventually, history, tasks_on, tasks_on_skipped_time, timers
+from tests.support.patience import eventually
+from tests.support.tasks import history, tasks_on, tasks_on_skipped_time, timers
 from tests.workflows import charge_card
 from tests.workflows.charge_card import ChargeCard, charge
 

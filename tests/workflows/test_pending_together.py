@@ -29,7 +29,7 @@ async def test_a_cancel_and_an_action_that_waited_for_a_worker_replay_as_they_ra
 ) -> None:
     request = ASK | {"max_retries": 1, "heartbeat_timeout_seconds": 1 if call_is_lost else 8}
     async with stage(dev_server, tmp_path, [answers.stall()], request, WorkItemState.CANCELED, 7) as scene:
-        await scene.provider.wait_for_requests(1, timeout_seconds=30)
+        await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         scene.dying.kill()
         await scene.dying.wait()

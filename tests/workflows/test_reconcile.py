@@ -27,7 +27,8 @@ from tasquencer.temporal.reconciling import RECONCILER, Reconciler, Reconciliati
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import Transition
 from tests.support.calls import GONE, Hang, ScriptedCalls
-from tests.support.tasks import Tasks, eventually, failure_of_task, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, failure_of_task, history, tasks_on
 from workflows.ai_agent import AiAgentTask
 from workflows.reconcile_ledger import ReconcileLedger
 

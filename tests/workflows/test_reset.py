@@ -21,7 +21,8 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task, TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, ScriptedCalls
-from tests.support.tasks import Tasks, comes_to, eventually, history, tasks_on
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, comes_to, history, tasks_on
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
 

@@ -18,15 +18,8 @@ from tasquencer.review import REVIEW_KIND, Reminder
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import ANSWER, GONE, WRONG_KEY, Hang, ScriptedCalls
-from tests.support.tasks import (
-    Tasks,
-    eventually,
-    failure_of_task,
-    history,
-    tasks_on,
-    tasks_on_skipped_time,
-    timers,
-)
+from tests.support.patience import eventually
+from tests.support.tasks import Tasks, failure_of_task, history, tasks_on, tasks_on_skipped_time, timers
 from workflows.reviewed_draft import ReviewedDraft
 
 Handle = WorkflowHandle[Any, Any]

@@ -18,8 +18,9 @@ from tasquencer.ledger import Ledger
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.activities.calling import activities_for
 from tests.support.answers import Answer
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ProviderRequest, ScriptedProvider
-from tests.support.tasks import Tasks, eventually, tasks_on
+from tests.support.tasks import Tasks, tasks_on
 from workflows.ai_agent import AiAgentTask
 
 Handle = WorkflowHandle[Any, Any]
@@ -29,8 +30,9 @@ NO_BACKOFF = ASK | {"max_retries": 50, "retry": {"initial_interval_seconds": 0}}
 LONG_BACKOFF = ASK | {"retry": {"initial_interval_seconds": 3600}}
 NO_RETRY = ASK | {"max_retries": 0}
 
-ONE_SECOND = timedelta(seconds=1)
-"""By then a cancel has reached the provider."""
+SOON = timedelta(seconds=20)
+"""By then a cancel has reached the provider, on a busy machine too. Whatever else ends such a call takes
+longer."""
 
 DRAINED = 2.0
 """Seconds in which a call that was wrongly begun would show; three times the time between two heartbeats
@@ -91,7 +93,7 @@ async def cancel(handle: Handle) -> datetime:
 
 
 async def ends_canceled(handle: Handle) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(WorkflowFailureError) as caught:
             await handle.result()
     assert isinstance(caught.value.cause, CancelledError)
@@ -100,7 +102,7 @@ async def ends_canceled(handle: Handle) -> None:
 
 
 async def begins_at_most(now: Scene, requests: int, further: int, released: datetime) -> None:
-    """Check that after so many requests only so many further ones came, each closed within a second.
+    """Check that after so many requests only so many further ones came, each of them closed.
 
     Temporal tells a worker of a cancel between two workflow tasks, not within one. What the task under way
     decides in the same moment still happens: one call may begin, and is closed at once.
@@ -111,12 +113,13 @@ async def begins_at_most(now: Scene, requests: int, further: int, released: date
         await closed_in_time(now.provider, request.number, released)
 
 
-async def closed_in_time(provider: ScriptedProvider, number: int, asked: datetime) -> None:
-    """Check that the client left before its answer was complete, within a second of the cancel."""
+async def closed_in_time(provider: ScriptedProvider, number: int, asked: datetime) -> timedelta:
+    """Check that the client left before its answer was complete, soon after the cancel; how soon."""
     request = await provider.wait_for_end(number)
     assert request.ended_at is not None
     assert (request.client_left, request.complete) == (True, False)
-    assert asked < request.ended_at < asked + ONE_SECOND
+    assert asked < request.ended_at < asked + SOON
+    return request.ended_at - asked
 
 
 def rejections(events: Sequence[Any]) -> int:

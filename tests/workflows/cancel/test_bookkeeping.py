@@ -14,7 +14,7 @@ from tasquencer.work_item import WorkItemState
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.held_ledgers import FallingLedger, HeldLedger, leading_to
-from tests.support.tasks import eventually
+from tests.support.patience import eventually
 from tests.workflows.cancel.scene import (
     ASK,
     LONG_BACKOFF,

@@ -13,8 +13,9 @@ from tasquencer.work_item import WorkItemState
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.held_ledgers import HeldLedger
+from tests.support.patience import eventually
 from tests.support.provider import ProviderRequest
-from tests.support.tasks import eventually, history
+from tests.support.tasks import history
 from tests.workflows.cancel.scene import NO_BACKOFF, cancel, ends_canceled, rejections, scene
 
 STARTED = WorkItemState.STARTED
