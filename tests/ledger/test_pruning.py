@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -58,9 +59,8 @@ async def test_whole_tasks_go_and_the_others_stay(database: str, sql_ledger: Sql
 
 
 async def test_many_tasks_go_page_by_page(database: str, sql_ledger: SqlLedger) -> None:
-    for number in range(600):
-        ended = WorkItemState.STARTED if number % 100 == 0 else WorkItemState.COMPLETED
-        await _task(sql_ledger, f"task-{number:03}", ended)
+    ends = [WorkItemState.STARTED if number % 100 == 0 else WorkItemState.COMPLETED for number in range(600)]
+    await asyncio.gather(*(_task(sql_ledger, f"task-{n:03}", end) for n, end in enumerate(ends)))
     told: list[Old] = []
     assert await prune(database, BEFORE, told.append) == Old(tasks=594, work_items=594)
     assert [old.tasks for old in told] == sorted(old.tasks for old in told)

@@ -43,7 +43,9 @@ class Work:
         if name.startswith("fails"):
             raise ApplicationError("it does", type="told_so")
         if name.startswith("refuses"):
-            await self.may_refuse.wait()
+            while not self.may_refuse.is_set():
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
             raise ApplicationError("it does", type="told_so", non_retryable=True)
         try:
             while name.startswith("hangs"):
@@ -53,6 +55,10 @@ class Work:
             self.stopped.append(name)
             raise
         return name
+
+
+async def has_begun(work: Work, *names: str) -> bool:
+    return set(names) <= set(work.begun)
 
 
 @workflow.defn

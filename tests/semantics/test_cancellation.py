@@ -9,7 +9,7 @@ from temporalio.exceptions import CancelledError
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.policy import Counts, Verdict
 from tasquencer.work_item import Transition
-from tests.semantics.side_by_side import SideBySide, Work, hours_canceled, lines, states, until
+from tests.semantics.side_by_side import SideBySide, Work, has_begun, hours_canceled, lines, states, until
 from tests.support.patience import eventually
 from tests.support.tasks import failure_of_task, history, tasks_on
 from tests.unit.driving import NOON, after, task
@@ -116,7 +116,3 @@ async def test_a_canceled_task_cancels_every_open_work_item_of_every_lineage(
     assert reasons == {"the task was canceled"}
     assert sorted(work.stopped) == ["hangs 1", "hangs 2"]
     assert hours_canceled(events) == [1]
-
-
-async def has_begun(work: Work, *names: str) -> bool:
-    return set(names) <= set(work.begun)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from temporalio.client import WorkflowExecutionStatus
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tests.semantics.side_by_side import SideBySide, Work, hours_canceled, lines, until
+from tests.semantics.side_by_side import SideBySide, Work, has_begun, hours_canceled, lines, until
+from tests.support.patience import eventually
 from tests.support.tasks import comes_to, failure_of_task, history, tasks_on
 
 NAMES = ["answers", "fails", "hangs", "refuses"]
@@ -28,6 +29,7 @@ async def test_the_failure_cancels_what_is_in_flight_and_what_waits_and_keeps_wh
             },
         )
         await comes_to(handle, "timer_started_event_attributes")
+        await eventually(lambda: has_begun(work, "hangs"), "the call that hangs to begin")
         asked = await handle.query(SideBySide.asked)
         work.may_refuse.set()
 

@@ -1,6 +1,6 @@
 """A worker that dies right after a chosen write, before Temporal hears of it.
 
-`python -m tests.support.dying_worker ADDRESS BASE_URL LEDGER TASK_QUEUE STATE ATTEMPT [TOGETHER HOLD]`
+`python -m tests.support.dying_worker ADDRESS BASE_URL LEDGER TASK_QUEUE ORDERS`
 """
 
 from __future__ import annotations
@@ -10,22 +10,30 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.sql import SqlLedger
-from tasquencer.temporal import bookkeeping
+from tasquencer.temporal import bookkeeping, driver
 from tasquencer.work_item import WorkItemState
 from tests.activities.calling import activities_for
 from tests.support.held_ledgers import Wanted, leading_to
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
 
-__all__ = ["DEAD", "dying_worker"]
+__all__ = ["DEAD", "Orders", "dying_worker"]
 
 DEAD = 77
 """Exit status of a worker that died as it was told to."""
+
+_WORKS = b"works\n"
 
 
 class DeadlyLedger(SqlLedger):
@@ -50,43 +58,51 @@ class DeadlyLedger(SqlLedger):
             await asyncio.sleep(0.01)
 
 
+@dataclass(frozen=True)
+class Orders:
+    """When to die: once so many work items of this attempt have come together to this state.
+
+    Attributes:
+        hold: A batch that completes something returns only when this file is there.
+        news_seconds: How long an action waits for news before it is carried out.
+    """
+
+    state: WorkItemState
+    attempt: int = 0
+    together: int = 1
+    hold: str | None = None
+    news_seconds: float | None = None
+
+
 async def dying_worker(
-    address: str,
-    base_url: str,
-    database: str,
-    queue: str,
-    state: WorkItemState,
-    attempt: int,
-    together: int = 1,
-    hold: Path | None = None,
+    address: str, base_url: str, database: str, queue: str, orders: Orders
 ) -> asyncio.subprocess.Process:
-    """Start it: it dies once so many work items of this attempt have come together to this state."""
-    options = [address, base_url, database, queue, state.value, str(attempt)]
-    if hold is not None:
-        options += [str(together), str(hold)]
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.support.dying_worker", *options)
+    """Start it, and return once it works."""
+    arguments = [address, base_url, database, queue, to_json(orders).decode()]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.dying_worker", *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await process.stdout.readline() == _WORKS
+    return process
 
 
-async def _work_until_death(
-    address: str,
-    base_url: str,
-    database: str,
-    queue: str,
-    state: str,
-    attempt: str,
-    together: str = "1",
-    hold: str | None = None,
-) -> None:
-    wanted = leading_to(WorkItemState(state), int(attempt), int(together))
-    ledger = DeadlyLedger(database, wanted, None if hold is None else Path(hold))
+async def _work_until_death(address: str, base_url: str, database: str, queue: str, told: str) -> None:
+    orders = TypeAdapter(Orders).validate_json(told)
+    hold = None if orders.hold is None else Path(orders.hold)
+    ledger = DeadlyLedger(database, leading_to(orders.state, orders.attempt, orders.together), hold)
     if hold is not None:  # a write that is held is not to count as slow
         bookkeeping._SLOW_SECONDS = math.inf
+    if orders.news_seconds is not None:
+        driver._NEWS = timedelta(seconds=orders.news_seconds)
     async with (
         activities_for(base_url) as activities,
         tasks_on(
             address, [AiAgentTask, AiFanOutTask], [activities.generate], ledger=ledger, task_queue=queue
         ),
     ):
+        os.write(1, _WORKS)
         await asyncio.Event().wait()
 
 

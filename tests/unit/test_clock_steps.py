@@ -14,7 +14,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasquencer.failure import Failure, FailureKind
@@ -89,7 +89,6 @@ def carried_on(state: TaskState, recipe: RetryRecipe, number: int) -> TaskState:
     return fresh
 
 
-@settings(deadline=None)
 @given(recipes, attempts)
 def test_steps_of_the_clock_make_nothing_early_unbounded_negative_or_out_of_order(
     recipe: RetryRecipe, script: list[tuple[float, float, float, float | None, bool]]

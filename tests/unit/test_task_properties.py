@@ -346,7 +346,7 @@ def test_random_histories_keep_the_invariants() -> None:
     # The same histories each time, so that what they reach is no matter of luck.
     def histories(number: int) -> None:
         @seed(number)
-        @settings(max_examples=400, deadline=None, database=None)
+        @settings(max_examples=400, database=None)
         @given(st.data())
         def some(data: st.DataObject) -> None:
             history = History(data)

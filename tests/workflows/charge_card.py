@@ -31,7 +31,7 @@ class ChargeCard:
         async for work_item in self._task.attempts({"cents": cents}):
             async with work_item:
                 receipt = await work_item.execute_activity(
-                    charge, cents, start_to_close_timeout=timedelta(seconds=9)
+                    charge, cents, start_to_close_timeout=timedelta(minutes=1)
                 )
                 work_item.complete(receipt)
         return str(self._task.result())

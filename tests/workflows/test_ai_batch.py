@@ -32,7 +32,7 @@ from tasquencer.sql.databases import database_at
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryBatches, InMemoryLedger
 from tests.support.batches import filled_batch
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.tasks import Tasks, failure_of_task, history, tasks_on
 from tests.workflows.test_ai_fan_out import AT_ONCE, Echo
@@ -160,7 +160,7 @@ async def test_a_row_says_what_its_own_task_does_the_defaults_say_the_rest(scene
 
 async def test_it_goes_on_in_new_runs_that_follow_what_the_run_before_has_started(tmp_path: Path) -> None:
     """A task in a long backoff holds nobody up, and its end is learned of."""
-    prompts = [{"prompt": "fail once sleeper", "retry": LONG_BACKOFF}, *[f"line {n}" for n in range(60)]]
+    prompts = [{"prompt": "fail once sleeper", "retry": LONG_BACKOFF}, *[f"line {n}" for n in range(40)]]
     settings = {"limit.historyCount.suggestContinueAsNew": 80}
     async with (
         embedded_temporal(ui=False, dynamic_config=settings) as server,
@@ -169,20 +169,20 @@ async def test_it_goes_on_in_new_runs_that_follow_what_the_run_before_has_starte
         handle = await scene.start(prompts, concurrency=3)
 
         async def all_but_one() -> bool:
-            return (await scene.states(handle.id))["completed"] == 60
+            return (await scene.states(handle.id))["completed"] == 40
 
-        await eventually(all_but_one, "all rows but one", 60)
+        await eventually(all_but_one, "all rows but one")
         assert (await handle.query("progress"))["running"] == 1
         assert await scene.batches.retrying(handle.id) == 1
         sleeper = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-0")
         await sleeper.execute_update("retry_now", {"actor": "anna"})
-        assert (await asyncio.wait_for(handle.result(), 60))["completed"] == 61
+        assert (await asyncio.wait_for(handle.result(), PATIENCE_SECONDS))["completed"] == 41
         events = await runs_of(handle)
     assert len(events) > 2
     assert max(events) < 200
     assert scene.echo.most_under_way <= 3
-    assert sum(scene.echo.asked.values()) == 62
-    assert len(await answers_after(scene, handle.id)) == 61
+    assert sum(scene.echo.asked.values()) == 42
+    assert len(await answers_after(scene, handle.id)) == 41
 
 
 async def answers_after(scene: Scene, batch_id: str) -> dict[str, str | None]:
@@ -198,8 +198,8 @@ async def test_a_new_run_leaves_the_calls_their_places(tmp_path: Path) -> None:
         embedded_temporal(ui=False, dynamic_config=settings) as server,
         scene_on(server.address, tmp_path, calls_at_once=1) as scene,
     ):
-        handle = await scene.start([f"late {number}" for number in range(12)], concurrency=3)
-        assert (await asyncio.wait_for(handle.result(), 120))["completed"] == 12
+        handle = await scene.start([f"late {number}" for number in range(8)], concurrency=3)
+        assert (await asyncio.wait_for(handle.result(), PATIENCE_SECONDS))["completed"] == 8
         assert len(await runs_of(handle)) > 1
 
 
@@ -211,10 +211,11 @@ async def test_a_cancel_waits_for_no_place_among_the_calls(
         await eventually(lambda: _are_asked(scene, 2), "two calls")
         await handle.cancel()
         with pytest.raises(WorkflowFailureError) as ended:
-            await asyncio.wait_for(handle.result(), 30)
+            await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
         assert await scene.states(handle.id) == {"canceled": 3}
     assert isinstance(ended.value.cause, CancelledError)
-    assert sum(scene.echo.asked.values()) == 2
+    # The place of a call that has ended may be taken once more before its task hears of the cancel.
+    assert sum(scene.echo.asked.values()) <= 3
 
 
 async def _are_asked(scene: Scene, number: int) -> bool:
@@ -251,7 +252,7 @@ async def test_pause_starts_nothing_more_and_lasts_into_the_next_run(tmp_path: P
 async def test_the_largest_prompts_pass_a_few_at_a_time(scene: Scene) -> None:
     prompts = [f"{number} {'x' * 1_500_000}" for number in range(7)]
     handle = await scene.start([*prompts, "small"], concurrency=4)
-    assert (await asyncio.wait_for(handle.result(), 60))["completed"] == 8
+    assert (await asyncio.wait_for(handle.result(), PATIENCE_SECONDS))["completed"] == 8
     replayer = Replayer(workflows=[AiBatchTask], plugins=[TasquencerPlugin(InMemoryLedger())])
     await replayer.replay_workflow(await handle.fetch_history())
 
@@ -274,7 +275,7 @@ async def test_cancel_settles_everything(scene: Scene) -> None:
     await scene.asked("wait four")
     await handle.cancel()
     with pytest.raises(WorkflowFailureError) as caught:
-        await asyncio.wait_for(handle.result(), 30)
+        await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
     assert isinstance(caught.value.cause, CancelledError)
     assert await scene.states(handle.id) == {"completed": 1, "canceled": 4}
     batch = await scene.batches.find(handle.id)
@@ -290,11 +291,11 @@ async def test_a_cancel_that_comes_first_cancels_all_rows(scene: Scene) -> None:
     batch_id = f"batch-{uuid4()}"
     await filled_batch(scene.batches, batch_id, ["one"] * 5)
     handle = await scene.tasks.client.start_workflow(
-        "AiBatchTask", id=batch_id, task_queue=scene.tasks.task_queue, start_delay=timedelta(seconds=1)
+        "AiBatchTask", id=batch_id, task_queue=scene.tasks.task_queue, start_delay=timedelta(minutes=1)
     )
     await handle.cancel()
     with pytest.raises(WorkflowFailureError) as caught:
-        await asyncio.wait_for(handle.result(), 30)
+        await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
     assert isinstance(caught.value.cause, CancelledError)
     assert await scene.states(batch_id) == {"canceled": 5}
     assert not scene.echo.asked
@@ -343,7 +344,8 @@ async def test_a_batch_that_failed_goes_on_with_what_has_no_answer(scene: Scene)
 async def test_a_batch_that_was_terminated_takes_up_the_tasks_it_left(scene: Scene) -> None:
     prompts = ["late one", "late two", "wait three", "four"]
     handle = await scene.start(prompts, concurrency=3)
-    await scene.asked("wait three")
+    for prompt in prompts[:3]:
+        await scene.asked(prompt)
     await handle.terminate()
     with pytest.raises(WorkflowFailureError) as caught:
         await handle.result()
@@ -361,14 +363,16 @@ async def test_a_batch_that_was_terminated_takes_up_the_tasks_it_left(scene: Sce
     (item,) = await scene.tasks.work_items(third)
     by_hand = {"work_item_id": item.id, "actor": "anna", "result": {"text": "three"}}
     await third.execute_update("complete_work_item", by_hand)
-    assert (await asyncio.wait_for(again.result(), 30))["completed"] == 4
+    assert (await asyncio.wait_for(again.result(), PATIENCE_SECONDS))["completed"] == 4
     assert scene.echo.asked == {"late one": 1, "late two": 1, "wait three": 1, "four": 1}
 
 
 async def test_a_cancel_reaches_the_tasks_that_a_terminated_run_has_left(scene: Scene) -> None:
     """The next run has a place for the first of them only."""
-    handle = await scene.start(["wait one", "wait two", "wait three", "four"], concurrency=3)
-    await scene.asked("wait three")
+    prompts = ["wait one", "wait two", "wait three", "four"]
+    handle = await scene.start(prompts, concurrency=3)
+    for prompt in prompts[:3]:
+        await scene.asked(prompt)
     await handle.terminate()
     again = await scene.again(handle.id, concurrency=1)
 
@@ -379,12 +383,12 @@ async def test_a_cancel_reaches_the_tasks_that_a_terminated_run_has_left(scene: 
     await eventually(probe, "the first one to be taken up")
     await again.cancel()
     with pytest.raises(WorkflowFailureError):
-        await asyncio.wait_for(again.result(), 30)
+        await asyncio.wait_for(again.result(), PATIENCE_SECONDS)
     assert await scene.states(handle.id) == {"canceled": 4}
     for number in range(3):
         task = scene.tasks.client.get_workflow_handle(f"{handle.id}/row-{number}")
         with pytest.raises(WorkflowFailureError) as ended:
-            await asyncio.wait_for(task.result(), 10)
+            await asyncio.wait_for(task.result(), PATIENCE_SECONDS)
         assert isinstance(ended.value.cause, CancelledError)
     assert scene.echo.asked["four"] == 0
 
@@ -400,13 +404,14 @@ async def test_a_task_with_another_request_is_not_taken_for_the_row_s(scene: Sce
         )
     await scene.asked("wait for something else")
     await filled_batch(scene.batches, batch_id, ["one", "two", "other"], retry=AT_ONCE)
-    result = await asyncio.wait_for((await scene.again(batch_id)).result(), 30)
+    result = await asyncio.wait_for((await scene.again(batch_id)).result(), PATIENCE_SECONDS)
     assert (result["completed"], result["failed"]) == (1, 2)
     lost = await scene.batches.unanswered(batch_id, after=-1, limit=10, most_bytes=2**20)
     assert [(row.row_id, row.failure and row.failure.type) for row in lost] == [
         ("row-1", "IdTaken"),
         ("row-2", "IdTaken"),
     ]
+    await scene.asked("three")
     assert scene.echo.asked == {"one": 1, "wait for something else": 1, "three": 1}
     theirs = scene.tasks.client.get_workflow_handle(f"{batch_id}/row-1")
     assert (await theirs.describe()).status is WorkflowExecutionStatus.RUNNING
@@ -438,7 +443,7 @@ async def test_a_batch_that_waits_for_a_place_answers_that_it_has_not_begun(
 
         await eventually(probe, "an answer")
         await busy.cancel()
-        assert (await asyncio.wait_for(waiting.result(), 30))["completed"] == 1
+        assert (await asyncio.wait_for(waiting.result(), PATIENCE_SECONDS))["completed"] == 1
 
 
 async def test_a_batch_without_rows_says_how_to_add_them(scene: Scene) -> None:
@@ -495,5 +500,5 @@ async def test_an_outage_of_the_ledger_is_waited_for(dev_server: EmbeddedTempora
 
         await eventually(refused, "two tries")
         batches.mended = True
-        assert (await asyncio.wait_for(handle.result(), 60))["completed"] == 2
+        assert (await asyncio.wait_for(handle.result(), PATIENCE_SECONDS))["completed"] == 2
     assert sum(echo.asked.values()) == 2

@@ -17,7 +17,9 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.failure import Failure, FailureKind
 from tasquencer.temporal import as_application_error
 from tasquencer.work_item import WorkItemState
+from tests.support.calls import ScriptedCalls
 from tests.support.held_ledgers import HeldLedger, leading_to
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.tasks import tasks_on
 from workflows.ai_fan_out import AiFanOutTask
 
@@ -118,7 +120,7 @@ async def test_a_fan_out_that_continues_as_new_asks_nothing_twice_and_keeps_its_
         tasks_on(server.address, [AiFanOutTask], [echo.generate]) as tasks,
     ):
         handle = await tasks.start("AiFanOutTask", request)
-        result = await asyncio.wait_for(handle.result(), 60)
+        result = await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
         items = await tasks.work_items(handle)
     assert [found["text"] for found in result["results"]] == [f"echo of {prompt}" for prompt in prompts]
     assert len({item.run_id for item in items} | {handle.result_run_id}) > 1
@@ -151,7 +153,7 @@ async def test_a_cancel_that_meets_an_answer_ends_it_and_keeps_the_answer(
         await handle.cancel()
         ledger.gate.open()
         with pytest.raises(WorkflowFailureError) as caught:
-            await asyncio.wait_for(handle.result(), 30)
+            await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
         items = await tasks.work_items(handle)
     assert isinstance(caught.value.cause, CancelledError)
     assert sorted((item.lineage, item.attempt, item.state.value) for item in items) == [
@@ -169,9 +171,14 @@ async def test_an_action_that_is_there_before_the_worker_is_understood(dev_serve
     )
     acting = asyncio.create_task(handle.execute_update("retry_now", {"actor": "anna"}))
     await asyncio.sleep(0.2)  # it is on the server before the worker is there
-    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate], task_queue=queue):
+
+    async def refused_first(_: str) -> None:
+        await asyncio.wait([acting])
+
+    calls = ScriptedCalls(before=refused_first)
+    async with tasks_on(dev_server.address, [AiFanOutTask], [calls.generate], task_queue=queue):
         with pytest.raises(WorkflowUpdateFailedError) as refused:
-            await asyncio.wait_for(acting, 30)
+            await asyncio.wait_for(acting, PATIENCE_SECONDS)
         assert (await handle.result())["completed"] == 1
     assert "nothing waits" in str(refused.value.cause)
 
@@ -204,5 +211,5 @@ async def test_a_backoff_that_ends_when_a_new_run_is_due_and_nobody_is_left_open
         tasks_on(server.address, [AiFanOutTask], [Echo().generate]) as tasks,
     ):
         handle = await tasks.start("AiFanOutTask", request)
-        result = await asyncio.wait_for(handle.result(), 30)
+        result = await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
     assert result["completed"] == 2

@@ -19,6 +19,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.temporal import Task, TasquencerPlugin, data_converter
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, Freeze, Hang, ScriptedCalls
+from tests.support.held_ledgers import FallingLedger, leading_to
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks, failure_of_task, history, tasks_on
 from tests.workflows.test_other_tasks import HugeResult, huge
@@ -125,7 +126,7 @@ async def test_cancelling_before_any_worker_runs_leaves_no_open_work_item(
 async def test_a_silent_worker_is_a_lost_worker_and_the_attempt_counts(dev_server: EmbeddedTemporal) -> None:
     async with running(dev_server, ScriptedCalls(Freeze())) as tasks:
         result, handle = await tasks.run(
-            "AiAgentTask", {"prompt": "?", "heartbeat_timeout_seconds": 1, "retry": NO_BACKOFF}
+            "AiAgentTask", {"prompt": "?", "heartbeat_timeout_seconds": 6, "retry": NO_BACKOFF}
         )
         first, _ = await tasks.work_items(handle)
     assert result["attempts"] == 2
@@ -175,15 +176,16 @@ async def test_an_outage_of_the_ledger_pauses_the_task_and_burns_no_attempt(
 async def test_cancelling_while_the_ledger_is_down_settles_the_work_item_once_it_is_back(
     dev_server: EmbeddedTemporal,
 ) -> None:
-    ledger = UnreliableLedger(*[LedgerUnavailable("a database", "connection refused")] * 5)
+    ledger = FallingLedger(leading_to(WorkItemState.INITIALIZED))
     async with running(dev_server, ScriptedCalls(), ledger) as tasks:
         handle = await tasks.start("AiAgentTask", {"prompt": "?"})
 
         async def down() -> bool:
-            return len(ledger.errors) < 5
+            return ledger.refused > 0
 
         await eventually(down, "the first write to fail")
         await handle.cancel()
+        ledger.mend()
         await canceled(handle)
         items = await tasks.work_items(handle)
     # The cancel comes after the workflow task that waits for the ledger: a first call may be made.
@@ -274,9 +276,9 @@ async def test_a_worker_without_the_plugin_says_what_is_missing(dev_server: Embe
 
 async def test_a_task_continues_as_new_and_its_attempts_go_on() -> None:
     async with embedded_temporal(
-        ui=False, dynamic_config={"limit.historyCount.suggestContinueAsNew": 100}
+        ui=False, dynamic_config={"limit.historyCount.suggestContinueAsNew": 50}
     ) as server:
-        calls = ScriptedCalls(*[GONE] * 60)
+        calls = ScriptedCalls(*[GONE] * 30)
         async with running(server, calls) as tasks:
             result, handle = await tasks.run(
                 "AiAgentTask", {"prompt": "?", "max_retries": 100, "retry": NO_BACKOFF}
@@ -286,8 +288,8 @@ async def test_a_task_continues_as_new_and_its_attempts_go_on() -> None:
                 handle.id, run_id=handle.first_execution_run_id
             ).describe()
             listed = await handle.query("work_items")
-    assert result["attempts"] == 61
-    assert [item.attempt for item in items] == list(range(61))
+    assert result["attempts"] == 31
+    assert [item.attempt for item in items] == list(range(31))
     assert len({item.run_id for item in items}) > 3
     assert {item.task_id for item in items} == {handle.id}
     assert first_run.status is not None and first_run.status.name == "CONTINUED_AS_NEW"

@@ -28,8 +28,8 @@ from tasquencer.work_item import DelayReason, WorkItemState
 from tests.activities.calling import activities_for
 from tests.support import answers
 from tests.support.answers import Hold
-from tests.support.dying_worker import DEAD, dying_worker
-from tests.support.patience import eventually
+from tests.support.dying_worker import DEAD, Orders, dying_worker
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import Script, ScriptedProvider
 from tests.support.tasks import comes_to, failure_of_task, tasks_on
 from tests.workflows.cancel.scene import (
@@ -64,7 +64,12 @@ class Stage:
 
     async def death(self) -> None:
         """Wait until the worker has died as it was told to."""
-        assert await asyncio.wait_for(self.dying.wait(), 30) == DEAD
+        assert await asyncio.wait_for(self.dying.wait(), PATIENCE_SECONDS) == DEAD
+
+    async def passes(self, since_start: timedelta) -> None:
+        """Wait until the task is so old."""
+        begun = (await self.handle.describe()).start_time
+        await asyncio.sleep((begun + since_start - datetime.now(UTC)).total_seconds())
 
     async def holds(self) -> None:
         """Wait until the first answer is written: its write is held, and what comes now comes together."""
@@ -98,17 +103,12 @@ async def stage(
     folder: Path,
     script: Script,
     request: Mapping[str, Any],
-    state: WorkItemState,
-    attempt: int = 0,
-    together: int = 1,
-    hold: Path | None = None,
+    orders: Orders,
     task_timeout: timedelta = timedelta(seconds=2),
 ) -> AsyncIterator[Stage]:
     queue, database = f"queue-{uuid4()}", f"sqlite:///{folder / 'ledger.db'}"
     async with ScriptedProvider(script) as provider:
-        dying = await dying_worker(
-            server.address, provider.base_url, database, queue, state, attempt, together, hold
-        )
+        dying = await dying_worker(server.address, provider.base_url, database, queue, orders)
         client = await Client.connect(server.address)
         handle: Handle = await client.start_workflow(
             "AiFanOutTask" if "prompts" in request else "AiAgentTask",
@@ -143,7 +143,7 @@ async def test_a_cancel_that_comes_meanwhile_leaves_nothing_open(
 ) -> None:
     failures = 0 if state is INITIALIZED else 1
     script = [answers.status(503)] * failures
-    async with stage(dev_server, tmp_path, script, request_, state, attempt) as scene:
+    async with stage(dev_server, tmp_path, script, request_, Orders(state, attempt)) as scene:
         await scene.death()
         await cancel(scene.handle)
         async with scene.next_worker() as now:
@@ -169,14 +169,14 @@ async def test_an_action_whose_worker_dies_after_the_write_is_done_again_by_the_
 ) -> None:
     state, more = ACTIONS[action]
     request = ASK | {"max_retries": 0, "heartbeat_timeout_seconds": 60}
-    async with stage(dev_server, tmp_path, [answers.stall()], request, state) as scene:
+    async with stage(dev_server, tmp_path, [answers.stall()], request, Orders(state)) as scene:
         await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"], **more}
         acting = asyncio.create_task(scene.handle.execute_update(action, payload))
         await scene.death()
         async with scene.next_worker() as now:
-            assert (await asyncio.wait_for(acting, 30))["state"] == state
+            assert (await asyncio.wait_for(acting, PATIENCE_SECONDS))["state"] == state
             (known,) = await now.work_items(scene.handle)
             steps = await now.tasks.ledger.transitions(known.id)
             await now.nothing_begins(1, within=0.5)
@@ -188,7 +188,7 @@ async def test_an_action_whose_worker_dies_after_the_write_is_done_again_by_the_
 async def test_an_outcome_that_was_written_counts_before_an_action_that_came_after(
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
-    async with stage(dev_server, tmp_path, [answers.status(503)], LONG_BACKOFF, FAILED) as scene:
+    async with stage(dev_server, tmp_path, [answers.status(503)], LONG_BACKOFF, Orders(FAILED)) as scene:
         await scene.provider.wait_for_requests(1)
         item_id = scene.provider.requests[0].idempotency_key
         await scene.death()
@@ -209,8 +209,8 @@ async def test_an_action_that_was_written_counts_before_an_outcome_that_came_aft
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
     """The worker that dies made the call, too: that it is lost becomes known while nobody is there."""
-    request = LONG_BACKOFF | {"heartbeat_timeout_seconds": 1}
-    async with stage(dev_server, tmp_path, [answers.stall()], request, CANCELED) as scene:
+    request = LONG_BACKOFF | {"heartbeat_timeout_seconds": 10}
+    async with stage(dev_server, tmp_path, [answers.stall()], request, Orders(CANCELED)) as scene:
         await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"]}
@@ -218,7 +218,7 @@ async def test_an_action_that_was_written_counts_before_an_outcome_that_came_aft
         await scene.death()
         await comes_to(scene.handle, "activity_task_timed_out_event_attributes")
         async with scene.next_worker() as now:
-            assert (await asyncio.wait_for(acting, 30))["state"] == "canceled"
+            assert (await asyncio.wait_for(acting, PATIENCE_SECONDS))["state"] == "canceled"
             error = await failure_of_task(scene.handle)
             (known,) = await now.work_items(scene.handle)
     assert (error.type, known.state) == ("TaskFailed", CANCELED)
@@ -230,7 +230,8 @@ async def test_an_outcome_that_was_written_counts_before_an_action_whose_turn_ca
     """The action was taken on before the outcome came, and would have been carried out after it."""
     hold = Hold()
     script = [answers.stall(hold, answers.status(503))]
-    async with stage(dev_server, tmp_path, script, LONG_BACKOFF, FAILED) as scene:
+    orders = Orders(FAILED, news_seconds=10)  # the outcome is there before the action's turn comes
+    async with stage(dev_server, tmp_path, script, LONG_BACKOFF, orders) as scene:
         await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         payload = {"actor": "anna", "work_item_id": item["id"]}
@@ -254,14 +255,16 @@ async def test_a_start_that_was_written_counts_before_a_retry_now_that_came_afte
 ) -> None:
     """The wait was over, so there is nothing to end any more."""
     request = ASK | {"retry": {"initial_interval_seconds": 0.5}}
-    script = [answers.status(503), answers.ok()]
-    async with stage(dev_server, tmp_path, script, request, STARTED, 1) as scene:
+    refusal = Hold()
+    script = [answers.status(503), answers.stall(refusal, answers.ok())]
+    async with stage(dev_server, tmp_path, script, request, Orders(STARTED, 1)) as scene:
         await scene.death()
         acting = asyncio.create_task(scene.handle.execute_update("retry_now", {"actor": "anna"}))
         await asyncio.sleep(0.2)  # it is on the server before the next worker is there
         async with scene.next_worker() as now:
             with pytest.raises(Exception, match="Workflow update failed") as refused:
                 await acting
+            refusal.release()
             await scene.handle.result()
             _, second = await now.work_items(scene.handle)
             steps = await now.tasks.ledger.transitions(second.id)
@@ -273,12 +276,10 @@ async def test_a_start_that_was_written_counts_before_a_retry_now_that_came_afte
 async def test_a_retry_that_was_written_and_is_now_too_late_is_settled(
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
-    request = ASK | {"deadline_seconds": 14, "retry": {"initial_interval_seconds": 5}}
-    async with stage(dev_server, tmp_path, [answers.status(503)], request, FAILED) as scene:
+    request = ASK | {"deadline_seconds": 40, "retry": {"initial_interval_seconds": 20}}
+    async with stage(dev_server, tmp_path, [answers.status(503)], request, Orders(FAILED)) as scene:
         await scene.death()
-        # So long nobody is there that the backoff would now end after the deadline.
-        begun = (await scene.handle.describe()).start_time
-        await asyncio.sleep((begun + timedelta(seconds=10) - datetime.now(UTC)).total_seconds())
+        await scene.passes(timedelta(seconds=21))  # so long nobody is there that 20 more are too many
         async with scene.next_worker() as now:
             error = await failure_of_task(scene.handle)
             first, second = await now.work_items(scene.handle)
@@ -296,8 +297,8 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
     held = answers.stall(answer, answers.status(503))
     request = {
         "prompts": ["one", "two", "three"],
-        "deadline_seconds": 30,
-        "retry": {"initial_interval_seconds": 20.5},
+        "deadline_seconds": 60,
+        "retry": {"initial_interval_seconds": 40},
         "policy": "until_exhausted",
     }
     async with stage(
@@ -305,9 +306,7 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
         tmp_path,
         [answers.ok(), held, held],
         request,
-        FAILED,
-        together=2,
-        hold=hold,
+        Orders(FAILED, together=2, hold=str(hold)),
         task_timeout=timedelta(seconds=10),
     ) as scene:
         await scene.provider.wait_for_requests(3)
@@ -320,7 +319,7 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
         await eventually(all_have_ended, "the end of all three calls")
         hold.touch()
         await scene.death()
-        # Ten seconds later Temporal gives the workflow task to another worker.
+        await scene.passes(timedelta(seconds=21))  # so long nobody is there that 40 more are too many
         async with scene.next_worker() as now:
             error = await failure_of_task(scene.handle)
             known = await now.work_items(scene.handle)
@@ -352,8 +351,7 @@ async def test_outcomes_that_came_together_keep_their_order_though_a_cancel_came
         tmp_path,
         script,
         request,
-        CANCELED,
-        hold=hold,
+        Orders(CANCELED, hold=str(hold)),
         task_timeout=timedelta(seconds=10),
     ) as scene:
         await scene.provider.wait_for_requests(3)

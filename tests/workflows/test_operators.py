@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import ANSWER, GONE, Hang, ScriptedCalls, Step
 from tests.support.patience import eventually
-from tests.support.tasks import Tasks, failure_of_task, tasks_on
+from tests.support.tasks import Tasks, comes_to, failure_of_task, history, tasks_on
 from workflows.ai_agent import AiAgentTask
 
 Handle = WorkflowHandle[Any, Any]
@@ -192,7 +192,10 @@ async def test_a_wait_that_is_over_ends_by_itself_though_its_timer_is_late(
                 return items[1] if len(items) > 1 else None
 
             second = await eventually(probe, "a retry")
-            await asyncio.sleep((second.not_before - datetime.now(UTC)).total_seconds() + 0.15)
+            await comes_to(handle, "timer_started_event_attributes")
+            (wait,) = [one for one in await history(handle) if one.HasField("timer_started_event_attributes")]
+            due = wait.event_time.ToDatetime(UTC) + timedelta(seconds=second.delay_seconds)
+            await asyncio.sleep((due - datetime.now(UTC)).total_seconds() + 0.15)
             with pytest.raises((WorkflowUpdateFailedError, RPCError)) as refused:
                 await act(handle, "retry_now", None)
             await handle.result()

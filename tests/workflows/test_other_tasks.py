@@ -27,7 +27,7 @@ from tests.support.tasks import history, tasks_on, tasks_on_skipped_time, timers
 from tests.workflows import charge_card
 from tests.workflows.charge_card import ChargeCard, charge
 
-SOON = timedelta(seconds=5)
+SOON = timedelta(seconds=30)
 
 
 async def test_a_task_of_another_kind_takes_under_forty_lines() -> None:

@@ -15,6 +15,7 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItemState
 from tests.support import answers
+from tests.support.dying_worker import Orders
 from tests.support.tasks import comes_to
 from tests.workflows.cancel.scene import ASK, cancel, ends_canceled
 from tests.workflows.test_lost_decisions import ACTIONS, _listed, stage
@@ -27,8 +28,9 @@ from workflows.ai_agent import AiAgentTask
 async def test_a_cancel_and_an_action_that_waited_for_a_worker_replay_as_they_ran(
     dev_server: EmbeddedTemporal, tmp_path: Path, action: str, cancel_first: bool, call_is_lost: bool
 ) -> None:
-    request = ASK | {"max_retries": 1, "heartbeat_timeout_seconds": 1 if call_is_lost else 8}
-    async with stage(dev_server, tmp_path, [answers.stall()], request, WorkItemState.CANCELED, 7) as scene:
+    request = ASK | {"max_retries": 1, "heartbeat_timeout_seconds": 10 if call_is_lost else 15}
+    never = Orders(WorkItemState.CANCELED, attempt=7)
+    async with stage(dev_server, tmp_path, [answers.stall()], request, never) as scene:
         await scene.provider.wait_for_requests(1)
         (item,) = await _listed(scene.handle)
         scene.dying.kill()

@@ -24,7 +24,7 @@ async def test_a_call_that_no_worker_picks_up_fails_as_not_picked_up_and_is_retr
 
 async def test_a_call_that_waits_for_a_worker_ends_with_the_deadline(dev_server: EmbeddedTemporal) -> None:
     async with tasks_on(dev_server.address, [AiAgentTask], []) as tasks:
-        error, handle = await tasks.failure("AiAgentTask", {"prompt": "?", "deadline_seconds": 1})
+        error, handle = await tasks.failure("AiAgentTask", {"prompt": "?", "deadline_seconds": 15})
         (item,) = await tasks.work_items(handle)
     assert error.type == "DeadlineExceeded"
     assert item.state is WorkItemState.FAILED

@@ -10,6 +10,7 @@ Alembic takes a second to import, so it is imported only when there is something
 from __future__ import annotations
 
 import asyncio
+import importlib
 import threading
 import time
 from pathlib import Path
@@ -91,6 +92,7 @@ async def upgrade_database(database: Database) -> tuple[str | None, str]:
         found = await database.read(version_in)
         if found == SCHEMA_VERSION:  # nothing to write: a read-only file will do
             return found, found
+        importlib.import_module("alembic.command")  # it takes a while: not while others wait for the lock
         return await database.write(lambda connection: _upgrade_sqlite(connection, database.name))
     # What `read` runs is in no transaction. Here Alembic begins one for each migration.
     return await database.read(lambda connection: _upgrade_postgresql(connection, database.name))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from datetime import timedelta
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.support.held_ledgers import HeldLedger
 from tests.support.patience import eventually
 from tests.support.provider import ProviderRequest
 from tests.support.tasks import history
-from tests.workflows.cancel.scene import NO_BACKOFF, cancel, ends_canceled, rejections, scene
+from tests.workflows.cancel.scene import NO_BACKOFF, Handle, cancel, ends_canceled, rejections, scene
 
 STARTED = WorkItemState.STARTED
 FAILED = WorkItemState.FAILED
@@ -39,15 +40,16 @@ async def test_in_any_attempt_of_a_task_that_continues_as_new(
     short_runs: EmbeddedTemporal, last: int
 ) -> None:
     """Before the provider answers its last request with a failure, it has the task canceled."""
-    asked: list[datetime] = []
+    started = asyncio.Future[Handle]()
 
     async def answer(request: ProviderRequest) -> Answer:
         if request.number == last:
-            asked.append(await cancel(handle))
+            await cancel(await started)
         return answers.status(503)
 
     async with scene(short_runs, answer) as now:
-        handle = await now.tasks.start("AiAgentTask", NO_BACKOFF)
+        started.set_result(await now.tasks.start("AiAgentTask", NO_BACKOFF))
+        handle = await started
         await ends_canceled(handle)
         items = await now.work_items(handle)
         await now.nothing_begins(last + 1, within=0.5)
@@ -60,12 +62,16 @@ async def test_in_any_attempt_of_a_task_that_continues_as_new(
 
 
 async def test_in_the_backoff_of_a_later_run(short_runs: EmbeddedTemporal) -> None:
+    started = asyncio.Future[Handle]()
+
     async def answer(request: ProviderRequest) -> Answer:
+        handle = await started
         (run,) = {item.run_id for item in await now.work_items(handle) if item.state is STARTED}
         return answers.rate_limited("3600") if run != handle.first_execution_run_id else answers.status(503)
 
     async with scene(short_runs, answer) as now:
-        handle = await now.tasks.start("AiAgentTask", NO_BACKOFF)
+        started.set_result(await now.tasks.start("AiAgentTask", NO_BACKOFF))
+        handle = await started
 
         async def waiting() -> bool:
             items = await now.work_items(handle)
@@ -87,11 +93,12 @@ async def test_while_the_record_before_continue_as_new_is_written(
     short_runs: EmbeddedTemporal, committed: bool
 ) -> None:
     """Temporal refuses to continue as new past a cancel: the workflow task is done again, with the cancel."""
+    started = asyncio.Future[Handle]()
 
     async def wanted(entries: Sequence[LedgerEntry]) -> bool:
         return any(one.transition.next_state is FAILED for one in entries) and any(
             event.workflow_task_started_event_attributes.suggest_continue_as_new
-            for event in await history(handle)
+            for event in await history(await started)
         )
 
     async def answer(request: ProviderRequest) -> Answer:
@@ -99,7 +106,16 @@ async def test_while_the_record_before_continue_as_new_is_written(
 
     ledger = HeldLedger(wanted, committed=committed)
     async with scene(short_runs, answer, ledger) as now:
-        handle = await now.tasks.start("AiAgentTask", NO_BACKOFF)
+        started.set_result(
+            await now.tasks.client.start_workflow(
+                "AiAgentTask",
+                NO_BACKOFF,
+                id=now.tasks.task_queue,
+                task_queue=now.tasks.task_queue,
+                task_timeout=timedelta(minutes=1),  # or the write that is held lasts into the next one
+            )
+        )
+        handle = await started
         await ledger.gate.wait_until_reached()
         requests = len(now.requests)
         await cancel(handle)
