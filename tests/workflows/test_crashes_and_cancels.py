@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from temporalio import activity, workflow
@@ -16,12 +17,12 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from tasquencer import LedgerConflict, LedgerEntry, LedgerUnavailable, WorkItemFilter, WorkItemState
 from tasquencer.ai import MAXIMUM_REQUEST_BYTES, AiAnswer, AiJob
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.temporal import Task, TasquencerPlugin, data_converter
+from tasquencer.temporal import Task, TasquencerPlugin, bookkeeping, data_converter
 from tasquencer.testing import InMemoryLedger
-from tests.support.calls import ANSWER, GONE, SLOW_DOWN, Freeze, Hang, ScriptedCalls
+from tests.support.calls import ANSWER, GONE, SLOW_DOWN, Freeze, Hang, ScriptedCalls, Step
 from tests.support.held_ledgers import FallingLedger, leading_to
 from tests.support.patience import eventually
-from tests.support.tasks import Tasks, failure_of_task, history, tasks_on
+from tests.support.tasks import Tasks, comes_to, failure_of_task, history, tasks_on
 from tests.workflows.test_other_tasks import HugeResult, huge
 from workflows.ai_agent import AiAgentTask
 
@@ -141,6 +142,40 @@ async def test_an_answer_beyond_temporal_s_payload_limit_is_too_large(dev_server
     assert error.type == "NotRetryable"
     assert item.failure is not None
     assert item.failure.kind == "too_large"
+
+
+@pytest.mark.parametrize("outcome", [ANSWER, GONE], ids=["an answer", "a failure"])
+async def test_a_look_at_a_task_that_was_terminated_writes_nothing(
+    dev_server: EmbeddedTemporal, monkeypatch: pytest.MonkeyPatch, outcome: Step
+) -> None:
+    """For a query a worker replays the run, and would do what its last workflow task had not come to."""
+    monkeypatch.setattr(bookkeeping, "_OLD", timedelta(0))  # each write asks whether the run is open
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: str) -> None:
+        begun.set()
+        await may_end.wait()
+
+    calls, ledger, queue = ScriptedCalls(outcome, before=wait), InMemoryLedger(), f"queue-{uuid4()}"
+    client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
+    tasks = Tasks(client, queue, ledger)
+
+    def decides() -> Worker:
+        return Worker(client, task_queue=queue, workflows=[AiAgentTask], no_remote_activities=True)
+
+    async with Worker(client, task_queue=queue, activities=[calls.generate]):
+        async with decides():
+            handle = await tasks.start("AiAgentTask", {"prompt": "?"})
+            await begun.wait()
+        may_end.set()  # with nobody there who would take note of it
+        ended = "completed" if outcome is ANSWER else "failed"
+        await comes_to(handle, f"activity_task_{ended}_event_attributes")
+        await handle.terminate()
+        before = await tasks.work_items(handle)
+        async with decides():
+            assert await handle.query("work_items")
+        assert await tasks.work_items(handle) == before
+    assert [item.state for item in before] == [WorkItemState.STARTED]
 
 
 class UnreliableLedger(InMemoryLedger):

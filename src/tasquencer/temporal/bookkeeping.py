@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
+from temporalio.client import WorkflowExecutionStatus
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.entries import LedgerEntry
 from tasquencer.errors import AlreadyEnded, LedgerConflict, LedgerUnavailable
@@ -36,6 +38,9 @@ REFUSED = "LedgerConflict"
 _ALREADY_ENDED = "AlreadyEnded"
 """Type of the error that tells how a work item has ended that the task gives up: its detail is the entry."""
 
+_RUN_ENDED = "RunEnded"
+"""Type of the error with which nothing is written, because the run has ended."""
+
 RECORD_TIMEOUT = timedelta(seconds=10)
 RECORD_RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=100),
@@ -59,6 +64,11 @@ _PATIENCE = RECORD_TIMEOUT / 2
 _SLOW_SECONDS = 0.5
 """A write that takes longer makes the task look for news from the server, such as its cancellation."""
 
+_OLD = timedelta(seconds=5)
+"""What was decided so long ago is written only if the run is still open: as a rule a write is at once."""
+
+_DESCRIBE_TIMEOUT = timedelta(seconds=2)
+
 _log = logging.getLogger(__name__)
 
 
@@ -77,9 +87,18 @@ class Bookkeeping:
     async def record(self, entries: Sequence[LedgerEntry], settlement: Settlement | None = None) -> bool:
         """Write the batch, then settle; whether that was slow, earlier tries included.
 
-        A refusal is final; an outage is waited for, and so is the end of a bug.
+        A refusal is final; an outage is waited for, and so is the end of a bug. Of a run that has ended
+        nothing is written: for a query a worker replays it, and does what its last workflow task had not
+        come to.
         """
         begin = time.monotonic()
+        if _is_old(entries, settlement) and await _run_has_ended():
+            raise ApplicationError(
+                "the run has ended without it",
+                type=_RUN_ENDED,
+                non_retryable=True,
+                category=ApplicationErrorCategory.BENIGN,
+            )
         try:
             async with asyncio.timeout(_PATIENCE.total_seconds()):
                 await self._write(entries, settlement)
@@ -122,6 +141,22 @@ def already_ended(error: BaseException | None) -> LedgerEntry | None:
     if not isinstance(error, ApplicationError) or error.type != _ALREADY_ENDED:
         return None
     return LedgerEntry.model_validate(error.details[0])
+
+
+def _is_old(entries: Sequence[LedgerEntry], settlement: Settlement | None) -> bool:
+    decided = [entry.transition.at for entry in entries] + ([] if settlement is None else [settlement.at])
+    return datetime.now(UTC) - max(decided) > _OLD
+
+
+async def _run_has_ended() -> bool:
+    """Whether Temporal says so; not if it doesn't answer."""
+    info = activity.info()
+    run = activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+    try:
+        described = await run.describe(rpc_timeout=_DESCRIBE_TIMEOUT)
+    except RPCError as error:
+        return error.status is RPCStatusCode.NOT_FOUND
+    return described.status is not WorkflowExecutionStatus.RUNNING
 
 
 def _with_worker(entry: LedgerEntry) -> LedgerEntry:
