@@ -17,6 +17,7 @@ from activities.generate import AiActivities
 from activities.prices import Price
 from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob, ChatMessage
 from tasquencer.failure import Failure
+from tests.support.patience import PATIENCE_SECONDS
 
 KEY = "sk-test-0123456789abcdef"
 WORK_ITEM = "wi-1"
@@ -44,7 +45,7 @@ async def activities_for(
         yield AiActivities(client, MODEL, price)
 
 
-def environment(limit_seconds: float = 10.0, **info: Any) -> ActivityEnvironment:
+def environment(limit_seconds: float = PATIENCE_SECONDS, **info: Any) -> ActivityEnvironment:
     """Gives each call this long."""
     env = ActivityEnvironment()
     known: dict[str, Any] = {
@@ -62,7 +63,7 @@ async def answer_of(base_url: str, asked: AiJob | None = None, **options: Any) -
 
 
 async def error_of(
-    base_url: str, asked: AiJob | None = None, *, limit_seconds: float = 10.0, **options: Any
+    base_url: str, asked: AiJob | None = None, *, limit_seconds: float = PATIENCE_SECONDS, **options: Any
 ) -> ApplicationError:
     """The error that the call ends with; no error is an AssertionError."""
     async with activities_for(base_url, **options) as activities:

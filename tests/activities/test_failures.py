@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from tasquencer.failure import FailureKind
 from tests.activities.calling import KEY, MODEL, error_of, failure_of, job, schema
 from tests.support import answers
 from tests.support.answers import Answer
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ScriptedProvider
 
 K = FailureKind
@@ -139,7 +141,7 @@ async def test_what_the_provider_does_becomes_a_failure_of_its_kind_after_exactl
     assert failure["message"]
     assert "\n" not in failure["message"]
     assert failure["details"]["model"] == MODEL
-    assert 0 < failure["details"]["latency_seconds"] < 10
+    assert 0 < failure["details"]["latency_seconds"] < PATIENCE_SECONDS
 
 
 def test_every_kind_that_a_call_can_report_has_its_row() -> None:
@@ -167,8 +169,16 @@ async def test_a_refused_connection_is_unreachable_and_the_work_was_surely_not_d
     assert "ConnectError" in failure.message
 
 
-async def test_a_name_that_does_not_resolve_is_unreachable() -> None:
+async def test_a_name_that_does_not_resolve_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    async def resolve(host: object, *args: object, **kwargs: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
     failure = await failure_of("http://provider.invalid/v1")
+    assert asked
     assert (failure.kind, failure.transient, failure.outcome_unknown) == ("unreachable", True, False)
 
 
@@ -221,38 +231,39 @@ async def test_an_answer_that_breaks_off_keeps_what_its_headers_said(how: str) -
 
 async def test_silence_times_out_with_the_outcome_unknown_and_the_connection_closed() -> None:
     async with ScriptedProvider([answers.stall()]) as provider:
-        failure = await failure_of(provider.base_url, limit_seconds=0.3)
+        failure = await failure_of(provider.base_url, limit_seconds=2)
         assert (await provider.wait_for_end(0)).client_left
     assert (failure.kind, failure.transient, failure.outcome_unknown) == ("timed_out", True, True)
-    assert failure.message == "no answer within 300 ms"
-    assert failure.details["latency_seconds"] == pytest.approx(0.3, abs=0.25)
+    assert failure.message == "no answer within 2 s"
+    latency = failure.details["latency_seconds"]
+    assert isinstance(latency, float) and latency >= 1.9
 
 
 async def test_an_answer_that_drips_is_cut_off_by_the_same_limit_although_no_single_read_is_slow() -> None:
     drip = answers.slow(pause_seconds=0.1, pieces=100)
     async with ScriptedProvider([drip]) as provider:
-        failure = await failure_of(provider.base_url, limit_seconds=0.5)
+        failure = await failure_of(provider.base_url, limit_seconds=2)
         assert (await provider.wait_for_end(0)).client_left
     assert failure.kind == "timed_out"
 
 
 @pytest.mark.parametrize("code", [200, 500])
 async def test_an_endless_body_is_read_up_to_a_cap(code: int) -> None:
-    sent = 0
+    sent, much = 0, 48 * 1024 * 1024  # what the kernel keeps for a reader that has gone counts, too
 
     async def give(exchange: Exchange, body: Any) -> None:
         nonlocal sent
         await exchange.start(code, [("content-type", "application/json")])
-        while True:
+        while sent < much:
             await exchange.send(b" " * 65_536)
             sent += 65_536
 
     async with ScriptedProvider([Answer("endless", give)]) as provider:
-        failure = await failure_of(provider.base_url, limit_seconds=20)
+        failure = await failure_of(provider.base_url)
         await provider.wait_for_end(0)
     assert failure.kind == ("too_large" if code == 200 else "provider_error")
     assert failure.details["status_code"] == code
-    assert sent < 16 * 1024 * 1024
+    assert sent < much
 
 
 async def test_a_redirect_is_not_followed_and_its_target_named() -> None:
@@ -301,7 +312,7 @@ async def test_an_http_date_is_a_wait_until_then() -> None:
     at = datetime.now(UTC) + timedelta(seconds=600)
     async with ScriptedProvider([answers.rate_limited(format_datetime(at, usegmt=True))]) as provider:
         failure = await failure_of(provider.base_url)
-    assert failure.retry_after_seconds == pytest.approx(600, abs=10)
+    assert failure.retry_after_seconds == pytest.approx(600, abs=60)
 
 
 async def test_an_error_in_a_200_may_ask_to_wait_too() -> None:

@@ -180,7 +180,7 @@ async def test_the_call_reports_its_timeout_itself_before_temporal_does(dev_serv
         ScriptedProvider([answers.stall()]) as provider,
         worker_for(dev_server, provider.base_url) as running,
     ):
-        error = await cause_of(await running.ask(limit_seconds=0.5))
+        error = await cause_of(await running.ask(limit_seconds=2))
     assert isinstance(error, ApplicationError)
     assert error.type == "timed_out"
     assert error.details[0]["outcome_unknown"] is True

@@ -16,7 +16,7 @@ from tasquencer.task_state import TASK_ACTOR
 from tasquencer.temporal.reconciling import RECONCILER
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account, BatchAccount
-from tests.chaos.events import DEATHS, PAUSES, Event
+from tests.chaos.events import BUSY, DEATHS, PAUSES, Event
 from tests.chaos.histories import History
 from tests.stories import action_checks, ending_checks, lineage_checks, record_checks
 from tests.stories.story import CANCEL_TASK, Call, Reply, Story, label_of, text_of
@@ -41,7 +41,7 @@ _ALWAYS: Sequence[Callable[[Story], Iterator[str]]] = (
 )
 """What holds in every story."""
 
-SILENCERS = (*DEATHS, *PAUSES, "kill temporal", "worker ended by itself")
+SILENCERS = (*DEATHS, *PAUSES, BUSY, "kill temporal", "worker ended by itself")
 """Events after which a worker's heartbeats may be missing, besides a disturbed connection to Temporal."""
 
 DEADLOCK = timedelta(seconds=2)
@@ -171,12 +171,14 @@ def the_workflow_never_stumbles(account: Account) -> Iterator[str]:
 
 def _stumbles(history: History, events: Iterable[Event]) -> Iterator[str]:
     """Workflow tasks that failed, but for those of a worker that was stopped for so long that its decision
-    passed for deadlocked: they are decided again."""
-    pauses = [event for event in events if event.kind in PAUSES]
+    passed for deadlocked, or of a busy machine: they are decided again."""
+    excuses = [event for event in events if event.kind in (*PAUSES, BUSY)]
     for trouble in history.troubles:
         began_at, failed_at = trouble.began_at - LAG, trouble.failed_at
         is_excused = trouble.is_deadlock and any(
-            pause.overlaps(began_at, failed_at) and pause.lasts(DEADLOCK, until=failed_at) for pause in pauses
+            event.overlaps(began_at, failed_at)
+            and (event.kind == BUSY or event.lasts(DEADLOCK, until=failed_at))
+            for event in excuses
         )
         if not is_excused:
             yield f"I8: a workflow task failed: {trouble.message}"

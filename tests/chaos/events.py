@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-__all__ = ["DEATHS", "PAUSES", "Event", "Events"]
+__all__ = ["BUSY", "DEATHS", "PAUSES", "Event", "Events"]
 
 DEATHS = ("kill worker", "die at", "stop worker")
 """Kinds of event after which a worker process is gone."""
@@ -16,13 +16,16 @@ DEATHS = ("kill worker", "die at", "stop worker")
 PAUSES = ("pause worker", "pause at")
 """Kinds of event during which a worker process does nothing."""
 
+BUSY = "busy machine"
+"""Kind of event that is nobody's doing: the machine kept even the harness waiting, so all may be late."""
+
 
 @dataclass
 class Event:
     """Something that happened to a part.
 
     Attributes:
-        kind: A kind of fault, or `start worker`, `worker ended by itself`.
+        kind: A kind of fault, or `start worker`, `worker ended by itself`, `busy machine`.
         until: When its cause was over: the part had come back, connections were let through again; None:
             not yet.
         pid: The worker process that it happened to.

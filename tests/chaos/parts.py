@@ -19,6 +19,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.migrate import upgrade_database
 from tests.support import postgres as support
+from tests.support.patience import PATIENCE_SECONDS
 
 __all__ = ["Postgres", "Provider", "Temporal"]
 
@@ -27,7 +28,7 @@ _SERVER_SETTINGS = {"limit.historyCount.suggestContinueAsNew": 45}
 
 _POSTGRES_OPTIONS = ("-h", "127.0.0.1", "-k", "", "-c", "fsync=off", "-c", "synchronous_commit=on")
 
-_COMES_BACK_SECONDS = 60
+_COMES_BACK_SECONDS = PATIENCE_SECONDS
 
 
 class Temporal:
@@ -182,7 +183,7 @@ class Provider:
             return process.output().endswith("\n")
 
         try:
-            await process.wait_ready(speaks, timeout_seconds=30)
+            await process.wait_ready(speaks, timeout_seconds=PATIENCE_SECONDS)
             yield cls(int(process.last_line()), log)
         finally:
             process.kill()

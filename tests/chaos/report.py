@@ -9,6 +9,7 @@ from statistics import median, quantiles
 
 from tests.chaos.accounts import Account
 from tests.chaos.checks import batch_violations, violations
+from tests.chaos.events import BUSY
 from tests.chaos.plan import BY_WILL, FAULTS, RECOVERY_SECONDS
 from tests.chaos.run import Outcome
 from tests.stories.telling import told
@@ -127,7 +128,8 @@ def _moments(outcome: Outcome, kind: str) -> str:
 
 def _last_end(outcome: Outcome) -> float:
     ends = [account.history.closed_at for account in outcome.accounts if account.history.closed_at]
-    fault = max((event.until or event.at for event in outcome.events), default=None)
+    faults = [event.until or event.at for event in outcome.events if event.kind != BUSY]
+    fault = max(faults, default=None)
     return (max(ends) - fault).total_seconds() if ends and fault is not None else 0.0
 
 
@@ -190,7 +192,7 @@ def _recovered(outcome: Outcome) -> Iterator[tuple[str, float, Account]]:
                 yield _DECIDING, seconds, account
                 continue
             yield _CALLING, seconds, account
-            if kill.quiet:
+            if kill.quiet and not account.events_between([BUSY], kill.at, item.ended_at):
                 yield _QUIET, seconds, account
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -34,7 +35,7 @@ from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.work_item import WorkItem
 from tests.chaos.accounts import Account, BatchAccount, TaskRun, calls_in, make_account
-from tests.chaos.events import Events
+from tests.chaos.events import BUSY, Events
 from tests.chaos.histories import read_history
 from tests.chaos.ledger_rows import ended_since, read_ledger
 from tests.chaos.nemesis import Nemesis
@@ -44,6 +45,7 @@ from tests.chaos.plan import Options, TaskPlan, plan_faults, plan_rows, plan_tas
 from tests.chaos.wire import Wire
 from tests.chaos.workers import WorkerPart
 from tests.support.batches import filled_batch
+from tests.support.patience import PATIENCE_SECONDS
 
 __all__ = ["Outcome", "run"]
 
@@ -64,7 +66,12 @@ _AGAIN_SECONDS = 0.3
 _GRACE_SECONDS = 2.0
 """The reconciler leaves alone what has ended later."""
 
-_RECONCILED_WITHIN = timedelta(seconds=60)
+_RECONCILED_WITHIN = timedelta(seconds=PATIENCE_SECONDS)
+
+_NAP_SECONDS = 0.1
+
+_BUSY_SECONDS = 0.5
+"""A machine that is so late for a nap, or takes so long to write a small file, counts as busy."""
 
 _ANSWERED_SECONDS = 60
 """Whoever acts on a task has an answer so long after its end; Temporal's long polls alone take 20 s."""
@@ -116,7 +123,7 @@ async def run(options: Options, folder: Path) -> Outcome:
         rows = plan_rows(options)
         if rows:
             await _start_batch(stage, rows)
-        watching = asyncio.create_task(_watch(stage))
+        watching = asyncio.gather(_watch(stage), _watch_machine(stage))
         faults = asyncio.create_task(stage.nemesis.work(plan_faults(options), options.faults))
         await _work(stage, faults, rows)
         await faults
@@ -339,6 +346,29 @@ async def _watch(stage: _Stage) -> None:
                 stage.sightings[item.id] = item
 
 
+async def _watch_machine(stage: _Stage) -> None:
+    """Note when the machine keeps everybody waiting: that excuses what it makes late."""
+    file = stage.folder / "nap"
+    while True:
+        begin = datetime.now(UTC)
+        if await asyncio.to_thread(_delay, file) > _BUSY_SECONDS:
+            event = stage.events.begin(BUSY)
+            event.at = begin
+            stage.events.end(event)
+
+
+def _delay(file: Path) -> float:
+    """How late one is after a nap, or how long a small file takes to be written: the longer of the two."""
+    begin = time.monotonic()
+    time.sleep(_NAP_SECONDS)
+    woken = time.monotonic()
+    with file.open("wb") as written:
+        written.write(b"awake")
+        written.flush()
+        os.fsync(written.fileno())
+    return max(woken - begin - _NAP_SECONDS, time.monotonic() - woken)
+
+
 async def _reconcile(stage: _Stage) -> Reconciliation:
     """Have the workers settle what tasks have left open that were cut off."""
     await asyncio.sleep(_GRACE_SECONDS)
@@ -355,14 +385,15 @@ async def _reconcile(stage: _Stage) -> Reconciliation:
 async def _answer(handle: Handle, query: str) -> tuple[Any, str]:
     """What a workflow tells of itself, or None and why it does not."""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await handle.query(query), ""
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the workflow's account
         return None, f"{type(error).__name__}: {error}"[:600]
 
 
 async def _accounts(stage: _Stage) -> list[Account]:
-    last = max((event.until or event.at for event in stage.events), default=datetime.now(UTC))
+    faults = [event.until or event.at for event in stage.events if event.kind != BUSY]
+    last = max(faults, default=datetime.now(UTC))
     slots = asyncio.Semaphore(8)
 
     async def look(task: TaskRun) -> None:

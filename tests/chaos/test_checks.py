@@ -15,7 +15,7 @@ from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account, BatchAccount
 from tests.chaos.checks import batch_violations, each_end_has_its_cause, violations
-from tests.chaos.events import Event, Events
+from tests.chaos.events import BUSY, Event, Events
 from tests.chaos.good_account import (
     at,
     change_item,
@@ -371,6 +371,46 @@ def test_whatever_silences_a_worker_explains_its_loss(event: Event) -> None:
 
 def test_a_long_stop_of_a_worker_explains_a_deadlock() -> None:
     assert violations(_deadlock(good_account(), stopped=(1.5, 3.9))) == []
+
+
+def _late(account: Account) -> Account:
+    """The first call ran into its limit, though its answer was on the way, and nothing happened meanwhile."""
+    account = _call(_failure(account, FailureKind.TIMED_OUT), 0, given=Given("late", None, "42"))
+    request = account.story.request.model_copy(update={"attempt_timeout_seconds": 3})
+    listed = [{**account.story.listed[0], "failure_kind": FailureKind.TIMED_OUT}, account.story.listed[1]]
+    account = change_story(account, request=request, listed=listed)
+    return _without_events(replace(account, listed=listed))
+
+
+@pytest.mark.parametrize(
+    ("plant", "complaint"),
+    [
+        (_without_events, "no worker was killed, stopped or cut off"),
+        (_late, "and nothing was disturbed"),
+        (lambda a: _deadlock(a, stopped=()), "I8: a workflow task failed: [TMPRL1101]"),
+    ],
+    ids=["lost worker", "late answer", "deadlock"],
+)
+def test_a_busy_machine_explains_what_it_made_late_and_nothing_else(
+    plant: Callable[[Account], Account], complaint: str
+) -> None:
+    account = plant(good_account())
+    later, meanwhile = Event(BUSY, at(30), at(30.7)), Event(BUSY, at(2), at(2.7))
+    for events in (account.events, [*account.events, later]):
+        (found,) = violations(replace(account, events=events))
+        assert complaint in found
+    assert violations(replace(account, events=[*account.events, meanwhile])) == []
+
+
+def test_a_busy_machine_explains_no_other_failed_workflow_task() -> None:
+    account = _history(good_account(), troubles=[Trouble(at(1), at(1.1), "NON_DETERMINISTIC_ERROR")])
+    assert violations(replace(account, events=[*account.events, Event(BUSY, at(1), at(1.7))])) != []
+
+
+def test_a_recovery_on_a_busy_machine_is_not_measured_against_the_aim() -> None:
+    account = _killed_at(-4.6)
+    account = replace(account, events=[*account.events, Event(BUSY, at(1), at(1.7))])
+    assert missed_aims(_outcome(account)) == []
 
 
 def test_a_cut_to_the_provider_explains_no_lost_worker() -> None:

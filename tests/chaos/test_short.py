@@ -23,12 +23,12 @@ SHORT = Options(
     workers=1,
     witness=False,
     gap_seconds=1.0,
-    patience_seconds=60.0,
+    patience_seconds=180.0,
     quiet=0.0,
 )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 async def test_no_promise_is_broken_while_the_parts_are_killed(tmp_path: Path) -> None:
     outcome = await run(SHORT, tmp_path)
     print(table(outcome))

@@ -19,6 +19,7 @@ from tasquencer.devkit.processes import ChildProcess
 from tests.chaos.events import Event, Events
 from tests.chaos.wills import Deed, Deeds, Will, Wills
 from tests.chaos.wire import Wire
+from tests.support.patience import PATIENCE_SECONDS
 
 __all__ = ["GRACE_SECONDS", "WorkerPart"]
 
@@ -93,7 +94,7 @@ class WorkerPart:
         """Start it, and go on starting it until `end`; return once it polls."""
         self._spawn()
         assert self._process is not None
-        await self._process.wait_ready(self._is_ready, timeout_seconds=60)
+        await self._process.wait_ready(self._is_ready, timeout_seconds=PATIENCE_SECONDS)
         self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.name}")
 
     async def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import os
 import pty
@@ -13,9 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.patience import PATIENCE_SECONDS
+
 __all__ = ["Finished", "Running", "finish", "kill_what_still_runs", "on_a_terminal", "start", "until"]
 
 TASQ = Path(sys.executable).parent / "tasq"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in its background, and a child would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,19 @@ class Running:
         ]
 
     async def _read(self, stream: asyncio.StreamReader, name: str) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")()  # a chunk may end within a character
         while chunk := await stream.read(65536):
-            setattr(self, name, getattr(self, name) + chunk.decode())
+            setattr(self, name, getattr(self, name) + decoder.decode(chunk))
 
-    async def says(self, text: str, *, timeout_seconds: float = 75.0) -> None:
+    async def says(self, text: str) -> None:
         """Returns once the text stands on standard error."""
-        await until(lambda: text in self.stderr, timeout_seconds, lambda: f"{text!r} not in {self.stderr!r}")
+        await until(lambda: text in self.stderr, lambda: f"{text!r} not in {self.stderr!r}")
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
-    async def finish(self, *, timeout_seconds: float = 75.0) -> Finished:
-        async with asyncio.timeout(timeout_seconds):
+    async def finish(self) -> Finished:
+        async with asyncio.timeout(PATIENCE_SECONDS):
             code = await self.process.wait()
             await asyncio.gather(*self._readers)
         return Finished(code, self.stdout, self.stderr)
@@ -82,8 +90,8 @@ async def start(*arguments: str, environment: Mapping[str, str], folder: Path | 
     )
 
 
-async def finish(*arguments: str, environment: Mapping[str, str], timeout_seconds: float = 75.0) -> Finished:
-    return await (await start(*arguments, environment=environment)).finish(timeout_seconds=timeout_seconds)
+async def finish(*arguments: str, environment: Mapping[str, str]) -> Finished:
+    return await (await start(*arguments, environment=environment)).finish()
 
 
 async def on_a_terminal(*arguments: str, environment: Mapping[str, str], types: str = "") -> tuple[int, str]:
@@ -112,15 +120,15 @@ async def on_a_terminal(*arguments: str, environment: Mapping[str, str], types: 
         except OSError:  # Linux: the other side is closed
             pass
 
-    async with asyncio.timeout(75):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.to_thread(read)
         code = await process.wait()
     os.close(ours)
     return code, seen.decode()
 
 
-async def until(is_so: Callable[[], bool], timeout_seconds: float, problem: Callable[[], str]) -> None:
-    deadline = time.monotonic() + timeout_seconds
+async def until(is_so: Callable[[], bool], problem: Callable[[], str]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         if time.monotonic() > deadline:
             raise AssertionError(problem())

@@ -53,7 +53,7 @@ async def task_in(environment: Environment, task_id: str, prompt: str, state: st
         items = json.loads(shown.stdout)["work_items"] if shown.code == 0 else []
         return items[-1] if items and items[-1]["state"] == state else None
 
-    return await eventually(probe, f"{task_id} to have a work item that is {state}", seconds=60)
+    return await eventually(probe, f"{task_id} to have a work item that is {state}")
 
 
 async def transitions(environment: Environment, task_id: str, state: str) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ async def transitions(environment: Environment, task_id: str, state: str) -> lis
         item = json.loads(shown.stdout)["work_items"][-1]
         return item["transitions"] if item["state"] == state else None
 
-    return await eventually(probe, f"the last work item of {task_id} to be {state}", seconds=60)
+    return await eventually(probe, f"the last work item of {task_id} to be {state}")
 
 
 async def test_retry_now_ends_the_backoff_and_says_who_did_it(environment: Environment) -> None:
@@ -102,7 +102,7 @@ async def task_in_state(environment: Environment, task_id: str, state: str, atte
         item = json.loads(shown.stdout)["work_items"][-1]
         return (item["attempt"], item["state"]) == (attempt, state)
 
-    await eventually(probe, f"attempt {attempt} of {task_id} to be {state}", seconds=60)
+    await eventually(probe, f"attempt {attempt} of {task_id} to be {state}")
 
 
 async def test_cancel_ends_the_task_and_stops_its_call(environment: Environment) -> None:
@@ -111,6 +111,8 @@ async def test_cancel_ends_the_task_and_stops_its_call(environment: Environment)
     assert (acted.code, acted.stderr) == (0, "task canceled is being canceled\n")
     log = await transitions(environment, "canceled", "canceled")
     assert log[-1]["reason"] == "the task was canceled"
+    # The ledger knows it a moment before the task is closed; who watches is told after that.
+    assert (await finish("watch", "canceled", environment=environment)).code == 1
     again = await finish("cancel", "canceled", "--yes", environment=environment)
     assert (again.code, again.stderr) == (1, "error: task 'canceled' has ended already: canceled\n")
 

@@ -208,7 +208,6 @@ async def test_ctrl_c_lets_the_batch_go_on_and_says_how_to_attach(scene: Scene, 
     running = await scene.start("batch", prompts, "--id", "left-alone", "--out", out)
     await until(
         lambda: scene.provider.asked["held a"] == 1 and "1 of 2" in running.stderr,
-        60,
         lambda: running.stderr,
     )
     running.interrupt()
@@ -237,7 +236,7 @@ async def test_pause_status_resume_and_cancel(scene: Scene, tmp_path: Path) -> N
     out = tmp_path / "r.jsonl"
     ran = await scene.tasq("batch", prompts, "--id", "acted-on", "--concurrency", "2", "--detach")
     assert (ran.code, ran.stdout) == (0, "acted-on\n")
-    await until(lambda: scene.provider.asked["held 1"] == 1, 60, lambda: "held 1 is not asked")
+    await until(lambda: scene.provider.asked["held 1"] == 1, lambda: "held 1 is not asked")
     paused = await scene.tasq("batch", "pause", "acted-on", "--actor", "anna", "--reason", "lunch")
     assert (paused.code, paused.stderr) == (0, "batch acted-on is paused\n")
     said = await scene.tasq("batch", "status", "acted-on")

@@ -22,7 +22,7 @@ from tests.cli.conftest import Tasq
 from tests.cli.processes import finish, on_a_terminal, start
 from tests.cli.stories import NOON, ReviewStory, Story
 from tests.support.answers import ok, stall
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import executable
 
@@ -200,7 +200,7 @@ async def waiting(environment: Environment, task_id: str, number: int) -> dict[s
         review = json.loads(shown.stdout) if shown.code == 0 else {}
         return review if review.get("number") == number else None
 
-    return await eventually(probe, f"draft {number} of {task_id} to wait for a review", seconds=60)
+    return await eventually(probe, f"draft {number} of {task_id} to wait for a review")
 
 
 async def decide(environment: Environment, *arguments: str) -> tuple[int, str]:
@@ -333,7 +333,7 @@ async def test_the_documents_command_starts_a_reviewed_draft(environment: Enviro
     shell = await asyncio.create_subprocess_shell(
         command, env={**environment, "PATH": path}, stdout=asyncio.subprocess.PIPE
     )
-    await asyncio.wait_for(shell.communicate(), 60)
+    await asyncio.wait_for(shell.communicate(), PATIENCE_SECONDS)
     assert shell.returncode == 0
     (task_id,) = re.findall(r"--workflow-id (\S+)", command)
     await waiting(environment, task_id, number=1)

@@ -12,6 +12,7 @@ from temporalio.client import Client
 from tasquencer.devkit.errors import MissingPart, ProcessFailed
 from tasquencer.devkit.processes import answers
 from tasquencer.devkit.temporal_server import embedded_temporal
+from tests.support.patience import PATIENCE_SECONDS
 
 
 def alive(pid: int) -> bool:
@@ -28,7 +29,10 @@ async def test_the_server_answers_on_its_address_and_ends_with_the_block() -> No
 
 
 async def test_the_web_ui_is_served() -> None:
-    async with embedded_temporal() as server, httpx2.AsyncClient(trust_env=False) as browser:
+    async with (
+        embedded_temporal() as server,
+        httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as browser,
+    ):
         assert server.ui_url is not None
         page = await browser.get(server.ui_url, follow_redirects=True)
         assert page.status_code == 200

@@ -17,13 +17,13 @@ from tasquencer.devkit.fault_proxy import (
     fault_proxy,
 )
 from tasquencer.devkit.http_server import Exchange, HttpServer
-from tasquencer.devkit.processes import free_port
 from tests.support.answers import ok, stall, status, truncated
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ScriptedProvider
 
 
 def client_of(base_url: str) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=base_url, api_key="sk-secret", max_retries=0, timeout=10)
+    return AsyncOpenAI(base_url=base_url, api_key="sk-secret", max_retries=0, timeout=PATIENCE_SECONDS)
 
 
 async def ask(client: AsyncOpenAI) -> str | None:
@@ -78,7 +78,7 @@ async def test_headers_and_body_reach_the_upstream_unchanged_and_no_key_is_kept(
     async with (
         HttpServer(upstream) as server,
         fault_proxy(f"{server.origin}/api/v1/") as proxy,
-        httpx2.AsyncClient(trust_env=False) as client,
+        httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as client,
     ):
         answer = await client.post(
             f"{proxy.base_url}/chat/completions?a=%2F",
@@ -112,7 +112,7 @@ async def test_a_stream_passes_piece_by_piece() -> None:
     async with (
         HttpServer(upstream) as server,
         fault_proxy(server.origin) as proxy,
-        httpx2.AsyncClient(trust_env=False, timeout=10) as client,
+        httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as client,
         client.stream("POST", f"{proxy.base_url}/v1/chat/completions", content=b"{}") as answer,
     ):
         parts = answer.aiter_raw()
@@ -128,7 +128,7 @@ async def test_health_checks_spend_no_fault() -> None:
     async with (
         HttpServer(upstream) as server,
         fault_proxy(server.origin, faults=[ServerError(500)]) as proxy,
-        httpx2.AsyncClient(trust_env=False) as client,
+        httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as client,
     ):
         assert (await client.get(f"{proxy.base_url}/health")).text == "fine"
         assert (await client.post(f"{proxy.base_url}/x")).status_code == 500
@@ -172,7 +172,7 @@ async def test_the_upstreams_own_errors_pass_unchanged() -> None:
 
 async def test_an_upstream_out_of_reach_is_reported_as_bad_gateway() -> None:
     async with (
-        fault_proxy(f"http://127.0.0.1:{free_port()}/v1") as proxy,
+        fault_proxy("http://127.0.0.1:1/v1") as proxy,
         client_of(proxy.base_url) as client,
     ):
         with pytest.raises(openai.InternalServerError, match=r"fault proxy cannot reach 127\.0\.0\.1"):

@@ -9,12 +9,15 @@ from openai import AsyncOpenAI
 
 from tasquencer.devkit.errors import MissingPart
 from tasquencer.devkit.local_model import local_model
+from tests.support.patience import PATIENCE_SECONDS
 
 
 async def test_a_real_model_answers_the_openai_client_and_ends_with_the_block() -> None:
     async with (
         local_model() as model,
-        AsyncOpenAI(base_url=model.base_url, api_key="any", max_retries=0, timeout=60) as client,
+        AsyncOpenAI(
+            base_url=model.base_url, api_key="any", max_retries=0, timeout=PATIENCE_SECONDS
+        ) as client,
     ):
         completion = await client.chat.completions.create(
             model=model.model_name,

@@ -13,6 +13,7 @@ import pytest
 
 from tasquencer.devkit.errors import ProcessFailed
 from tasquencer.devkit.processes import ChildProcess, answers, free_port
+from tests.support.patience import PATIENCE_SECONDS
 
 STUBBORN = """
 import signal
@@ -31,8 +32,8 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_gone(pid: int, *, timeout_seconds: float = 5) -> bool:
-    deadline = monotonic() + timeout_seconds
+def wait_gone(pid: int) -> bool:
+    deadline = monotonic() + PATIENCE_SECONDS
     while alive(pid) and monotonic() < deadline:
         sleep(0.01)
     return not alive(pid)
@@ -46,15 +47,15 @@ async def wait_output(process: ChildProcess, text: str) -> None:
     async def ready() -> bool:
         return text in process.output()
 
-    await process.wait_ready(ready, timeout_seconds=5)
+    await process.wait_ready(ready, timeout_seconds=PATIENCE_SECONDS)
 
 
 async def test_a_process_ends_by_sigterm_and_stopping_it_again_is_harmless() -> None:
     process = ChildProcess("sleeper", python("import signal; print('up', flush=True); signal.pause()"))
     await wait_output(process, "up")
 
-    assert await process.stop() == -signal.SIGTERM
-    assert await process.stop() == -signal.SIGTERM
+    assert await process.stop(grace_seconds=PATIENCE_SECONDS) == -signal.SIGTERM
+    assert await process.stop(grace_seconds=PATIENCE_SECONDS) == -signal.SIGTERM
     assert not alive(process.pid)
 
 
@@ -78,7 +79,7 @@ async def test_a_stop_that_is_cancelled_while_it_waits_still_kills() -> None:
 async def test_stopping_a_process_ends_what_it_started_too() -> None:
     code = """if True:
         import subprocess
-        child = subprocess.Popen(['sleep', '60'])
+        child = subprocess.Popen(['sleep', '600'])
         print('child', child.pid, flush=True)
         child.wait()
     """
@@ -97,7 +98,7 @@ async def test_a_process_that_ends_before_it_is_ready_is_reported_with_its_last_
         return False
 
     with pytest.raises(ProcessFailed, match=r"^the thing ended with status 1: no disk left$"):
-        await process.wait_ready(never, timeout_seconds=10)
+        await process.wait_ready(never, timeout_seconds=PATIENCE_SECONDS)
     await process.stop()
 
 
@@ -116,7 +117,7 @@ async def test_the_output_can_go_to_a_file_that_stays(tmp_path: Path) -> None:
     log = tmp_path / "process.log"
     log.write_text("from before\n")
     process = ChildProcess("talker", python("print('hello')"), output_file=log)
-    await process.wait(timeout_seconds=5)
+    assert await process.wait(timeout_seconds=PATIENCE_SECONDS) == 0
 
     assert process.output() == "hello\n"
     await process.stop()
@@ -142,12 +143,13 @@ def test_the_child_dies_with_a_parent_that_is_killed() -> None:
         """
         import asyncio, signal, sys
         from tasquencer.devkit.processes import ChildProcess
+        from tests.support.patience import PATIENCE_SECONDS
         async def main():
             code = "import signal; print('up', flush=True); signal.pause()"
             child = ChildProcess("child", [sys.executable, "-c", code])
             async def ready():
                 return "up" in child.output()
-            await child.wait_ready(ready, timeout_seconds=10)
+            await child.wait_ready(ready, timeout_seconds=PATIENCE_SECONDS)
             print(child.pid, flush=True)
             signal.pause()
         asyncio.run(main())

@@ -34,10 +34,11 @@ from tests.support.answers import (
     stream_without_finish,
     truncated,
 )
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ProviderRequest, ScriptedProvider
 
 
-def client_of(provider: ScriptedProvider, *, timeout: float = 10) -> AsyncOpenAI:
+def client_of(provider: ScriptedProvider, *, timeout: float = PATIENCE_SECONDS) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=provider.base_url, api_key="sk-test", max_retries=0, timeout=timeout)
 
 
@@ -74,7 +75,7 @@ async def test_every_request_is_recorded_with_time_headers_and_body() -> None:
     assert record.prompt == "What is new?"
     assert record.body["model"] == "some-model"
     assert before <= record.at <= datetime.now(UTC)
-    assert record.ended_at is not None and record.ended_at - record.at < timedelta(seconds=5)
+    assert record.ended_at is not None and record.ended_at - record.at < timedelta(seconds=60)
     assert (record.status, record.complete, record.client_left) == (200, True, False)
 
 
@@ -186,12 +187,12 @@ async def test_a_client_that_leaves_is_recorded_at_once() -> None:
 
     assert (record.status, record.complete, record.client_left) == (None, False, True)
     assert record.ended_at is not None
-    assert record.ended_at - left_at < timedelta(seconds=1)
+    assert record.ended_at - left_at < timedelta(seconds=20)
 
 
 async def test_a_client_that_times_out_in_the_middle_of_an_answer_is_recorded() -> None:
-    answer = slow(pause_seconds=5)
-    async with ScriptedProvider([answer]) as provider, client_of(provider, timeout=0.2) as client:
+    answer = slow(pause_seconds=60)
+    async with ScriptedProvider([answer]) as provider, client_of(provider, timeout=2) as client:
         with pytest.raises(openai.APITimeoutError):
             await ask(client)
         record = await provider.wait_for_end(0)
@@ -245,7 +246,10 @@ async def test_the_answer_for_the_rest_is_given_once_the_script_is_spent() -> No
 async def test_a_request_of_the_wrong_shape_is_refused_and_spends_no_answer(
     path: str, body: dict[str, object], expected: tuple[int, str]
 ) -> None:
-    async with ScriptedProvider([ok()]) as provider, httpx2.AsyncClient(trust_env=False) as client:
+    async with (
+        ScriptedProvider([ok()]) as provider,
+        httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as client,
+    ):
         answer = await client.post(provider.base_url + path, json=body, headers={"authorization": "Bearer x"})
         assert answer.status_code == expected[0]
         assert expected[1] in answer.json()["error"]["message"]
@@ -273,11 +277,16 @@ async def test_it_runs_as_a_program_with_a_script_and_a_log(tmp_path: Path) -> N
         async def ready() -> bool:
             return process.output().endswith("\n")
 
-        await process.wait_ready(ready, timeout_seconds=10)
+        await process.wait_ready(ready, timeout_seconds=PATIENCE_SECONDS)
         async with AsyncOpenAI(base_url=process.last_line(), api_key="x", max_retries=0) as client:
             with pytest.raises(openai.RateLimitError):
                 await ask(client)
             assert (await ask(client)).choices[0].message.content == "hi"
+
+        async def logged() -> bool:  # a request's end, a moment after its answer
+            return log.read_text().count("\n") == 4
+
+        await eventually(logged, "two requests and their ends in the log")
     finally:
         await process.stop()
     lines = [json.loads(line) for line in log.read_text().splitlines()]

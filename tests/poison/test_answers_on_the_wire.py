@@ -18,6 +18,7 @@ from tests.activities.calling import activities_for, answer_of, environment, fai
 from tests.poison.wire import GOOD, bomb, endless, head, sending
 from tests.support import answers
 from tests.support.answers import Answer
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ScriptedProvider
 
 K = FailureKind
@@ -136,7 +137,7 @@ STALLING: list[tuple[str, Answer]] = [
 ]
 
 
-async def _of(activities: Any, limit_seconds: float = 20) -> Failure:
+async def _of(activities: Any, limit_seconds: float = PATIENCE_SECONDS) -> Failure:
     with pytest.raises(ApplicationError) as caught:
         await environment(limit_seconds).run(activities.generate, job())
     return Failure.model_validate(caught.value.details[0])
@@ -168,7 +169,7 @@ async def test_a_bad_answer_is_a_failure_and_the_next_call_of_the_same_client_ge
 @pytest.mark.parametrize("answer", [row[1] for row in STALLING], ids=[row[0] for row in STALLING])
 async def test_an_answer_that_does_not_come_to_its_end_times_out(answer: Answer) -> None:
     async with ScriptedProvider([answer]) as provider, activities_for(provider.base_url) as activities:
-        failure = await _of(activities, 0.4)
+        failure = await _of(activities, 2)
         assert (await provider.wait_for_end(0)).client_left
     assert (failure.kind, failure.outcome_unknown) == (K.TIMED_OUT, True)
     assert_recordable(failure)

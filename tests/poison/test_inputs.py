@@ -12,6 +12,7 @@ from temporalio.common import RawValue
 
 from tests.poison.conftest import Ground
 from tests.support.answers import Answer, ok
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ProviderRequest
 from tests.support.tasks import failure_of_task
 
@@ -89,7 +90,7 @@ async def test_an_input_that_is_no_request_fails_the_task_at_once(
     ground: Ground, args: list[Any], says: str
 ) -> None:
     handle = await ground.tasks.start("AiAgentTask", *args)
-    error = await asyncio.wait_for(failure_of_task(handle), 20)
+    error = await asyncio.wait_for(failure_of_task(handle), PATIENCE_SECONDS)
     assert error.type == "InvalidRequest"
     assert says in error.message
     assert len(error.message) < 8_000
@@ -102,7 +103,7 @@ async def test_an_input_that_is_no_request_fails_the_task_at_once(
 )
 async def test_the_other_tasks_fail_at_once_too(ground: Ground, workflow: str, args: list[Any]) -> None:
     handle = await ground.tasks.start(workflow, *args)
-    error = await asyncio.wait_for(failure_of_task(handle), 20)
+    error = await asyncio.wait_for(failure_of_task(handle), PATIENCE_SECONDS)
     assert error.type == "InvalidRequest"
 
 

@@ -15,6 +15,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tests.end_to_end.stage import Stage
 from tests.poison.wire import bomb, endless, head, streaming
 from tests.support.answers import Answer, ok, raw
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ProviderRequest, ScriptedProvider
 
 MOST_GROWTH = 100 * 2**20
@@ -88,7 +89,7 @@ async def test_no_answer_makes_the_worker_s_memory_grow_by_a_hundred_megabytes(
             before = peak_bytes(worker.pid)
             grown: dict[str, int] = {}
             for name, (_, kind) in POISON.items():
-                limit = 1 if kind == "timed_out" else 30
+                limit = 1 if kind == "timed_out" else PATIENCE_SECONDS
                 options: dict[str, Any] = {"max_retries": 0, "attempt_timeout_seconds": limit}
                 tasks = [await stage.start(name, **options) for _ in range(AT_ONCE)]
                 ends = await asyncio.gather(*(task.result() for task in tasks), return_exceptions=True)

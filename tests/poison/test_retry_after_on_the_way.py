@@ -12,7 +12,7 @@ import pytest
 from tests.poison.conftest import Ground
 from tests.poison.wire import head, sending
 from tests.support.answers import Answer, ok
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ProviderRequest
 from tests.support.tasks import Tasks, history, timers
 
@@ -62,7 +62,7 @@ async def waited(tasks: Tasks, case: str) -> tuple[float, str, list[float]]:
     slept = await eventually(sleeping, f"the timer of {case!r}")
     _, item = await tasks.work_items(handle)
     if item.delay_seconds < 1:
-        assert (await asyncio.wait_for(handle.result(), 20))["attempts"] == 2
+        assert (await asyncio.wait_for(handle.result(), PATIENCE_SECONDS))["attempts"] == 2
     else:
         await handle.terminate()
     return item.delay_seconds, item.delay_reason, slept

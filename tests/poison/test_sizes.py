@@ -22,7 +22,7 @@ from tasquencer.temporal.scope import pack, unpack
 from tasquencer.work_item import WorkItem
 from tests.poison.conftest import Ground
 from tests.support.answers import Answer, ok, stall
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ProviderRequest
 from tests.support.tasks import failure_of_task
 from tests.unit.driving import NOON
@@ -63,7 +63,7 @@ async def started(ground: Ground, handle: WorkflowHandle[Any, Any], lineage: str
 
 
 async def finished(handle: WorkflowHandle[Any, Any]) -> Any:
-    return await asyncio.wait_for(handle.result(), 30)
+    return await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
 
 
 async def test_the_largest_request_gets_the_largest_answer(ground: Ground) -> None:
@@ -80,7 +80,7 @@ async def test_the_largest_request_gets_the_largest_answer(ground: Ground) -> No
 @pytest.mark.parametrize("over", [1, 200_000, 5_000_000])
 async def test_an_answer_over_the_limit_fails_its_attempt(ground: Ground, over: int) -> None:
     handle = await ground.tasks.start("AiAgentTask", {"prompt": asking(LARGEST_ANSWER + over)})
-    error = await asyncio.wait_for(failure_of_task(handle), 30)
+    error = await asyncio.wait_for(failure_of_task(handle), PATIENCE_SECONDS)
     assert (error.type, error.details[0]["kind"]) == ("NotRetryable", "too_large")
 
 
@@ -89,7 +89,7 @@ async def test_the_largest_result_by_hand_completes_the_task(ground: Ground) -> 
     item = await started(ground, handle)
     text = "t" * (MAXIMUM_ANSWER_BYTES - len(AiAnswer(text="").model_dump_json()))
     update = {"actor": "anna", "work_item_id": item.id, "result": {"text": text}}
-    await asyncio.wait_for(handle.execute_update("complete_work_item", update), 30)
+    await asyncio.wait_for(handle.execute_update("complete_work_item", update), PATIENCE_SECONDS)
     assert (await finished(handle))["text"] == text
 
 
@@ -115,7 +115,7 @@ async def test_an_update_that_is_too_much_is_refused_in_a_few_words_and_the_task
     item = await started(ground, handle)
     update = {"actor": "anna", "work_item_id": item.id} | fields
     with pytest.raises(WorkflowUpdateFailedError) as caught:
-        await asyncio.wait_for(handle.execute_update("complete_work_item", update), 30)
+        await asyncio.wait_for(handle.execute_update("complete_work_item", update), PATIENCE_SECONDS)
     said = str(caught.value.cause)
     assert said.startswith("InvalidRequest: ")
     assert says in said
@@ -142,7 +142,7 @@ async def test_a_fan_out_whose_calls_would_be_too_much_for_one_workflow_task_is_
 ) -> None:
     request = {"prompts": [asking(1)] * 20, "concurrency": 20} | shared
     handle = await ground.tasks.start("AiFanOutTask", request)
-    error = await asyncio.wait_for(failure_of_task(handle), 30)
+    error = await asyncio.wait_for(failure_of_task(handle), PATIENCE_SECONDS)
     assert error.type == "InvalidRequest"
     assert error.message.startswith("system, metadata, prompts: the calls have 6,0")
 
@@ -164,8 +164,8 @@ async def test_a_conversation_about_drafts_that_grows_too_long_fails_the_task(
         item = await started(ground, handle, f"review-{number}")
         decision = {"decision": "reject", "comments": asking(draft, 20_000)}
         update = {"actor": "anna", "work_item_id": item.id, "result": decision}
-        await asyncio.wait_for(handle.execute_update("complete_work_item", update), 30)
-    error = await asyncio.wait_for(failure_of_task(handle), 30)
+        await asyncio.wait_for(handle.execute_update("complete_work_item", update), PATIENCE_SECONDS)
+    error = await asyncio.wait_for(failure_of_task(handle), PATIENCE_SECONDS)
     assert error.type == "TaskFailed"
     assert "the conversation about the drafts is too long to go on" in error.message
     assert len(error.message) < 1_000
@@ -175,7 +175,7 @@ async def test_the_largest_draft_can_be_approved(ground: Ground) -> None:
     handle = await ground.tasks.start("ReviewedDraft", {"prompt": asking(LARGEST_ANSWER)})
     item = await started(ground, handle, "review-1")
     update = {"actor": "anna", "work_item_id": item.id, "result": {"decision": "approve"}}
-    await asyncio.wait_for(handle.execute_update("complete_work_item", update), 30)
+    await asyncio.wait_for(handle.execute_update("complete_work_item", update), PATIENCE_SECONDS)
     assert len((await finished(handle))["text"]) == LARGEST_ANSWER
 
 

@@ -19,7 +19,7 @@ from tasquencer.work_item import WorkItem
 from tests.poison.conftest import Ground, ground_on
 from tests.poison.wire import head, sending
 from tests.support.answers import Answer, raw, stall, status
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ProviderRequest
 from tests.support.tasks import Tasks, failure_of_task, tasks_on
 from workflows.ai_agent import AiAgentTask
@@ -137,7 +137,7 @@ async def test_a_result_that_cannot_be_kept_is_refused_by_a_task_that_takes_any(
             assert str(caught.value.cause).startswith("InvalidRequest: "), odd[:20]
         payload = RawValue(Payload(metadata={"encoding": b"json/plain"}, data=head_ + b'[{"a": [1.5]}]}'))
         await handle.execute_update("complete_work_item", payload)
-        assert await asyncio.wait_for(handle.result(), 20) == [{"a": [1.5]}]
+        assert await asyncio.wait_for(handle.result(), PATIENCE_SECONDS) == [{"a": [1.5]}]
 
 
 class AnotherGenerate:
@@ -177,7 +177,7 @@ async def test_what_another_generate_returns_is_a_failure_and_leaves_no_task_stu
         dev_server.address, [AiAgentTask], [calls.generate], ledger=ground.tasks.ledger
     ) as tasks:
         handle = await tasks.start("AiAgentTask", {"prompt": "?"})
-        error = await asyncio.wait_for(failure_of_task(handle), 20)
+        error = await asyncio.wait_for(failure_of_task(handle), PATIENCE_SECONDS)
         (item,) = await tasks.work_items(handle)
     assert (error.type, error.details[0]["kind"]) == ("NotRetryable", "unexpected")
     assert item.state == "failed"

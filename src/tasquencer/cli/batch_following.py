@@ -24,7 +24,7 @@ from tasquencer.batch import BatchProgress
 from tasquencer.batch_store import Batch, BatchState, BatchStore
 from tasquencer.cli.batch_progress import BatchDisplay
 from tasquencer.cli.errors import CommandFailed
-from tasquencer.cli.following import Outcome, WorkerWatch, outcome_of, send_update
+from tasquencer.cli.following import LAST_QUERY_TIMEOUT, Outcome, WorkerWatch, outcome_of, send_update
 from tasquencer.errors import LedgerUnavailable
 from tasquencer.temporal.batches import BATCH_WORKFLOW
 
@@ -102,8 +102,8 @@ async def follow(
     """
     workers = WorkerWatch(client, run.task_queue, display.say)
 
-    async def look() -> None:
-        is_answered, progress = await progress_of(run.handle)
+    async def look(within: timedelta) -> None:
+        is_answered, progress = await progress_of(run.handle, within)
         if is_answered:
             workers.answered()
         else:
@@ -116,7 +116,7 @@ async def follow(
         while True:
             # The batch waits for a ledger that is down, and so do we.
             with contextlib.suppress(LedgerUnavailable):
-                await look()
+                await look(_QUERY_TIMEOUT)
             await asyncio.sleep(_POLL_SECONDS)
 
     watching = asyncio.create_task(watch())
@@ -131,14 +131,16 @@ async def follow(
             task.cancel()
         await asyncio.gather(watching, ending, return_exceptions=True)
     with contextlib.suppress(LedgerUnavailable):
-        await look()
+        await look(LAST_QUERY_TIMEOUT)
     return outcome
 
 
-async def progress_of(handle: Handle) -> tuple[bool, BatchProgress | None]:
+async def progress_of(
+    handle: Handle, within: timedelta = LAST_QUERY_TIMEOUT
+) -> tuple[bool, BatchProgress | None]:
     """Whether the batch answers, and what; None also before it has begun."""
     try:
-        told = await handle.query("progress", rpc_timeout=_QUERY_TIMEOUT)
+        told = await handle.query("progress", rpc_timeout=within)
     except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
         return False, None
     return True, None if told is None else BatchProgress.model_validate(told)

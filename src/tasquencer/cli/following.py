@@ -42,6 +42,7 @@ from tasquencer.work_item import WorkItem
 __all__ = [
     "DRAFT_TYPE",
     "FAN_OUT_TYPE",
+    "LAST_QUERY_TIMEOUT",
     "TASK_TYPE",
     "FollowedTask",
     "Outcome",
@@ -59,6 +60,9 @@ DRAFT_TYPE = "ReviewedDraft"
 
 _POLL_SECONDS = 0.5
 _QUERY_TIMEOUT = timedelta(seconds=2)
+LAST_QUERY_TIMEOUT = timedelta(seconds=10)
+"""Of a look after which there is no other one; the worker may have to replay the whole history for it."""
+
 _SILENCE_SECONDS = 3.0
 """How long no worker answers before we look whether there is one."""
 _LONG_SILENCE_SECONDS = 10.0
@@ -164,7 +168,7 @@ async def follow(task: FollowedTask, display: Display) -> Outcome:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-    await watch.look()
+    await watch.look(LAST_QUERY_TIMEOUT)
     return outcome
 
 
@@ -182,9 +186,9 @@ class _Watch:
                 await self._workers.silent()
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def look(self) -> bool:
+    async def look(self, within: timedelta = _QUERY_TIMEOUT) -> bool:
         """Show the present work items; False if no worker answers."""
-        items = await _work_items(self.task.handle)
+        items = await _work_items(self.task.handle, within)
         if items is None:
             return False
         self._workers.answered()
@@ -225,11 +229,11 @@ class WorkerWatch:
             self.say(line)
 
 
-async def _work_items(handle: Handle) -> list[WorkItem] | None:
+async def _work_items(handle: Handle, within: timedelta) -> list[WorkItem] | None:
     """The task's own answer; None if nobody gives it, for which `outcome_of` will learn the reason."""
     try:
         items: list[WorkItem] = await handle.query(
-            "work_items", result_type=list[WorkItem], rpc_timeout=_QUERY_TIMEOUT
+            "work_items", result_type=list[WorkItem], rpc_timeout=within
         )
     except (RPCError, WorkflowQueryRejectedError):
         return None
