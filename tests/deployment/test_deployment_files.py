@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sysconfig.get_path("scripts"))
 PASSWORDS = {
@@ -35,7 +37,7 @@ def compose_config(tmp_path: Path, **environment: str) -> subprocess.CompletedPr
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
@@ -178,7 +180,11 @@ def test_the_worker_does_not_run_as_root() -> None:
 
 def test_the_dockerfile_passes_its_linter() -> None:
     linted = subprocess.run(
-        [PROGRAMS / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False
+        [PROGRAMS / "hadolint", ROOT / "Dockerfile"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert (linted.returncode, linted.stdout) == (0, "")
 
@@ -200,7 +206,9 @@ def test_what_the_dockerfile_copies_exists_and_reaches_the_builder() -> None:
 @pytest.mark.parametrize("script", sorted((ROOT / "deploy").rglob("*.sh")), ids=lambda path: path.name)
 def test_every_script_of_the_deployment_is_valid_shell(script: Path) -> None:
     shell = "bash" if "bash" in script.read_text().splitlines()[0] else "sh"
-    checked = subprocess.run([shell, "-n", script], capture_output=True, text=True, timeout=10, check=False)
+    checked = subprocess.run(
+        [shell, "-n", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
     assert (checked.returncode, checked.stderr) == (0, "")
 
 

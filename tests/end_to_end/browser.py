@@ -13,7 +13,7 @@ from playwright.async_api import Page, async_playwright
 from temporalio.client import WorkflowHandle
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 
 __all__ = ["NoBrowser", "WebUi", "find_browser", "open_browser", "require_browser"]
 
@@ -28,6 +28,7 @@ _FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+_PATIENCE = PATIENCE_SECONDS * 1000
 
 
 class NoBrowser(Exception):
@@ -62,10 +63,12 @@ async def open_browser(*, width: int = 1400, height: int = 900) -> AsyncIterator
     """A page in a headless browser with a new, empty profile. Raises `NoBrowser`."""
     program = find_browser()
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
+        browser = await playwright.chromium.launch(
+            executable_path=program, args=list(_FLAGS), timeout=_PATIENCE
+        )
         try:
             page = await browser.new_page(viewport={"width": width, "height": height})
-            page.set_default_timeout(30_000)
+            page.set_default_timeout(_PATIENCE)
             yield page
         finally:
             await browser.close()
@@ -105,10 +108,12 @@ class WebUi:
         """All text of the current details; the tab must be `user-metadata`."""
         return await self._page.frame_locator("iframe").last.locator("body").inner_text()
 
-    async def timeline(self) -> list[str]:
-        """What stands in the rows of the timeline, from bottom to top; the tab must be `timeline`."""
+    async def timeline(self, *awaited: str) -> list[str]:
+        """What stands in the rows of the timeline, from bottom to top, once there are rows with these texts;
+        the tab must be `timeline`."""
         rows = self._page.locator("li button")
-        await rows.filter(has_text="first try").wait_for()
+        for text in awaited:
+            await rows.filter(has_text=text).first.wait_for()
         texts = [_plain(text) for text in await rows.all_inner_texts()]
         return [text for text in texts if text]
 

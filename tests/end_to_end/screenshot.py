@@ -37,7 +37,7 @@ async def main() -> None:
                 await task.result()
                 ui = WebUi(page, server, task)
                 await ui.open("timeline")
-                await ui.timeline()
+                await ui.timeline("first try", "retry 2 of 3")
                 await page.wait_for_load_state("networkidle")
                 await page.screenshot(path=file, animations="disabled")
     print(f"{file}: {file.stat().st_size // 1024} kB")

@@ -20,7 +20,7 @@ from tasquencer.settings import DEFAULT_TASK_QUEUE
 from tasquencer.sql import SqlLedger, upgrade
 from tasquencer.temporal import data_converter
 from tasquencer.work_item import WorkItem, WorkItemState
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 
 __all__ = ["READY", "WORKER", "Stage"]
@@ -104,7 +104,7 @@ class Stage:
             async def ready() -> bool:
                 return READY in process.output()
 
-            await process.wait_ready(ready, timeout_seconds=45)
+            await process.wait_ready(ready, timeout_seconds=PATIENCE_SECONDS)
             yield process
 
     async def start(

@@ -19,12 +19,12 @@ from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok, slow, status
 from tests.support.batches import filled_batch
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 
 STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
-IMPATIENT = {"heartbeat_timeout_seconds": 1, "retry": {"initial_interval_seconds": 0}}
+IMPATIENT = {"heartbeat_timeout_seconds": 5, "retry": {"initial_interval_seconds": 0}}
 
 
 async def start(stage: Stage, prompts: list[str], **request: Any) -> WorkflowHandle[Any, Any]:
@@ -44,10 +44,10 @@ async def test_a_batch_survives_the_death_of_its_worker(dev_server: EmbeddedTemp
             async def some_are_answered() -> bool:
                 return len(provider.requests) >= 12
 
-            await eventually(some_are_answered, "a dozen requests", 60)
+            await eventually(some_are_answered, "a dozen requests")
             worker.kill()
         async with stage.worker():
-            result = await asyncio.wait_for(batch.result(), 90)
+            result = await asyncio.wait_for(batch.result(), PATIENCE_SECONDS)
         requests = len(provider.requests)
     assert (result["rows"], result["completed"]) == (40, 40)
     async with SqlLedger(f"sqlite:///{stage.ledger_file}") as ledger:
@@ -85,10 +85,10 @@ async def test_a_worker_that_stops_does_not_wait_for_tasks_that_sleep(
 
             await eventually(is_followed, "the task is followed")
             worker.send(signal.SIGTERM)
-            assert await worker.wait(timeout_seconds=15) == 0
+            assert await worker.wait(timeout_seconds=PATIENCE_SECONDS) == 0
         async with stage.worker():
             await task.execute_update("retry_now", {"actor": "anna"})
-            assert (await asyncio.wait_for(batch.result(), 45))["completed"] == 1
+            assert (await asyncio.wait_for(batch.result(), PATIENCE_SECONDS))["completed"] == 1
 
 
 async def test_a_limit_of_calls_a_second_is_for_calls(dev_server: EmbeddedTemporal, tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ async def test_a_limit_of_calls_a_second_is_for_calls(dev_server: EmbeddedTempor
         stage = await Stage.on(dev_server, provider, tmp_path)
         async with stage.worker("--calls-per-second", "4"):
             batch = await start(stage, [f"prompt {number}" for number in range(24)], concurrency=10)
-            assert (await asyncio.wait_for(batch.result(), 60))["completed"] == 24
+            assert (await asyncio.wait_for(batch.result(), PATIENCE_SECONDS))["completed"] == 24
         first, last = provider.requests[0], provider.requests[-1]
-    assert last.at_monotonic - first.at_monotonic > 23 / 4 - 2
+    assert last.at_monotonic - first.at_monotonic > 2.5  # at least 6 of one partition: 4 s
     events = (await batch.fetch_history()).events
     scheduled = [event.activity_task_scheduled_event_attributes.activity_type.name for event in events]
     assert {name for name in scheduled if name} == {BEGIN, LOAD, END}

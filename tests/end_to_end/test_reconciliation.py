@@ -18,7 +18,7 @@ from tasquencer.settings import Settings
 from tasquencer.temporal.schedules import create_schedule, schedule_id
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import executable
 
@@ -82,7 +82,8 @@ async def test_a_worker_that_may_create_no_schedule_says_what_to_do_and_goes_on(
     settings = Settings(database_url="sqlite://", task_queue="queue")
     tuning = worker_program.Tuning(1, None, timedelta(0), None, reconcile_every=timedelta(minutes=5))
     async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=executable("temporal-test-server")
+        test_server_existing_path=executable("temporal-test-server"),
+        test_server_startup_timeout=timedelta(seconds=PATIENCE_SECONDS),
     ) as server_without_schedules:
         with caplog.at_level(logging.WARNING):
             await worker_program._schedule_reconciliation(server_without_schedules.client, settings, tuning)

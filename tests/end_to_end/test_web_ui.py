@@ -16,7 +16,7 @@ from tests.support.provider import ScriptedProvider
 from tests.support.tasks import OF_A_SLOW_WRITE
 
 PROMPT = "Name three moons of Jupiter."
-ASKED_SECONDS = 20
+ASKED_SECONDS = 45
 """How long the browser has to look at the first backoff."""
 
 FIRST_TRY = ["first try", "✗ failed: rate_limited", "none"]
@@ -43,7 +43,7 @@ async def test_the_web_ui_tells_the_story_of_a_task(stage: Stage) -> None:
         # During the backoff.
         await ui.open("user-metadata")
         rows = await ui.details_table()
-        timeline_of_backoff = await _timeline(ui)
+        timeline_of_backoff = await _timeline(ui, "first try", "asked by the provider")
         assert waiting == await stage.work_item(task, 1, WorkItemState.INITIALIZED), (
             "the browser was too slow"
         )
@@ -77,7 +77,8 @@ async def test_the_web_ui_tells_the_story_of_a_task(stage: Stage) -> None:
         assert await ui.status() == "COMPLETED"
 
         bookkeeping = ("record", OF_A_SLOW_WRITE)
-        assert [text for text in await _timeline(ui) if not any(word in text for word in bookkeeping)] == [
+        timeline = await _timeline(ui, "first try", "retry 2 of 3")
+        assert [text for text in timeline if not any(word in text for word in bookkeeping)] == [
             "generate • first try",
             f"{ASKED_SECONDS} s asked by the provider after rate_limited",
             "generate • retry 1 of 3",
@@ -113,9 +114,9 @@ async def test_the_web_ui_tells_the_story_of_a_task(stage: Stage) -> None:
         ]
 
 
-async def _timeline(ui: WebUi) -> list[str]:
+async def _timeline(ui: WebUi, *awaited: str) -> list[str]:
     await ui.open("timeline")
-    return await ui.timeline()
+    return await ui.timeline(*awaited)
 
 
 def _beginnings(rows: list[list[str]]) -> list[list[str]]:

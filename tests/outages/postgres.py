@@ -15,7 +15,7 @@ import asyncpg
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.sql import upgrade
 from tests.outages.tls import server
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.postgres import embedded_postgres
 
 __all__ = ["FallingPostgres", "Way", "falling_postgres", "way_to"]
@@ -62,7 +62,7 @@ class FallingPostgres:
                 self._restarted = ChildProcess("PostgreSQL again", self._command, user=self._user)
             try:
                 await self.run("SELECT 1")
-            except (OSError, asyncpg.PostgresError):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 return False
             return True
 
@@ -74,7 +74,7 @@ class FallingPostgres:
         """Run a statement as the superuser, who may write."""
         writing = {"default_transaction_read_only": "off"}
         connection = await asyncpg.connect(
-            self.url.replace("+asyncpg", ""), timeout=5, server_settings=writing
+            self.url.replace("+asyncpg", ""), timeout=PATIENCE_SECONDS, server_settings=writing
         )
         try:
             await connection.execute(statement)

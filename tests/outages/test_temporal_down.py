@@ -15,8 +15,9 @@ import pytest
 from tasquencer.devkit.processes import ChildProcess, free_port
 from tasquencer.devkit.temporal_server import embedded_temporal
 from tests.end_to_end.stage import Stage
+from tests.outages.log import lines_of
 from tests.support.answers import Hold, ok, stall
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 
 TASKS = 10
@@ -29,7 +30,7 @@ async def says(worker: ChildProcess, text: str) -> None:
     async def said() -> bool:
         return text in worker.output()
 
-    await eventually(said, f"the worker says {text!r}", seconds=60)
+    await eventually(said, f"the worker says {text!r}")
 
 
 @asynccontextmanager
@@ -64,9 +65,9 @@ async def test_a_server_that_is_killed_and_comes_back_costs_no_attempt_and_few_l
         async with back():
             await says(worker, "Temporal answers again")
             hold.release()
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 results = await asyncio.gather(*(task.result() for task in tasks))
-            lines = worker.output().splitlines()
+            lines = lines_of(worker)
     assert {result["attempts"] for result in results} == {1}
     assert len(provider.requests) == TASKS
     assert len(lines) <= 5, lines
@@ -78,9 +79,9 @@ async def test_calls_that_end_while_temporal_is_away_keep_their_outcomes(tmp_pat
     async with calls_whose_temporal_goes_away(tmp_path, hold) as (worker, provider, back, tasks):
         hold.release()
         await asyncio.sleep(LONGER_THAN_THE_SDK_TRIES)
-        async with back(), asyncio.timeout(90):
+        async with back(), asyncio.timeout(PATIENCE_SECONDS):
             results = await asyncio.gather(*(task.result() for task in tasks))
-        lines = worker.output().splitlines()
+        lines = lines_of(worker)
     assert {result["attempts"] for result in results} == {1}
     assert len(provider.requests) == TASKS
     assert len(lines) <= 5, lines
@@ -96,4 +97,4 @@ async def test_a_worker_that_is_stopped_while_temporal_is_away_ends_with_its_out
         hold.release()
         await says(worker, "does not answer; the worker waits for it")
         worker.send(signal.SIGTERM)
-        assert await worker.wait(timeout_seconds=60) == 0, worker.output()
+        assert await worker.wait(timeout_seconds=PATIENCE_SECONDS) == 0, worker.output()

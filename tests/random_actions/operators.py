@@ -22,6 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from tasquencer.ledger import Ledger, WorkItemFilter
 from tasquencer.work_item import WorkItem
 from tests.stories.story import CANCEL_TASK, LEADS_TO, Act, Reply
+from tests.support.patience import PATIENCE_SECONDS
 
 __all__ = ["Handle", "Operators", "work_items_of"]
 
@@ -29,9 +30,6 @@ Handle = WorkflowHandle[Any, Any]
 
 _CLOSING_ACTS = 12
 """So many more actions a task gets that does not end by itself, before it is canceled."""
-
-_PATIENCE_SECONDS = 20
-"""By then an update is answered, and a task that was canceled has ended."""
 
 _WEIGHTS = {"initialized": [12, 1, 1, 2, 1], "started": [1, 4, 12, 2, 1]}
 """Of retry_now, complete, fail, cancel, and the cancel of the task; by the state of the work item."""
@@ -75,7 +73,7 @@ class Operators:
             return True
         self.acts.append(await self._send(CANCEL_TASK, None, self._new_update_id()))
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while not await self._has_ended():
                     await asyncio.sleep(0.1)
         return await self._has_ended()
@@ -171,10 +169,10 @@ class Operators:
                 if name == CANCEL_TASK:
                     await self._handle.cancel()
                     return Reply.ACCEPTED, "", {}
-                async with asyncio.timeout(_PATIENCE_SECONDS):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     return Reply.ACCEPTED, "", await self._handle.execute_update(name, payload, id=update_id)
             except WorkflowUpdateRPCTimeoutOrCancelledError:  # the SDK's word for our timeout
-                return Reply.LOST, f"nothing within {_PATIENCE_SECONDS} s", {}
+                return Reply.LOST, f"nothing within {PATIENCE_SECONDS:g} s", {}
             except WorkflowUpdateFailedError as error:
                 cause = error.cause
                 kinds = ("ActionRefused", "InvalidRequest")

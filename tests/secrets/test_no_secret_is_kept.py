@@ -27,6 +27,7 @@ from tests.poison.wire import GOOD, head, sending
 from tests.secrets.search import found_in
 from tests.support import answers
 from tests.support.answers import Answer, raw, status
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import ProviderRequest, ScriptedProvider
 from tests.support.tasks import executable
@@ -145,7 +146,7 @@ async def dumped(url: str) -> str:
 async def tasq(stage: Stage, settings: dict[str, str | None], *arguments: str) -> str:
     process = ChildProcess("tasq", [executable("tasq"), *arguments], environment=stage.environment(settings))
     try:
-        assert await process.wait(timeout_seconds=60) is not None
+        assert await process.wait(timeout_seconds=PATIENCE_SECONDS) is not None
         return process.output()
     finally:
         process.kill()
@@ -265,7 +266,7 @@ async def test_a_database_that_repeats_the_password_is_not_believed(
         listed = await asyncio.to_thread(tasq_here, monkeypatch, {"TASQ_DATABASE_URL": url}, "list")
         stage = await Stage.on(dev_server, provider, tmp_path)
         async with stage.process("--log-level", "DEBUG", settings={"TASQ_DATABASE_URL": url}) as worker:
-            assert await worker.wait(timeout_seconds=60) == 3, worker.output()
+            assert await worker.wait(timeout_seconds=PATIENCE_SECONDS) == 3, worker.output()
             said = worker.output()
     for text in (listed, said):
         assert "password authentication failed" in text

@@ -27,6 +27,7 @@ import pytest
 
 from tasquencer.devkit.errors import DevkitError, ProcessFailed
 from tasquencer.devkit.processes import ChildProcess, free_port
+from tests.support.patience import PATIENCE_SECONDS
 
 __all__ = ["EmbeddedPostgres", "NoPostgres", "embedded_postgres", "skipping_without_postgres"]
 
@@ -84,7 +85,7 @@ class EmbeddedPostgres:
 
 @asynccontextmanager
 async def embedded_postgres(
-    *, timeout_seconds: float = 30.0, durable: bool = False
+    *, timeout_seconds: float = PATIENCE_SECONDS, durable: bool = False
 ) -> AsyncIterator[EmbeddedPostgres]:
     """Run an empty PostgreSQL server for the length of the block.
 
@@ -133,7 +134,7 @@ async def embedded_postgres(
                     connection = await asyncpg.connect(
                         host="127.0.0.1", port=port, user="postgres", database="postgres", timeout=5
                     )
-                except (OSError, asyncpg.PostgresError):
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     return False
                 await connection.close()
                 return True
@@ -149,7 +150,7 @@ async def embedded_postgres(
                 yield EmbeddedPostgres(port=port, pid=server.pid, version=version)
                 return
             finally:
-                await server.stop(first=signal.SIGQUIT)
+                await server.stop(first=signal.SIGQUIT, grace_seconds=PATIENCE_SECONDS)
 
 
 _CLUSTER_OPTIONS = [
@@ -176,7 +177,7 @@ async def _run(name: str, command: list[str | Path], user: tuple[int, int] | Non
     """Run a program to its end and return its output."""
     process = ChildProcess(name, command, user=user, environment=_ENVIRONMENT)
     try:
-        status = await process.wait(timeout_seconds=60)
+        status = await process.wait(timeout_seconds=PATIENCE_SECONDS)
         if status != 0:
             raise ProcessFailed(name, f"ended with status {status}", process.last_line())
         return process.output().strip()

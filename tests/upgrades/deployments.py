@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from temporalio.api.enums.v1 import RoutingConfigUpdateState
+from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
+from temporalio.client import Client
+
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.tasks import executable
 
 __all__ = ["QUICK_DRAINAGE", "Deployment"]
@@ -29,20 +33,32 @@ class Deployment:
     name: str = field(default_factory=lambda: f"letters-{uuid4().hex[:8]}")
 
     async def set_current(self, build_id: str) -> None:
-        """Make the build the current one, as soon as one of its workers is there."""
+        """Make the build the current one, as soon as one of its workers is there; return when it is."""
 
-        async def probe() -> bool:
+        async def is_set() -> bool:
             status, _ = await self._temporal("set-current-version", *self._version(build_id), "--yes")
             return status == 0
 
-        await eventually(probe, f"build {build_id} to become current")
+        await eventually(is_set, f"build {build_id} to become current")
+        client = await Client.connect(self.server.address)
+        request = DescribeWorkerDeploymentRequest(namespace=self.server.namespace, deployment_name=self.name)
+
+        async def holds() -> bool:
+            # The command returns before the task queues know.
+            described = await client.workflow_service.describe_worker_deployment(request, retry=True)
+            state = described.worker_deployment_info.routing_config_update_state
+            return state == RoutingConfigUpdateState.ROUTING_CONFIG_UPDATE_STATE_COMPLETED
+
+        await eventually(holds, f"the task queues know that build {build_id} is current")
 
     async def drained(self, build_id: str) -> None:
         """Return once no task needs the build any more."""
 
         async def probe() -> bool:
             options = (*self._version(build_id), "--output", "json")
-            _, output = await self._temporal("describe-version", *options)
+            status, output = await self._temporal("describe-version", *options)
+            if status != 0:
+                return False
             described: dict[str, Any] = json.loads(output)
             return described["drainageInfo"]["drainageStatus"] == "drained"
 
@@ -70,5 +86,5 @@ class Deployment:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        output, problem = await asyncio.wait_for(process.communicate(), 30)
+        output, problem = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
         return process.returncode, (output or problem).decode()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tasquencer
 from tasquencer.sql.schema import SCHEMA_VERSIONS
+from tests.support.patience import PATIENCE_SECONDS
 
 __all__ = ["Release", "next_release"]
 
@@ -27,7 +28,7 @@ class Release:
     async def tasq(self, *command: str, database_url: str) -> tuple[int | None, str]:
         """Run `tasq` of this release; its exit status and what it prints."""
         process = await self.start_tasq(*command, database_url=database_url)
-        output, _ = await asyncio.wait_for(process.communicate(), 60)
+        output, _ = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
         return process.returncode, output.decode()
 
     async def start_tasq(self, *command: str, database_url: str) -> asyncio.subprocess.Process:

@@ -20,6 +20,7 @@ from temporalio.client import (
     WorkflowHandle,
 )
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from tasquencer.devkit.http_server import Exchange
@@ -31,11 +32,11 @@ from tasquencer.work_item import WorkItem, WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, Hold, ok, rate_limited
 from tests.support.calls import GONE, ScriptedCalls
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import Tasks
 from tests.upgrades.deployments import QUICK_DRAINAGE, Deployment
-from tests.upgrades.test_patching import NEW_PATH, OLD_PATH, in_backoff
+from tests.upgrades.test_patching import NEW_PATH, OLD_PATH, in_backoff, wake
 from tests.upgrades.variants import Careless, First, Patched, look_up
 from worker import Version, Versioning, WrongSetting
 
@@ -92,6 +93,7 @@ async def test_pinned_tasks_end_on_the_build_they_began_on_though_the_next_one_h
         await deployment.set_current("2.0")
         new = [await tasks.start("Letter") for _ in range(3)]
         assert await asyncio.gather(*(handle.result() for handle in new)) == [NEW_PATH] * 3
+        await wake(*old)
         assert await asyncio.gather(*(handle.result() for handle in old)) == [OLD_PATH] * 3
         await deployment.drained("1.0")
     async with build("2.0", Careless, tasks):
@@ -108,9 +110,12 @@ async def test_a_pinned_task_whose_build_is_gone_waits_until_it_is_moved(
         await in_backoff(tasks, handle)
     async with build("2.0", Patched, tasks):
         await deployment.set_current("2.0")
+        waking = asyncio.create_task(wake(handle))
         assert (await tasks.run("Letter"))[0] == NEW_PATH
+        assert not waking.done()
         assert (await tasks.work_items(handle))[-1].state is WorkItemState.INITIALIZED
         await deployment.move(handle.id, "2.0")
+        await waking
         assert await handle.result() == OLD_PATH
 
 
@@ -157,7 +162,7 @@ async def test_two_builds_of_the_worker_each_end_their_own_tasks_and_the_old_one
             assert carried_out_by(second, await stage.work_items(new))
             await deployment.drained("1.0")
             first.send(signal.SIGTERM)
-            assert await first.wait(timeout_seconds=40) == 0
+            assert await first.wait(timeout_seconds=PATIENCE_SECONDS) == 0
             last = await stage.start("last")
             assert (await last.result())["attempts"] == 1
             assert carried_out_by(second, await stage.work_items(last))
@@ -171,12 +176,13 @@ async def test_tasks_that_upgrade_by_themselves_go_on_with_the_current_build(
         stage = await Stage.on(deployment.server, provider, tmp_path)
         async with stage.worker(settings=version(deployment, "1.0", **upgrading)) as first:
             await deployment.set_current("1.0")
-            task = await stage.start(retry={"initial_interval_seconds": 2})
+            task = await stage.start(retry={"initial_interval_seconds": 3600})
             await stage.work_item(task, 1, WorkItemState.INITIALIZED)
             first.send(signal.SIGTERM)
-            assert await first.wait(timeout_seconds=40) == 0
+            assert await first.wait(timeout_seconds=PATIENCE_SECONDS) == 0
         async with stage.worker(settings=version(deployment, "2.0", **upgrading)) as second:
             await deployment.set_current("2.0")
+            await wake(task)
             assert (await task.result())["attempts"] == 2
             items = await stage.work_items(task)
         assert carried_out_by(first, items[:1])
@@ -196,8 +202,13 @@ async def test_a_run_of_the_reconciler_whose_build_is_gone_keeps_the_next_ones_w
             stage.ledger_file.rename(elsewhere)  # so that a run cannot end
             await schedules.create_schedule(stage.client, stage.task_queue, timedelta(seconds=1))
             schedule = stage.client.get_schedule_handle(schedules.schedule_id(stage.task_queue))
-            waiting = stage.client.get_workflow_handle(await eventually(lambda: _ran(schedule), "a run"))
-            await eventually(lambda: _waits_for_the_ledger(waiting), "the run to wait for the ledger")
+
+            async def waits() -> Handle | None:
+                latest = await _ran(schedule)
+                run = stage.client.get_workflow_handle(latest) if latest else None
+                return run if run and await _waits_for_the_ledger(run) else None
+
+            waiting = await eventually(waits, "a run that waits for the ledger")
             first.kill()
         elsewhere.rename(stage.ledger_file)
         async with stage.worker(settings=version(deployment, "2.0", **no_schedule)):
@@ -209,8 +220,10 @@ async def test_a_run_of_the_reconciler_whose_build_is_gone_keeps_the_next_ones_w
                 described = await stage.client.get_workflow_handle(latest).describe()
                 return described.status is WorkflowExecutionStatus.COMPLETED
 
-            assert not await goes_on()
-            await eventually(goes_on, "a run on the next build", seconds=60)
+            went_on = await goes_on()
+            if (await waiting.describe()).status is WorkflowExecutionStatus.RUNNING:
+                assert not went_on
+            await eventually(goes_on, "a run on the next build")
         await schedule.delete()
     assert (await waiting.describe()).status is WorkflowExecutionStatus.TIMED_OUT
 
@@ -227,15 +240,19 @@ async def test_the_schedule_of_the_reconciler_runs_on_workers_with_a_version(
             workflow_id = await eventually(lambda: _ran(schedule), "a run of the schedule")
             found = await stage.client.get_workflow_handle(workflow_id).result()
             assert found == {"open_work_items": 0, "settled": {}, "undecided": 0}
-        async with stage.worker(settings=often | {"TEMPORAL_WORKER_BUILD_ID": "2.0"}):
-            await deployment.set_current("2.0")
-            before = (await schedule.describe()).info.num_actions
+            async with stage.worker(settings=often | {"TEMPORAL_WORKER_BUILD_ID": "2.0"}):
+                await deployment.set_current("2.0")
 
-            async def goes_on() -> bool:
-                return (await schedule.describe()).info.num_actions > before + 1
+                async def goes_on() -> bool:
+                    latest = await _ran(schedule)
+                    assert latest is not None
+                    run = stage.client.get_workflow_handle(latest)
+                    assert (await run.result()) == found
+                    info = (await run.describe()).raw_description.workflow_execution_info
+                    return info.versioning_info.deployment_version.build_id == "2.0"
 
-            await eventually(goes_on, "runs of the schedule on the next build", seconds=60)
-        await schedule.delete()
+                await eventually(goes_on, "a run of the schedule on the next build")
+                await schedule.delete()
 
 
 async def _waits_for_the_ledger(workflow: Handle) -> bool:
@@ -244,7 +261,14 @@ async def _waits_for_the_ledger(workflow: Handle) -> bool:
 
 
 async def _ran(schedule: ScheduleHandle) -> str | None:
-    done = [one.action for one in (await schedule.describe()).info.recent_actions]
+    """Id of the latest run of the schedule, once there is one."""
+    try:
+        described = await schedule.describe()
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return None
+    done = [one.action for one in described.info.recent_actions]
     ids = [one.workflow_id for one in done if isinstance(one, ScheduleActionExecutionStartWorkflow)]
     return ids[-1] if ids else None
 
@@ -272,6 +296,6 @@ async def test_the_worker_says_in_one_line_what_its_version_lacks(
     async with ScriptedProvider() as provider:
         stage = await Stage.on(server, provider, tmp_path)
         async with stage.process(settings={"TEMPORAL_WORKER_BUILD_ID": "1.0"}) as worker:
-            assert await worker.wait(timeout_seconds=40) == 2
+            assert await worker.wait(timeout_seconds=PATIENCE_SECONDS) == 2
             (line,) = worker.output().splitlines()
     assert line == "error: TEMPORAL_DEPLOYMENT_NAME: must be set too where TEMPORAL_WORKER_BUILD_ID is"

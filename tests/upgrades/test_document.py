@@ -17,8 +17,9 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import GONE
+from tests.support.patience import eventually
 from tests.support.tasks import executable
-from tests.upgrades.test_patching import Releases, in_backoff, start
+from tests.upgrades.test_patching import Releases, in_backoff, start, wake
 from tests.upgrades.variants import Careless, First, Patched
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "upgrading.md").read_text()
@@ -64,13 +65,21 @@ async def test_the_check_finds_what_would_stand_still_among_the_running_tasks(
 ) -> None:
     (check,) = [block for block in blocks("python") if "list_workflows" in block]
     queue = f"upgrade-{request.node.name}"
-    check = check.replace("WorkflowType = 'AiAgentTask'", f"TaskQueue = '{queue}'")
+    running = f"ExecutionStatus = 'Running' AND TaskQueue = '{queue}'"
+    check = check.replace("ExecutionStatus = 'Running' AND WorkflowType = 'AiAgentTask'", running)
+    assert running in check
     async with Releases(dev_server, request.node.name).worker(First, GONE) as tasks:
         handle = await start(tasks)
         await in_backoff(tasks, handle)
+
+        async def is_listed() -> bool:
+            return (await tasks.client.count_workflows(running)).count == 1
+
+        await eventually(is_listed, "the task is listed")
         await run_check(check, client=tasks.client, WORKFLOWS=[Patched])
         with pytest.raises(workflow.NondeterminismError):
             await run_check(check, client=tasks.client, WORKFLOWS=[Careless])
+        await wake(handle)
         await handle.result()
 
 

@@ -22,7 +22,7 @@ from tests.end_to_end.stage import Stage
 from tests.ledger.conftest import DatabaseMaker
 from tests.ledger.stories import Life, ai_job
 from tests.support.answers import ok
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import ScriptedProvider
 from tests.upgrades.releases import Release, next_release
@@ -40,13 +40,13 @@ def upgrade():
         op.add_column("work_items", sa.Column("priority", sa.Integer))
         op.create_index("work_items_by_priority", "work_items", ["priority"])
         return
-    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.execute("SET LOCAL lock_timeout = '60s'")
     op.execute("ALTER TABLE work_items ADD COLUMN IF NOT EXISTS priority integer")
     with op.get_context().autocommit_block():
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS work_items_by_priority")
         op.execute("CREATE INDEX CONCURRENTLY work_items_by_priority ON work_items (priority)")
 """
-"""As docs/upgrading.md asks for it."""
+"""As docs/upgrading.md asks for it, with more patience for the lock."""
 
 CONTRACT = f"""
 oldest_compatible = "{NEXT}"
@@ -182,7 +182,8 @@ async def held_back(url: str) -> AsyncIterator[None]:
 
 async def connections_to(connection: Any) -> int:
     return await connection.fetchval(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND backend_type = 'client backend'"
     )
 
 
@@ -215,7 +216,7 @@ async def test_live_workers_of_the_release_before_lose_nothing_while_the_schema_
 
 
 async def output_of(process: asyncio.subprocess.Process) -> str:
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    output, _ = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
     return output.decode()
 
 
@@ -287,7 +288,7 @@ async def test_a_worker_of_the_release_before_starts_and_works_until_the_schema_
             with pytest.raises(LedgerUnavailable):  # for which a task waits
                 await still_open.record([Life().initialized()])
         async with stage.process(settings=settings) as worker:
-            assert await worker.wait(timeout_seconds=40) == 3
+            assert await worker.wait(timeout_seconds=PATIENCE_SECONDS) == 3
             (line,) = worker.output().splitlines()
     assert line.startswith("error: the ledger at postgresql://")
     assert line.endswith("update tasquencer (a newer release made this schema)")

@@ -12,6 +12,7 @@ import pytest
 from temporalio import workflow
 from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.client import WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
@@ -62,7 +63,27 @@ async def in_backoff(tasks: Tasks, handle: Handle) -> None:
     await eventually(probe, "the backoff")
 
 
+async def wake(*tasks: Handle) -> None:
+    """End the backoff of these tasks."""
+    await asyncio.gather(*(_wake(handle) for handle in tasks))
+
+
+async def _wake(handle: Handle) -> None:
+    async def probe() -> bool:
+        try:
+            await handle.execute_update("retry_now", {"actor": "anna"})
+        except RPCError as error:
+            if error.status is not RPCStatusCode.FAILED_PRECONDITION:
+                raise
+            return False  # its workflow task has failed, and its next try is still to come
+        return True
+
+    await eventually(probe, "the end of the backoff")
+
+
 async def found_nondeterministic(handle: Handle) -> None:
+    await handle.signal("look")  # for a workflow task
+
     async def probe() -> bool:
         causes = {event.workflow_task_failed_event_attributes.cause for event in await history(handle)}
         return NONDETERMINISM in causes
@@ -84,6 +105,7 @@ async def test_with_a_patch_old_tasks_keep_the_old_path_and_new_ones_take_the_ne
             await in_backoff(tasks, handle)
     async with releases.worker(Patched) as tasks:
         new = [await start(tasks) for _ in range(4)]
+        await wake(*old)
         results = await asyncio.gather(*(handle.result() for handle in [*old, *new]))
         items = [states(await tasks.work_items(handle)) for handle in [*old, *new]]
     assert results == [OLD_PATH] * 4 + [NEW_PATH] * 4
@@ -107,6 +129,7 @@ async def test_without_a_patch_the_tasks_stand_still_and_burn_no_attempt_until_t
         with pytest.raises(workflow.NondeterminismError):  # what replaying beforehand would have shown
             await replayer.replay_workflow(await handle.fetch_history())
     async with releases.worker(Patched) as tasks:
+        await wake(handle)
         assert await handle.result() == OLD_PATH
         assert states(await tasks.work_items(handle)) == ["failed", "completed"]
 
@@ -122,6 +145,7 @@ async def test_a_task_that_took_the_new_path_waits_for_a_worker_that_knows_the_p
         await found_nondeterministic(handle)
         assert await tasks.work_items(handle) == before
     async with releases.worker(Patched) as tasks:
+        await wake(handle)
         assert await handle.result() == NEW_PATH
         assert states(await tasks.work_items(handle)) == ["failed", "completed"]
 

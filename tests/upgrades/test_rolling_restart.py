@@ -19,6 +19,7 @@ from tasquencer.sql import SqlLedger, upgrade
 from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, ok
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import ProviderRequest, ScriptedProvider
 
@@ -72,7 +73,7 @@ async def test_workers_are_replaced_one_by_one_under_load_and_no_attempt_fails(
             before = len(provider.requests)
             await provider.wait_for_requests(before + 2)
             live[place].send(signal.SIGTERM)
-            assert await live[place].wait(timeout_seconds=40) == 0
+            assert await live[place].wait(timeout_seconds=PATIENCE_SECONDS) == 0
             live[place] = await new_worker()
         stream.stop()
         await flowing

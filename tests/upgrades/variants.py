@@ -16,7 +16,9 @@ from tasquencer.temporal import Task
 __all__ = ["PATCH", "Careless", "First", "Patched", "Renamed", "look_up"]
 
 PATCH = "look-the-address-up"
-_RECIPE = RetryRecipe(max_retries=1, initial_interval=timedelta(seconds=2))
+_RECIPE = RetryRecipe(max_retries=1, initial_interval=timedelta(hours=1))
+"""A task in its backoff stays there until somebody wakes it."""
+
 _LIMIT = timedelta(minutes=1)
 
 

@@ -47,7 +47,7 @@ async def embedded_temporal(
     dynamic_config: Mapping[str, object] | None = None,
     port: int | None = None,
     ui_port: int | None = None,
-    timeout_seconds: float = 30.0,
+    timeout_seconds: float = 90.0,
 ) -> AsyncIterator[EmbeddedTemporal]:
     """Run a Temporal dev server on the loopback interface for the length of the block.
 
@@ -87,7 +87,7 @@ async def embedded_temporal(
                 await server.wait_ready(ready, timeout_seconds=timeout_seconds)
             except ProcessFailed as error:
                 attempts_left -= 1
-                if attempts_left and not (port or ui_port) and "already in use" in error.last_output:
+                if attempts_left and "already in use" in error.last_output:
                     continue
                 raise
             yield EmbeddedTemporal(
