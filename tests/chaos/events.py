@@ -78,6 +78,10 @@ class Events:
         """Those of these kinds, oldest first."""
         return [event for event in self if event.kind in kinds]
 
+    def end_of_faults(self) -> datetime | None:
+        """When the last of them was over, but for those that are nobody's doing."""
+        return max((event.until or event.at for event in self if event.kind != BUSY), default=None)
+
     def save(self, file: Path) -> None:
         """As JSON lines."""
         file.write_text("".join(json.dumps(asdict(event), default=str) + "\n" for event in self))

@@ -13,7 +13,11 @@ from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
-__all__ = ["History", "Trouble", "read_history"]
+__all__ = ["DEADLOCK_CODE", "History", "Trouble", "read_history"]
+
+
+DEADLOCK_CODE = "[TMPRL1101]"
+"""The SDK's word for a workflow task that got no further for two seconds; the server gives it out again."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Trouble:
     @property
     def is_deadlock(self) -> bool:
         """Whether the SDK gave it up because its worker did not come to an end with it for two seconds."""
-        return "[TMPRL1101]" in self.message
+        return DEADLOCK_CODE in self.message
 
 
 @dataclass

@@ -128,8 +128,7 @@ def _moments(outcome: Outcome, kind: str) -> str:
 
 def _last_end(outcome: Outcome) -> float:
     ends = [account.history.closed_at for account in outcome.accounts if account.history.closed_at]
-    faults = [event.until or event.at for event in outcome.events if event.kind != BUSY]
-    fault = max(faults, default=None)
+    fault = outcome.events.end_of_faults()
     return (max(ends) - fault).total_seconds() if ends and fault is not None else 0.0
 
 

@@ -392,8 +392,7 @@ async def _answer(handle: Handle, query: str) -> tuple[Any, str]:
 
 
 async def _accounts(stage: _Stage) -> list[Account]:
-    faults = [event.until or event.at for event in stage.events if event.kind != BUSY]
-    last = max(faults, default=datetime.now(UTC))
+    last = stage.events.end_of_faults() or datetime.now(UTC)
     slots = asyncio.Semaphore(8)
 
     async def look(task: TaskRun) -> None:

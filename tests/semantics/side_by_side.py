@@ -20,7 +20,7 @@ from tests.semantics.asked import Asked
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks
 
-__all__ = ["Handle", "SideBySide", "Work", "hours_canceled", "lines", "states", "until"]
+__all__ = ["Handle", "SideBySide", "Work", "has_begun", "hours_canceled", "lines", "states", "until"]
 
 Handle = WorkflowHandle[Any, Any]
 

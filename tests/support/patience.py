@@ -13,12 +13,10 @@ PATIENCE_SECONDS = 90.0
 """How long a test waits, on a machine that is busy with something else."""
 
 
-async def eventually(
-    probe: Callable[[], Awaitable[T | None]], what: str, seconds: float = PATIENCE_SECONDS
-) -> T:
+async def eventually(probe: Callable[[], Awaitable[T | None]], what: str) -> T:
     """Poll until the probe returns something true; fail with what was awaited after the deadline."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := await probe()):
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain: {what}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS:g} s in vain: {what}"
         await asyncio.sleep(0.02)
     return found

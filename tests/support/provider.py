@@ -115,12 +115,10 @@ class ScriptedProvider:
             await self._changed.wait_for(lambda: len(self.requests) >= count)
         return self.requests
 
-    async def wait_for_end(
-        self, number: int, *, timeout_seconds: float = PATIENCE_SECONDS
-    ) -> ProviderRequest:
+    async def wait_for_end(self, number: int) -> ProviderRequest:
         """The request with this number, once it has ended one way or the other."""
-        await self.wait_for_requests(number + 1, timeout_seconds=timeout_seconds)
-        async with asyncio.timeout(timeout_seconds):
+        await self.wait_for_requests(number + 1)
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await self.requests[number].ended.wait()
         return self.requests[number]
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,8 +25,6 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tasquencer.work_item import WorkItem
 from tests.support.patience import PATIENCE_SECONDS, eventually
-
-T = TypeVar("T")
 
 
 def executable(name: str) -> str:

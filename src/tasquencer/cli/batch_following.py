@@ -24,7 +24,14 @@ from tasquencer.batch import BatchProgress
 from tasquencer.batch_store import Batch, BatchState, BatchStore
 from tasquencer.cli.batch_progress import BatchDisplay
 from tasquencer.cli.errors import CommandFailed
-from tasquencer.cli.following import LAST_QUERY_TIMEOUT, Outcome, WorkerWatch, outcome_of, send_update
+from tasquencer.cli.following import (
+    LAST_QUERY_TIMEOUT,
+    QUERY_TIMEOUT,
+    Outcome,
+    WorkerWatch,
+    outcome_of,
+    send_update,
+)
 from tasquencer.errors import LedgerUnavailable
 from tasquencer.temporal.batches import BATCH_WORKFLOW
 
@@ -40,7 +47,6 @@ __all__ = [
 ]
 
 _POLL_SECONDS = 1.0
-_QUERY_TIMEOUT = timedelta(seconds=2)
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -116,7 +122,7 @@ async def follow(
         while True:
             # The batch waits for a ledger that is down, and so do we.
             with contextlib.suppress(LedgerUnavailable):
-                await look(_QUERY_TIMEOUT)
+                await look(QUERY_TIMEOUT)
             await asyncio.sleep(_POLL_SECONDS)
 
     watching = asyncio.create_task(watch())

@@ -43,6 +43,7 @@ __all__ = [
     "DRAFT_TYPE",
     "FAN_OUT_TYPE",
     "LAST_QUERY_TIMEOUT",
+    "QUERY_TIMEOUT",
     "TASK_TYPE",
     "FollowedTask",
     "Outcome",
@@ -59,7 +60,7 @@ FAN_OUT_TYPE = "AiFanOutTask"
 DRAFT_TYPE = "ReviewedDraft"
 
 _POLL_SECONDS = 0.5
-_QUERY_TIMEOUT = timedelta(seconds=2)
+QUERY_TIMEOUT = timedelta(seconds=2)
 LAST_QUERY_TIMEOUT = timedelta(seconds=10)
 """Of a look after which there is no other one; the worker may have to replay the whole history for it."""
 
@@ -186,7 +187,7 @@ class _Watch:
                 await self._workers.silent()
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def look(self, within: timedelta = _QUERY_TIMEOUT) -> bool:
+    async def look(self, within: timedelta = QUERY_TIMEOUT) -> bool:
         """Show the present work items; False if no worker answers."""
         items = await _work_items(self.task.handle, within)
         if items is None:

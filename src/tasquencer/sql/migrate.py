@@ -92,7 +92,8 @@ async def upgrade_database(database: Database) -> tuple[str | None, str]:
         found = await database.read(version_in)
         if found == SCHEMA_VERSION:  # nothing to write: a read-only file will do
             return found, found
-        importlib.import_module("alembic.command")  # it takes a while: not while others wait for the lock
+        if _is_behind(found):
+            importlib.import_module("alembic.command")  # it takes a while: not while others wait for the lock
         return await database.write(lambda connection: _upgrade_sqlite(connection, database.name))
     # What `read` runs is in no transaction. Here Alembic begins one for each migration.
     return await database.read(lambda connection: _upgrade_postgresql(connection, database.name))
@@ -103,7 +104,7 @@ async def check_schema(database: Database) -> None:
 
     def check(connection: sa.Connection) -> None:
         found = _usable_version(connection, database.name)
-        if found is None or (found in SCHEMA_VERSIONS and found != SCHEMA_VERSION):
+        if _is_behind(found):
             raise SchemaMismatch(database.name, found, SCHEMA_VERSION, _UPGRADE_COMMAND)
 
     await database.read(check)
@@ -147,6 +148,11 @@ def _usable_version(connection: sa.Connection, name: str) -> str | None:
     return found
 
 
+def _is_behind(found: str | None) -> bool:
+    """Whether there is something to migrate; a version that this release doesn't know is a newer one."""
+    return found is None or (found in SCHEMA_VERSIONS and found != SCHEMA_VERSION)
+
+
 def _upgrade_sqlite(connection: sa.Connection, name: str) -> tuple[str | None, str]:
     return _migrate(connection, _usable_version(connection, name))  # its write transaction is a lock already
 
@@ -164,7 +170,7 @@ def _upgrade_postgresql(connection: sa.Connection, name: str) -> tuple[str | Non
 
 
 def _migrate(connection: sa.Connection, found: str | None) -> tuple[str | None, str]:
-    if found == SCHEMA_VERSION or (found is not None and found not in SCHEMA_VERSIONS):
+    if found is not None and not _is_behind(found):
         return found, found
     from alembic import command
     from alembic.config import Config

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from statistics import median
 from typing import Any
 from uuid import uuid4
 
@@ -173,15 +174,16 @@ async def test_in_the_call_with_the_options_of_the_worker_process(dev_server: Em
         worker_process._worker(client, model, settings, tuning),
     ):
         now = Scene(Tasks(client, queue, ledger), provider)
-        took: list[timedelta] = []
+        took: list[float] = []
         for number in range(6):
             handle = await now.tasks.start("AiAgentTask", ASK)
             await provider.wait_for_requests(number + 1)
             await asyncio.sleep(source.uniform(0, 0.8))  # anywhere between two heartbeats
-            took.append(await closed_in_time(provider, number, await cancel(handle)))
+            closed = await closed_in_time(provider, number, await cancel(handle))
+            took.append(closed.total_seconds())
             await ends_canceled(handle)
             assert [item.state for item in await now.work_items(handle)] == [CANCELED]
-    assert min(took) < timedelta(seconds=1)  # each, where no other work is in the way
+    assert median(took) < 1  # each, where no other work is in the way
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -48,8 +48,8 @@ async def test_in_any_attempt_of_a_task_that_continues_as_new(
         return answers.status(503)
 
     async with scene(short_runs, answer) as now:
-        started.set_result(await now.tasks.start("AiAgentTask", NO_BACKOFF))
-        handle = await started
+        handle = await now.tasks.start("AiAgentTask", NO_BACKOFF)
+        started.set_result(handle)
         await ends_canceled(handle)
         items = await now.work_items(handle)
         await now.nothing_begins(last + 1, within=0.5)
@@ -70,8 +70,8 @@ async def test_in_the_backoff_of_a_later_run(short_runs: EmbeddedTemporal) -> No
         return answers.rate_limited("3600") if run != handle.first_execution_run_id else answers.status(503)
 
     async with scene(short_runs, answer) as now:
-        started.set_result(await now.tasks.start("AiAgentTask", NO_BACKOFF))
-        handle = await started
+        handle = await now.tasks.start("AiAgentTask", NO_BACKOFF)
+        started.set_result(handle)
 
         async def waiting() -> bool:
             items = await now.work_items(handle)
@@ -106,16 +106,14 @@ async def test_while_the_record_before_continue_as_new_is_written(
 
     ledger = HeldLedger(wanted, committed=committed)
     async with scene(short_runs, answer, ledger) as now:
-        started.set_result(
-            await now.tasks.client.start_workflow(
-                "AiAgentTask",
-                NO_BACKOFF,
-                id=now.tasks.task_queue,
-                task_queue=now.tasks.task_queue,
-                task_timeout=timedelta(minutes=1),  # or the write that is held lasts into the next one
-            )
+        handle: Handle = await now.tasks.client.start_workflow(
+            "AiAgentTask",
+            NO_BACKOFF,
+            id=now.tasks.task_queue,
+            task_queue=now.tasks.task_queue,
+            task_timeout=timedelta(minutes=1),  # or the write that is held lasts into the next one
         )
-        handle = await started
+        started.set_result(handle)
         await ledger.gate.wait_until_reached()
         requests = len(now.requests)
         await cancel(handle)
