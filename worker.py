@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import openai
 import typer
@@ -29,21 +27,16 @@ from temporalio.runtime import LoggingConfig, PrometheusConfig, Runtime, Telemet
 from temporalio.service import RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
-from activities.client import make_client
-from activities.generate import HEARTBEAT_INTERVAL, AiActivities
-from tasquencer.errors import LedgerError, TasquencerError, TemporalUnreachable
+from activities import ACTIVITIES
+from tasquencer.ai.provider.client import client_from
+from tasquencer.core.errors import LedgerError, TasquencerError, TemporalUnreachable, WrongSetting
 from tasquencer.settings import Settings
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin, connect
+from tasquencer.temporal.ai_calls import HEARTBEAT_INTERVAL, AiCalls
 from tasquencer.temporal.connection import check_namespace, report_outages
 from tasquencer.temporal.schedules import create_schedule, schedule_id
-from workflows.ai_agent import AiAgentTask
-from workflows.ai_batch import AiBatchTask
-from workflows.ai_fan_out import AiFanOutTask
-from workflows.reconcile_ledger import ReconcileLedger
-from workflows.reviewed_draft import ReviewedDraft
-
-WORKFLOWS = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft, ReconcileLedger]
+from workflows import WORKFLOWS
 
 _STICKY_TIMEOUT = timedelta(seconds=2)
 """How long Temporal waits for a lost worker to take up its tasks before another one may."""
@@ -67,23 +60,6 @@ _SDK_LOG = ",".join(
 `report_outages` and the bookkeeping say once what the matter is."""
 
 _log = logging.getLogger("tasquencer.worker")
-
-
-class MissingApiKey(TasquencerError):
-    """No key is configured for a provider that needs one."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "no API key: set OPENAI_API_KEY; or set OPENAI_BASE_URL to a model server on this machine, "
-            "such as http://127.0.0.1:11434/v1, which needs none"
-        )
-
-
-class WrongSetting(TasquencerError):
-    """A setting has a value that cannot be used."""
-
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{name}: {problem}")
 
 
 @contextmanager
@@ -264,14 +240,15 @@ def main(
 async def serve(settings: Settings, tuning: Tuning) -> int:
     """Run a worker until a signal asks for its end; the process's exit status."""
     stop = _stop_on_signals()
-    async with _provider(os.environ) as provider:
+    async with client_from(os.environ) as provider:
         with _setting("TASQ_DATABASE_URL"):
             ledger = SqlLedger(settings.database_url)
         with _setting("TASQ_METRICS_ADDRESS"):
             runtime = _runtime(tuning.metrics_address)
-        client = await connect(plugins=[TasquencerPlugin(ledger, ledger.batches)], runtime=runtime)
+        calls = AiCalls(provider, settings.model, heartbeat_interval=tuning.heartbeat_interval)
+        client = await connect(plugins=[TasquencerPlugin(ledger, calls=calls)], runtime=runtime)
         await check_namespace(client)
-        worker = _worker(client, provider, settings, tuning)
+        worker = _worker(client, settings, tuning)
         running = asyncio.create_task(worker.run())
         while not worker.is_running and not running.done():
             await asyncio.sleep(0.01)
@@ -297,14 +274,12 @@ async def serve(settings: Settings, tuning: Tuning) -> int:
     return 0
 
 
-def _worker(client: Client, provider: openai.AsyncOpenAI, settings: Settings, tuning: Tuning) -> Worker:
+def _worker(client: Client, settings: Settings, tuning: Tuning) -> Worker:
     return Worker(
         client,
         task_queue=settings.task_queue,
         workflows=WORKFLOWS,
-        activities=[
-            AiActivities(provider, settings.model, heartbeat_interval=tuning.heartbeat_interval).generate
-        ],
+        activities=ACTIVITIES,
         deployment_config=None if tuning.version is None else tuning.version.config(),
         max_concurrent_activities=tuning.concurrent_calls,
         max_task_queue_activities_per_second=tuning.calls_per_second,
@@ -332,29 +307,6 @@ async def _schedule_reconciliation(client: Client, settings: Settings, tuning: T
             name,
             error if isinstance(error, RPCError) else "no answer in time",
         )
-
-
-def _provider(environment: Mapping[str, str]) -> openai.AsyncOpenAI:
-    """The OpenAI client, as the environment says; a server on this machine needs no key."""
-    base_url = environment.get("OPENAI_BASE_URL", "")
-    with _setting("OPENAI_BASE_URL"):
-        parts = urlsplit(base_url)
-        if base_url and (parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0):
-            raise ValueError(
-                "expected a URL such as https://models.example.org/v1 or http://127.0.0.1:11434/v1"
-            )
-    if environment.get("OPENAI_API_KEY"):
-        return make_client()
-    if _is_local(parts.hostname or ""):
-        return make_client(api_key="not-needed")
-    raise MissingApiKey
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _runtime(metrics_address: str | None) -> Runtime:

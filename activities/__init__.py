@@ -1,1 +1,9 @@
-"""Effects on the world: the AI call. Dependencies come in through the constructor."""
+"""The application's activities: effects on the world. The plugin brings the AI call, `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+ACTIVITIES: list[Callable[..., Any]] = []
+"""What the worker offers besides the AI call. Add activities of your own here."""

@@ -29,8 +29,8 @@ from benchmarks.figures import add_options, known, markdown, milliseconds, posit
 from benchmarks.measure import TASK_QUEUE, Bench, running
 from benchmarks.processes import cpu_seconds, memory_bytes
 from benchmarks.provider import waiting
-from tasquencer.batch import BatchRow
-from tasquencer.batch_store import Batch
+from tasquencer.batch.rows import BatchRow
+from tasquencer.batch.store import Batch
 from tasquencer.sql import SqlLedger
 
 AIM = 0.8

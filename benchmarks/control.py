@@ -31,15 +31,16 @@ from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
 import worker
-from activities.client import make_client
-from activities.generate import HEARTBEAT_INTERVAL
 from benchmarks.figures import known, markdown, print_facts, save
+from tasquencer.ai import AiCalls
+from tasquencer.ai.provider.client import make_client
 from tasquencer.devkit.http_server import Exchange, HttpServer
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
 from tasquencer.settings import Settings
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal.ai_calls import HEARTBEAT_INTERVAL
 
 __all__ = ["HangingProvider", "Measurement"]
 
@@ -278,9 +279,10 @@ async def _work(address: str, base_url: str, ledger: str, heartbeat: timedelta) 
     """Be the worker that `worker.py` makes, until killed; only the interval of the heartbeats may differ."""
     settings = Settings(database_url=ledger, model="hanging", task_queue=TASK_QUEUE)
     tuning = worker.Tuning(100, None, timedelta(0), None, heartbeat_interval=heartbeat)
-    client = await Client.connect(address, plugins=[TasquencerPlugin(SqlLedger(ledger))])
     async with make_client(api_key="not-needed", base_url=base_url) as provider:
-        running = worker._worker(client, provider, settings, tuning)
+        calls = AiCalls(provider, settings.model, heartbeat_interval=heartbeat)
+        client = await Client.connect(address, plugins=[TasquencerPlugin(SqlLedger(ledger), calls=calls)])
+        running = worker._worker(client, settings, tuning)
         async with running:
             while not running.is_running:  # it opens its ledger first
                 await asyncio.sleep(0.01)

@@ -36,12 +36,13 @@ from benchmarks.figures import (
     save,
     spread,
 )
-from tasquencer.ai import AiAgentRequest, ai_job_record
-from tasquencer.entries import LedgerEntry, storable
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
+from tasquencer.ai.record import ai_job_record
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.core.entries import LedgerEntry, storable
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
 from tasquencer.sql import SqlLedger, upgrade
-from tasquencer.task_state import TaskState
 from tests.support.postgres import embedded_postgres
 
 __all__ = ["ONE_BY_ONE", "TOGETHER", "OneByOne", "batches", "databases"]

@@ -29,14 +29,14 @@ import sqlalchemy as sa
 
 from benchmarks.figures import add_options, known, markdown, milliseconds, positive, print_facts, save
 from benchmarks.ledger import databases
-from tasquencer.ai import AiAgentRequest
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.ledger import WorkItemFilter
-from tasquencer.review import REVIEW_KIND
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.ai.review import REVIEW_KIND
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.work_item import WorkItemState
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql.databases import Database, SqliteDatabase, database_at
 from tasquencer.sql.reading import domain_records_in, open_work_items_query, transitions_in, work_items_query
 from tasquencer.sql.schema import ai_jobs
-from tasquencer.work_item import WorkItemState
 
 __all__ = ["fill", "questions"]
 

@@ -18,12 +18,12 @@ from uuid import uuid4
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 from tasquencer.devkit.temporal_server import embedded_temporal
-from tasquencer.entries import LedgerEntry
 from tasquencer.sql import SqlLedger, upgrade
 from tasquencer.temporal import TasquencerPlugin, data_converter
 from tasquencer.temporal.reconciling import Reconciler, Reconciliation
-from tasquencer.work_item import Transition, WorkItem, WorkItemState
 from workflows.reconcile_ledger import ReconcileLedger
 
 _AT_ONCE = 50

@@ -32,17 +32,17 @@ from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.client import make_client
-from activities.generate import HEARTBEAT_INTERVAL, AiActivities
 from benchmarks.figures import add_options, known, markdown, positive, print_facts, save
 from benchmarks.processes import memory_bytes, module_running
 from benchmarks.provider import failing
 from benchmarks.sleeping import BareSleeper, BareSleeperOutside
 from benchmarks.worker import MODEL, BareActivities
+from tasquencer.ai.provider.client import make_client
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal.ai_calls import HEARTBEAT_INTERVAL, AiCalls
 from workflows.ai_agent import AiAgentTask
 
 QUEUE = "sleepers"
@@ -107,7 +107,7 @@ async def _work(address: str, base_url: str, ledger: str, cached: int) -> None:
             await Client.connect(address, plugins=[TasquencerPlugin(SqlLedger(ledger))]),
             task_queue=QUEUE,
             workflows=[AiAgentTask, BareSleeper, BareSleeperOutside],
-            activities=[AiActivities(provider, MODEL).generate, BareActivities(provider).ask],
+            activities=[AiCalls(provider, MODEL).generate, BareActivities(provider).ask],
             max_cached_workflows=cached,
             max_concurrent_activities=100,
             sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),

@@ -20,16 +20,16 @@ from temporalio import activity
 from temporalio.client import Client, Plugin
 from temporalio.worker import Worker
 
-from activities.client import make_client
-from activities.generate import HEARTBEAT_INTERVAL, AiActivities
 from benchmarks.bare import BareAsk, BareFanOut
 from benchmarks.by_hand import AskBetweenActivities, AskInActivity, ByHand
 from benchmarks.measure import BARE_QUEUE, TASK_QUEUE, UNRECORDED_QUEUE
-from tasquencer.entries import LedgerEntry
-from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
+from tasquencer.ai.provider.client import make_client
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.work_item import Transition, WorkItem
+from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
-from tasquencer.work_item import Transition, WorkItem
+from tasquencer.temporal.ai_calls import HEARTBEAT_INTERVAL, AiCalls
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_batch import AiBatchTask
 from workflows.ai_fan_out import AiFanOutTask
@@ -98,7 +98,7 @@ async def serve(address: str, base_url: str, ledger_url: str, folder: Path) -> N
     # Temporal logs each failed try of the bare activity with its trace; a side that logs less is no faster.
     logging.getLogger("temporalio").setLevel(logging.CRITICAL)
     async with make_client(api_key="not-needed", base_url=base_url) as provider, AsyncExitStack() as workers:
-        ours: list[Callable[..., object]] = [AiActivities(provider, MODEL).generate]
+        ours: list[Callable[..., object]] = [AiCalls(provider, MODEL).generate]
         ask = BareActivities(provider).ask
         by_hand = ByHand(folder / "by-hand.db", ask)
         yardsticks = [BareAsk, BareFanOut, AskInActivity, AskBetweenActivities]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from temporalio import workflow
 
-from tasquencer.ai import AiAgentResult, ai_job_record, parse_answer, parse_request
+from tasquencer.ai.answer import AiAgentResult, parse_answer
+from tasquencer.ai.record import ai_job_record
+from tasquencer.ai.request import parse_request
 from tasquencer.temporal import Task, accept
 from workflows.calls import answer
 

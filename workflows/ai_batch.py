@@ -18,7 +18,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
-from tasquencer.batch import (
+from tasquencer.batch.rows import (
     AiBatchRequest,
     AiBatchResult,
     BatchCounts,
@@ -30,10 +30,10 @@ from tasquencer.batch import (
     parse_pause,
     task_id_of,
 )
-from tasquencer.batch_store import BatchState, RowPage
-from tasquencer.batch_window import MOST_UNRECORDED, BatchWindow
-from tasquencer.errors import InvalidRequest
-from tasquencer.policy import Verdict
+from tasquencer.batch.store import BatchState, RowPage
+from tasquencer.batch.window import MOST_UNRECORDED, BatchWindow
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.policy import Verdict
 from tasquencer.temporal import accept
 from tasquencer.temporal.batches import (
     BATCH_WORKFLOW,

@@ -7,9 +7,11 @@ import contextlib
 
 from temporalio import workflow
 
-from tasquencer.ai import AiJob, ai_job_record, parse_answer
-from tasquencer.errors import InvalidRequest
-from tasquencer.fan_out import AiFanOutResult, lineage_of, parse_fan_out
+from tasquencer.ai.answer import parse_answer
+from tasquencer.ai.fan_out import AiFanOutResult, lineage_of, parse_fan_out
+from tasquencer.ai.job import AiJob
+from tasquencer.ai.record import ai_job_record
+from tasquencer.core.errors import InvalidRequest
 from tasquencer.temporal import Attempts, Task, accept
 from workflows.calls import answer
 

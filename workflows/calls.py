@@ -6,9 +6,12 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
-from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob, CallOptions, returned_answer
-from tasquencer.errors import InvalidRequest
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.ai.answer import AiAnswer, returned_answer
+from tasquencer.ai.job import AiJob
+from tasquencer.ai.request import CallOptions
+from tasquencer.ai.timeouts import CALL_MARGIN
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.temporal import ActiveWorkItem, as_application_error
 
 __all__ = ["answer"]

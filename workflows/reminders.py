@@ -7,8 +7,8 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
-from tasquencer.review import Reminder, Review, ReviewedDraftRequest, first_line
-from tasquencer.wording import moment
+from tasquencer.ai.review import Reminder, Review, ReviewedDraftRequest, first_line
+from tasquencer.core.wording import moment
 
 __all__ = ["remind"]
 

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 
 from tasquencer import NextAttempt, RetryRecipe, StateChange, WorkItem, WorkItemState, retry_by_recipe
-from tasquencer.ai import AiAnswer, AiJob
-from tasquencer.review import (
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob
+from tasquencer.ai.review import (
     Decision,
     ReviewedDraftRequest,
     ReviewedDraftResult,

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 __all__ = ["DEFAULT_MODEL", "DEFAULT_TASK_QUEUE", "Settings"]
 
 DEFAULT_TASK_QUEUE = "ai-agent"
@@ -44,5 +42,7 @@ class Settings:
 
 
 def _default_database_url() -> str:
+    import platformdirs
+
     folder = Path(platformdirs.user_data_dir("tasquencer", appauthor=False))
     return f"sqlite:///{folder / 'ledger.db'}"

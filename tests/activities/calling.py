@@ -12,11 +12,13 @@ from pydantic import JsonValue
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.client import make_client
-from activities.generate import AiActivities
-from activities.prices import Price
-from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob, ChatMessage
-from tasquencer.failure import Failure
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob, ChatMessage
+from tasquencer.ai.provider.client import make_client
+from tasquencer.ai.provider.prices import Price
+from tasquencer.ai.timeouts import CALL_MARGIN
+from tasquencer.core.failure import Failure
+from tasquencer.temporal.ai_calls import AiCalls
 from tests.support.patience import PATIENCE_SECONDS
 
 KEY = "sk-test-0123456789abcdef"
@@ -40,9 +42,9 @@ def free(model: str, input_tokens: int, output_tokens: int) -> float | None:
 @asynccontextmanager
 async def activities_for(
     base_url: str, *, key: str = KEY, price: Price | None = free
-) -> AsyncIterator[AiActivities]:
+) -> AsyncIterator[AiCalls]:
     async with make_client(api_key=key, base_url=base_url) as client:
-        yield AiActivities(client, MODEL, price)
+        yield AiCalls(client, MODEL, price)
 
 
 def environment(limit_seconds: float = PATIENCE_SECONDS, **info: Any) -> ActivityEnvironment:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from activities.prices import price_list
+from tasquencer.ai.provider.prices import price_list
 from tests.activities.calling import MODEL, answer_of, job, schema
 from tests.support import answers
 from tests.support.patience import PATIENCE_SECONDS

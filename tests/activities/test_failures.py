@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationErrorCategory
 
+from tasquencer.core.failure import FailureKind
 from tasquencer.devkit.http_server import Exchange
-from tasquencer.failure import FailureKind
 from tests.activities.calling import KEY, MODEL, error_of, failure_of, job, schema
 from tests.support import answers
 from tests.support.answers import Answer

@@ -20,10 +20,11 @@ from pydantic import JsonValue
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.client import make_client, output_limit_field
-from activities.generate import AiActivities, ClientRetries
-from activities.timeouts import call_limit
-from tasquencer.ai import CALL_MARGIN, AiAgentRequest, AiJob, ChatMessage
+from tasquencer.ai.job import AiJob, ChatMessage
+from tasquencer.ai.provider.client import make_client, output_limit_field
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.ai.timeouts import CALL_MARGIN, call_limit
+from tasquencer.temporal.ai_calls import AiCalls, ClientRetries
 from tests.activities.calling import (
     KEY,
     MODEL,
@@ -108,7 +109,7 @@ def test_the_output_limit_has_the_name_that_the_server_understands(url: str, mod
 
 def test_a_client_that_retries_by_itself_is_refused() -> None:
     with pytest.raises(ClientRetries, match=r"max_retries=0, found 2"):
-        AiActivities(openai.AsyncOpenAI(api_key=KEY), MODEL)
+        AiCalls(openai.AsyncOpenAI(api_key=KEY), MODEL)
 
 
 async def test_a_second_attempt_of_the_activity_sends_nothing() -> None:
@@ -172,7 +173,7 @@ async def test_the_time_between_two_heartbeats_can_be_chosen_within_the_timeout(
         ScriptedProvider([answers.stall(hold)]) as provider,
         make_client(api_key=KEY, base_url=provider.base_url) as client,
     ):
-        activities = AiActivities(client, MODEL, heartbeat_interval=timedelta(minutes=1))
+        activities = AiCalls(client, MODEL, heartbeat_interval=timedelta(minutes=1))
         await env.run(activities.generate, job())
     assert 0.9 < beats[1] - beats[0] < 30  # a third of the timeout, not a minute
 
@@ -214,7 +215,7 @@ async def test_a_bug_is_a_failure_of_its_own_that_is_logged_and_not_retried(
     async def broken(*args: object, **kwargs: object) -> Mapping[str, object]:
         raise ZeroDivisionError(f"with {KEY}")
 
-    monkeypatch.setattr(AiActivities, "_exchange", broken)
+    monkeypatch.setattr(AiCalls, "_exchange", broken)
     with caplog.at_level(logging.ERROR, logger=activity.logger.name):
         failure = await failure_of("http://127.0.0.1:1/v1")
     assert (failure.kind, failure.transient, failure.outcome_unknown) == ("unexpected", False, True)
@@ -224,6 +225,8 @@ async def test_a_bug_is_a_failure_of_its_own_that_is_logged_and_not_retried(
 
 
 def test_the_time_limits_import_nothing_that_a_workflow_may_not() -> None:
-    program = "import sys, activities.timeouts; print('openai' in sys.modules or 'temporalio' in sys.modules)"
+    program = (
+        "import sys, tasquencer.ai.timeouts; print('openai' in sys.modules or 'temporalio' in sys.modules)"
+    )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout == "False\n"

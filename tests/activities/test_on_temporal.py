@@ -18,7 +18,9 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from tasquencer.ai import CALL_MARGIN, AiAnswer, AiJob
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob
+from tasquencer.ai.timeouts import CALL_MARGIN
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tests.activities.calling import KEY, activities_for, job
 from tests.support import answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from activities.redaction import Redactor
+from tasquencer.ai.provider.redaction import Redactor
 
 OWN = "own/key+with=signs"
 

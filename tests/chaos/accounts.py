@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasquencer.ai import AiAgentRequest
-from tasquencer.fan_out import AiFanOutRequest
-from tasquencer.work_item import WorkItem
+from tasquencer.ai.fan_out import AiFanOutRequest
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.core.work_item import WorkItem
 from tests.chaos.events import DEATHS, Event
 from tests.chaos.histories import History
 from tests.chaos.ledger_rows import LedgerRows

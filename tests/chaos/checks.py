@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from tasquencer.ai import CALL_MARGIN
-from tasquencer.failure import FailureKind
-from tasquencer.task_state import TASK_ACTOR
+from tasquencer.ai.timeouts import CALL_MARGIN
+from tasquencer.core.failure import FailureKind
+from tasquencer.core.task_state import TASK_ACTOR
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.reconciling import RECONCILER
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account, BatchAccount
 from tests.chaos.events import BUSY, DEATHS, PAUSES, Event
 from tests.chaos.histories import History

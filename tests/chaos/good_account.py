@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tasquencer.ai import AiAgentRequest
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tasquencer.temporal.reconciling import RECONCILER
-from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tests.chaos.accounts import Account
 from tests.chaos.events import Event
 from tests.chaos.histories import History

@@ -11,9 +11,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tasquencer.failure import Failure
+from tasquencer.core.failure import Failure
+from tasquencer.core.work_item import Transition, WorkItem
 from tasquencer.sql.databases import Database
-from tasquencer.work_item import Transition, WorkItem
 
 __all__ = ["LedgerRows", "ended_since", "items_of", "read_ledger"]
 

@@ -29,9 +29,9 @@ import openai
 import sqlalchemy as sa
 
 import worker
-from activities.client import make_client
-from tasquencer.entries import LedgerEntry
-from tasquencer.ledger import Settlement
+from tasquencer.ai.provider.client import make_client
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.ledger.contract import Settlement
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal.scope import TaskScope
 from tests.chaos.wills import Deeds, Will, Wills

@@ -24,7 +24,8 @@ from temporalio.exceptions import (
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError
 
-from tasquencer.batch import task_id_of
+from tasquencer.batch.rows import task_id_of
+from tasquencer.core.work_item import WorkItem
 from tasquencer.devkit.processes import free_port
 from tasquencer.settings import DEFAULT_TASK_QUEUE
 from tasquencer.sql import SqlLedger
@@ -33,7 +34,6 @@ from tasquencer.temporal import data_converter
 from tasquencer.temporal.batches import BATCH_WORKFLOW
 from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
-from tasquencer.work_item import WorkItem
 from tests.chaos.accounts import Account, BatchAccount, TaskRun, calls_in, make_account
 from tests.chaos.events import BUSY, Events
 from tests.chaos.histories import read_history

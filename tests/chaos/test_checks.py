@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.fan_out import AiFanOutRequest
+from tasquencer.ai.fan_out import AiFanOutRequest
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.reconciling import Reconciliation
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.chaos.accounts import Account, BatchAccount
 from tests.chaos.checks import batch_violations, each_end_has_its_cause, violations
 from tests.chaos.events import BUSY, Event, Events

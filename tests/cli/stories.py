@@ -8,13 +8,15 @@ from itertools import count
 
 from pydantic import JsonValue
 
-from tasquencer.ai import AiAnswer, AiJob, ChatMessage, ai_job_record
-from tasquencer.entries import LedgerEntry
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
-from tasquencer.review import Review, record_of
-from tasquencer.task_state import TaskState
-from tasquencer.work_item import WorkItem
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob, ChatMessage
+from tasquencer.ai.record import ai_job_record
+from tasquencer.ai.review import Review, record_of
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItem
 
 __all__ = ["NOON", "ReviewStory", "Story", "answered", "rate_limited"]
 

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from temporalio.client import Client
 
-from tasquencer.batch_store import Batch
+from tasquencer.batch.store import Batch
 from tasquencer.cli.demo_parts import AnsweringModel, find_worker, running_worker, worker_environment
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasquencer.batch import BatchPause, BatchProgress
+from tasquencer.batch.rows import BatchPause, BatchProgress
 from tasquencer.cli.batch_progress import Pace, progress_line
 
 

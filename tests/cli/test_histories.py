@@ -15,7 +15,7 @@ import pytest
 from temporalio.client import WorkflowHandle
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger, upgrade
 from tests.cli.conftest import Tasq
 from tests.cli.processes import finish

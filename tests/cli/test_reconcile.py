@@ -13,10 +13,10 @@ import pytest
 from temporalio.client import Client, ScheduleOverlapPolicy
 from temporalio.service import RPCError
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger, upgrade
-from tasquencer.work_item import WorkItemState
 from tests.cli.conftest import Tasq
 from tests.cli.processes import finish, on_a_terminal
 from tests.cli.stories import Story

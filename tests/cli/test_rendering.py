@@ -16,7 +16,7 @@ from tasquencer.cli.rendering import (
     totals,
     transitions_table,
 )
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.core.failure import Failure, FailureKind
 from tests.cli.stories import NOON, Story, rate_limited
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tasquencer.ai import MAXIMUM_REQUEST_BYTES, AiAgentRequest, RetryOptions
+from tasquencer.ai.request import MAXIMUM_REQUEST_BYTES, AiAgentRequest, RetryOptions
+from tasquencer.ai.review import ReviewedDraftRequest
 from tasquencer.cli import reviews, tasks
 from tasquencer.cli.request import DRAFT_OPTIONS, OPTIONS
-from tasquencer.review import ReviewedDraftRequest
 from tests.cli.conftest import Tasq
 
 

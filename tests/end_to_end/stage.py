@@ -13,13 +13,13 @@ from uuid import uuid4
 
 from temporalio.client import Client, WorkflowHandle
 
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.settings import DEFAULT_TASK_QUEUE
 from tasquencer.sql import SqlLedger, upgrade
 from tasquencer.temporal import data_converter
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 

@@ -11,11 +11,11 @@ from uuid import uuid4
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import WorkflowHandle
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal.batches import BEGIN, END, FOLLOW, LOAD
-from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok, slow, status
 from tests.support.batches import filled_batch

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import embedded_temporal
-from tasquencer.work_item import WorkItemState
 from tests.end_to_end.browser import WebUi, open_browser, require_browser
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok, rate_limited, reset

@@ -19,12 +19,12 @@ import pytest
 from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError
 
+from tasquencer.core.failure import FailureKind
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.errors import ProcessFailed
 from tasquencer.devkit.processes import ChildProcess, free_port
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.failure import FailureKind
 from tasquencer.sql.schema import VERSION_TABLE
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.end_to_end.stage import READY, Stage
 from tests.support.answers import Answer, Hold, ok, rate_limited, stall
 from tests.support.patience import PATIENCE_SECONDS, eventually

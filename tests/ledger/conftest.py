@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tasquencer.ledger import Ledger
+from tasquencer.ledger.contract import Ledger
 from tasquencer.sql import SCHEMA_VERSION, SqlLedger, upgrade
 from tasquencer.sql.schema import VERSION_TABLE
 from tasquencer.testing import InMemoryLedger

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import JsonValue
 
-from tasquencer.entries import DomainRecord, LedgerEntry
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.core.entries import DomainRecord, LedgerEntry
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
 START = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 FAILURE = Failure.of(FailureKind.RATE_LIMITED, "429: slow down", retry_after_seconds=7.5, status_code=429)

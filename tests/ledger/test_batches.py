@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tasquencer.batch import BatchCounts, BatchRow, OpenRow, RowFailure, RowOutcome, RowState
-from tasquencer.batch_store import Batch, BatchState, BatchStore, RowAnswer
-from tasquencer.ledger import Ledger
+from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowFailure, RowOutcome, RowState
+from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer
+from tasquencer.ledger.contract import Ledger
 from tasquencer.sql import SqlLedger, upgrade
 from tasquencer.sql.databases import database_at
 from tasquencer.testing import InMemoryBatches

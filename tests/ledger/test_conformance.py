@@ -9,10 +9,10 @@ from datetime import timedelta, timezone
 import pytest
 from pydantic import JsonValue
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import AlreadyEnded, LedgerConflict
-from tasquencer.ledger import Ledger, OpenWorkItem, Settlement, WorkItemFilter
-from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import AlreadyEnded, LedgerConflict
+from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
+from tasquencer.ledger.contract import Ledger, OpenWorkItem, Settlement, WorkItemFilter
 from tests.ledger.stories import FAILURE, START, Life, after, ai_job
 
 

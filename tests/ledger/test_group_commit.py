@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerConflict, LedgerUnavailable
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import LedgerConflict, LedgerUnavailable
 from tasquencer.sql.group_commit import GroupCommit
 from tests.ledger.stories import Life
 

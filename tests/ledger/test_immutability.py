@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.sql import SqlLedger
 from tasquencer.sql.databases import database_at
-from tasquencer.work_item import WorkItemState
 from tests.ledger.stories import Life, ai_job
 
 ENDED = [WorkItemState.COMPLETED, WorkItemState.FAILED, WorkItemState.CANCELED]

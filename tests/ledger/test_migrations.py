@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from tasquencer.errors import SchemaMismatch
+from tasquencer.core.errors import SchemaMismatch
 from tasquencer.sql import SCHEMA_VERSION, SqlLedger, metadata, migrate, schema_version, upgrade
 from tasquencer.sql.databases import SqliteDatabase, database_at
 from tasquencer.sql.schema import SCHEMA_VERSIONS, VERSION_TABLE

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tasquencer.errors import LedgerUnavailable, SchemaMismatch
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.core.errors import LedgerUnavailable, SchemaMismatch
+from tasquencer.core.work_item import WorkItemState
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.pruning import Old, old_tasks, prune
 from tasquencer.sql.schema import batch_rows, batches
-from tasquencer.work_item import WorkItemState
 from tests.ledger.stories import START, Life, after, ai_job
 from tests.ledger.test_immutability import run
 

@@ -13,14 +13,14 @@ import sqlalchemy as sa
 from pydantic import JsonValue
 from sqlalchemy.dialects import sqlite
 
-from tasquencer.entries import DomainRecord
-from tasquencer.errors import LedgerConflict, LedgerUnavailable
-from tasquencer.ledger import Place, WorkItemFilter
+from tasquencer.core.entries import DomainRecord
+from tasquencer.core.errors import LedgerConflict, LedgerUnavailable
+from tasquencer.core.work_item import WorkItemState
+from tasquencer.ledger.contract import Place, WorkItemFilter
 from tasquencer.sql import SqlLedger, schema_version, upgrade
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.reading import open_work_items_query, work_items_query
 from tasquencer.sql.schema import UtcTime
-from tasquencer.work_item import WorkItemState
 from tests.ledger.stories import START, Life, after, ai_job
 from tests.ledger.test_immutability import run
 from tests.support.postgres import EmbeddedPostgres

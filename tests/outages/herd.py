@@ -11,8 +11,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import timedelta
 
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
 
 __all__ = ["Herd", "herd"]
 

@@ -16,14 +16,14 @@ import pytest
 import sqlalchemy as sa
 from temporalio.client import WorkflowHandle
 
-from tasquencer.ai import AiAnswer
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import LedgerUnavailable
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerUnavailable
-from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.ledger.contract import Ledger, WorkItemFilter
 from tasquencer.sql import SqlLedger, databases, upgrade
 from tasquencer.sql.databases import SqliteDatabase, database_at
-from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.ledger.stories import Life
 from tests.outages.log import lines_of, tells_of_starving

@@ -10,10 +10,10 @@ from uuid import uuid4
 
 import pytest
 
-from activities.client import make_client
-from activities.generate import AiActivities
+from tasquencer.ai.provider.client import make_client
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.sql import SqlLedger, upgrade
+from tasquencer.temporal.ai_calls import AiCalls
 from tests.support.answers import Answer
 from tests.support.postgres import EmbeddedPostgres
 from tests.support.provider import Script, ScriptedProvider
@@ -43,7 +43,7 @@ async def ground_on(
         ScriptedProvider(script, then=then) as provider,
         make_client(api_key=KEY, base_url=provider.base_url) as client,
     ):
-        generate = AiActivities(client, "tiny-1", lambda *_: 0.001).generate
+        generate = AiCalls(client, "tiny-1", lambda *_: 0.001).generate
         ledger = SqlLedger(database_url)
         async with tasks_on(server.address, WORKFLOWS, [generate], ledger=ledger) as tasks:
             yield Ground(tasks, provider)

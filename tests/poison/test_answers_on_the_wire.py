@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.answers import judge
-from activities.redaction import Redactor
-from activities.reply import Reply
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.ai.provider.answers import judge
+from tasquencer.ai.provider.redaction import Redactor
+from tasquencer.ai.provider.reply import Reply
+from tasquencer.core.failure import Failure, FailureKind
 from tests.activities.calling import activities_for, answer_of, environment, failure_of, free, job
 from tests.poison.wire import GOOD, bomb, endless, head, sending
 from tests.support import answers

@@ -13,22 +13,22 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from pydantic import BaseModel
 
-from activities.answers import judge
-from activities.classify import classify
-from activities.client import MAXIMUM_BODY_BYTES, _raise_error_status, _read
-from activities.redaction import Redactor
-from activities.reply import Reply, ReplyEnd
-from tasquencer.actions import CancelWorkItem, CompleteWorkItem, FailWorkItem, RetryNow, parse_action
-from tasquencer.ai import AiAgentRequest, AiAnswer, parse_answer, parse_request, returned_answer
-from tasquencer.batch import AiBatchRequest, check_row, parse_batch, parse_line
-from tasquencer.errors import InvalidRequest
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.fan_out import AiFanOutRequest, parse_fan_out
-from tasquencer.review import ReviewedDraftRequest, parse_decision, parse_reviewed_draft
+from tasquencer.ai.answer import AiAnswer, parse_answer, returned_answer
+from tasquencer.ai.fan_out import AiFanOutRequest, parse_fan_out
+from tasquencer.ai.provider.answers import judge
+from tasquencer.ai.provider.classify import classify
+from tasquencer.ai.provider.client import MAXIMUM_BODY_BYTES, _raise_error_status, _read
+from tasquencer.ai.provider.redaction import Redactor
+from tasquencer.ai.provider.reply import Reply, ReplyEnd
+from tasquencer.ai.request import AiAgentRequest, parse_request
+from tasquencer.ai.review import ReviewedDraftRequest, parse_decision, parse_reviewed_draft
+from tasquencer.batch.rows import AiBatchRequest, check_row, parse_batch, parse_line
+from tasquencer.core.actions import CancelWorkItem, CompleteWorkItem, FailWorkItem, RetryNow, parse_action
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.failure import Failure, FailureKind
 
 few = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -11,15 +11,17 @@ import pytest
 from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.converter import PayloadConverter
 
-from tasquencer.ai import MAXIMUM_ANSWER_BYTES, MAXIMUM_REQUEST_BYTES, AiAnswer
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.fan_out import MAXIMUM_CALLS_BYTES, MAXIMUM_FAN_OUT_BYTES, MOST_PROMPTS
-from tasquencer.policy import absorb_failures
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import CarriedTask, TaskState
+from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
+from tasquencer.ai.fan_out import MAXIMUM_CALLS_BYTES, MAXIMUM_FAN_OUT_BYTES, MOST_PROMPTS
+from tasquencer.ai.request import MAXIMUM_REQUEST_BYTES
+from tasquencer.core.carried import CarriedTask
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.policy import absorb_failures
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItem
 from tasquencer.temporal import data_converter
 from tasquencer.temporal.scope import pack, unpack
-from tasquencer.work_item import WorkItem
 from tests.poison.conftest import Ground
 from tests.support.answers import Answer, ok, stall
 from tests.support.patience import PATIENCE_SECONDS, eventually

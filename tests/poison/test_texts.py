@@ -13,9 +13,9 @@ from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.common import RawValue
 
+from tasquencer.core.work_item import WorkItem
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task
-from tasquencer.work_item import WorkItem
 from tests.poison.conftest import Ground, ground_on
 from tests.poison.wire import head, sending
 from tests.support.answers import Answer, raw, stall, status

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasquencer.ledger import Ledger
+from tasquencer.ledger.contract import Ledger
 from tasquencer.sql import SqlLedger, upgrade
 from tests.support.postgres import EmbeddedPostgres
 

@@ -19,8 +19,8 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.ledger import Ledger, WorkItemFilter
-from tasquencer.work_item import WorkItem
+from tasquencer.core.work_item import WorkItem
+from tasquencer.ledger.contract import Ledger, WorkItemFilter
 from tests.stories.story import CANCEL_TASK, LEADS_TO, Act, Reply
 from tests.support.patience import PATIENCE_SECONDS
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tasquencer.devkit.http_server import Exchange
-from tasquencer.ledger import Ledger
+from tasquencer.ledger.contract import Ledger
 from tests.stories.record_checks import LAG
 from tests.stories.story import Call, Given
 from tests.support import answers

@@ -15,13 +15,14 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.service import RPCError
 from temporalio.worker import Replayer, Worker
 
-from tasquencer.ai import AI_JOBS, AiAgentRequest
+from tasquencer.ai.fan_out import AiFanOutRequest
+from tasquencer.ai.record import AI_JOBS
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.core.work_item import DelayReason
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.fan_out import AiFanOutRequest
-from tasquencer.ledger import Ledger
+from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import DelayReason
 from tests.activities.calling import activities_for
 from tests.random_actions.operators import Handle, Operators, work_items_of
 from tests.random_actions.provider import RandomProvider

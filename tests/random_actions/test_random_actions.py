@@ -16,7 +16,7 @@ import os
 import pytest
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import Ledger
+from tasquencer.ledger.contract import Ledger
 from tests.random_actions.run import random_stories, reached
 from tests.stories.checks import violations
 from tests.stories.story import LEADS_TO

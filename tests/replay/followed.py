@@ -8,7 +8,8 @@ from typing import Any
 from temporalio import workflow
 
 from tasquencer import FollowUp, TaskEnd
-from tasquencer.ai import AiAnswer, AiJob, ChatMessage
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.temporal import Task
 
 __all__ = ["FollowedTask", "FollowingTask"]

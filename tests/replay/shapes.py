@@ -8,9 +8,9 @@ from typing import Any
 
 from temporalio.client import WorkflowHandle
 
-from tasquencer.ledger import Ledger
+from tasquencer.core.work_item import WorkItem, WorkItemState
+from tasquencer.ledger.contract import Ledger
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
 from tests.support.held_ledgers import HeldLedger, leading_to
 from tests.support.patience import eventually

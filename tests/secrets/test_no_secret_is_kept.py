@@ -17,9 +17,9 @@ from temporalio.client import WorkflowFailureError
 from typer.testing import CliRunner
 
 from tasquencer.cli.main import app
+from tasquencer.core.failure import FailureKind
 from tasquencer.devkit.processes import ChildProcess, free_port
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.failure import FailureKind
 from tasquencer.sql import upgrade
 from tests.activities.calling import error_of
 from tests.end_to_end.stage import Stage

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tasquencer.policy import Counts, TaskPolicy, Verdict, until_exhausted
-from tasquencer.task_state import NextAttempt, StateChange, StateChangeHook, retry_by_recipe
-from tasquencer.work_item import Transition
+from tasquencer.core.hooks import NextAttempt, StateChange, StateChangeHook, retry_by_recipe
+from tasquencer.core.policy import Counts, TaskPolicy, Verdict, until_exhausted
+from tasquencer.core.work_item import Transition
 
 __all__ = ["Asked"]
 

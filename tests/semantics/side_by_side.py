@@ -12,10 +12,10 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
-from tasquencer.policy import absorb_failures, until_exhausted
-from tasquencer.retry import RetryRecipe
+from tasquencer.core.policy import absorb_failures, until_exhausted
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal import Task
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.semantics.asked import Asked
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks

@@ -6,9 +6,9 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.exceptions import CancelledError
 
+from tasquencer.core.policy import Counts, Verdict
+from tasquencer.core.work_item import Transition
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.policy import Counts, Verdict
-from tasquencer.work_item import Transition
 from tests.semantics.side_by_side import SideBySide, Work, has_begun, hours_canceled, lines, states, until
 from tests.support.patience import eventually
 from tests.support.tasks import failure_of_task, history, tasks_on

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tasquencer.policy import Verdict, fail_fast
-from tasquencer.retry import RetryRecipe
+from tasquencer.core.policy import Verdict, fail_fast
+from tasquencer.core.retry import RetryRecipe
 from tests.unit.driving import NOON, after, failed, refused, task
 
 

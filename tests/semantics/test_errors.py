@@ -7,11 +7,11 @@ from datetime import timedelta
 from temporalio import activity, workflow
 from temporalio.client import WorkflowExecutionStatus
 
+from tasquencer.core.hooks import NextAttempt, StateChange
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import NextAttempt, StateChange
 from tasquencer.temporal import Task
-from tasquencer.work_item import WorkItemState
 from tests.semantics.side_by_side import Handle, until
 from tests.support.patience import eventually
 from tests.support.tasks import failure_of_task, history, tasks_on

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tasquencer.core.errors import IllegalTransition, TaskMisused
+from tasquencer.core.policy import Counts, Verdict
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import Transition
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.errors import IllegalTransition, TaskMisused
-from tasquencer.policy import Counts, Verdict
 from tasquencer.sql import SqlLedger
-from tasquencer.task_state import TaskState
-from tasquencer.work_item import Transition
 from tests.semantics.side_by_side import SideBySide, Work
 from tests.support.tasks import tasks_on
 from tests.unit.driving import NOON, after, rate_limited, refused, task

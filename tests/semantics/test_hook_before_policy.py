@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasquencer.policy import Counts, Verdict
+from tasquencer.core.policy import Counts, Verdict
 from tests.semantics.asked import Asked
 from tests.unit.driving import NOON, after, rate_limited, task
 

@@ -6,11 +6,11 @@ from datetime import timedelta
 
 import pytest
 
-from tasquencer.errors import TaskMisused, TooManyWorkItems
-from tasquencer.policy import Verdict
-from tasquencer.retry import Delay, RetryRecipe
-from tasquencer.task_state import NextAttempt, StateChange
-from tasquencer.work_item import DelayReason
+from tasquencer.core.errors import TaskMisused, TooManyWorkItems
+from tasquencer.core.hooks import NextAttempt, StateChange
+from tasquencer.core.policy import Verdict
+from tasquencer.core.retry import Delay, RetryRecipe
+from tasquencer.core.work_item import DelayReason
 from tests.unit.driving import NOON, after, failed, task
 
 AT_ONCE = Delay(timedelta(0), DelayReason.BACKOFF)

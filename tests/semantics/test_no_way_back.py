@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasquencer.work_item import LEGAL_TRANSITIONS, WorkItemState
+from tasquencer.core.work_item import LEGAL_TRANSITIONS, WorkItemState
 from tests.unit.driving import NOON, failed, task
 
 

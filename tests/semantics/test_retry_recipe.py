@@ -6,8 +6,8 @@ from collections import Counter
 from datetime import timedelta
 from itertools import pairwise
 
+from tasquencer.core.retry import RetryRecipe
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.retry import RetryRecipe
 from tests.support.calls import GONE, SLOW_DOWN, ScriptedCalls
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask

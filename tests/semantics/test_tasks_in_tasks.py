@@ -8,8 +8,8 @@ import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 
+from tasquencer.core.retry import RetryRecipe
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
 from tests.semantics.side_by_side import Handle, Work, until
 from tests.support.patience import eventually

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from tasquencer.policy import TaskPolicy, Verdict, require_successes, until_exhausted
-from tasquencer.retry import Delay
-from tasquencer.task_state import NextAttempt, StateChange, TaskState
-from tasquencer.work_item import DelayReason, WorkItemState
+from tasquencer.core.hooks import NextAttempt, StateChange
+from tasquencer.core.policy import TaskPolicy, Verdict, require_successes, until_exhausted
+from tasquencer.core.retry import Delay
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import DelayReason, WorkItemState
 from tests.semantics.asked import Asked
 from tests.unit.driving import NOON, after, refused, task
 

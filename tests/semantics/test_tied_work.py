@@ -9,8 +9,8 @@ from temporalio import workflow
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError
 
+from tasquencer.core.retry import RetryRecipe
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
 from tests.semantics.side_by_side import Handle, SideBySide, Work, hours_canceled, until
 from tests.support.patience import eventually

@@ -8,12 +8,12 @@ import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowExecutionStatus
 
+from tasquencer.core.errors import TaskMisused
+from tasquencer.core.policy import Counts, Verdict
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.work_item import Transition
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.errors import TaskMisused
-from tasquencer.policy import Counts, Verdict
-from tasquencer.retry import RetryRecipe
 from tasquencer.temporal import Task
-from tasquencer.work_item import Transition
 from tests.semantics.side_by_side import Handle, Work, until
 from tests.support.patience import eventually
 from tests.support.tasks import history, tasks_on

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tasquencer.task_state import TASK_ACTOR
-from tasquencer.work_item import Transition, WorkItemState
+from tasquencer.core.task_state import TASK_ACTOR
+from tasquencer.core.work_item import Transition, WorkItemState
 from tests.stories.story import CANCEL_TASK, LEADS_TO, Act, Reply, Story
 
 __all__ = ["each_action_counts_once"]

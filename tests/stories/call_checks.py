@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.task_state import TASK_ACTOR
-from tasquencer.work_item import WorkItem, WorkItemState
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.task_state import TASK_ACTOR
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tests.stories.record_checks import LAG
 from tests.stories.story import Call, Story, label_of, text_of
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from tasquencer.fan_out import AiFanOutRequest, FanOutPolicy
-from tasquencer.work_item import WorkItem, WorkItemState
+from tasquencer.ai.fan_out import AiFanOutRequest
+from tasquencer.core.named_policy import NamedPolicy
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tests.stories.lineage_checks import why_no_retry
 from tests.stories.record_checks import LAG, TICK
 from tests.stories.story import CANCEL_TASK, Reply, Story, label_of, text_of
@@ -77,7 +78,7 @@ def _decision(story: Story) -> tuple[str, datetime] | None:
     return None
 
 
-def _verdict(policy: FanOutPolicy, *, lineages: int, completed: int, lost: int, bad: bool) -> str | None:
+def _verdict(policy: NamedPolicy, *, lineages: int, completed: int, lost: int, bad: bool) -> str | None:
     if policy.name == "require_successes":
         needed = policy.successes or 0
         if completed >= needed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.core.failure import Failure, FailureKind
 from tests.stories.playing import Play, at
 from tests.stories.story import CANCEL_TASK, Given, Reply, Story
 

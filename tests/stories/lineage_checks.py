@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
 
-from tasquencer.task_state import TASK_ACTOR
-from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
+from tasquencer.core.task_state import TASK_ACTOR
+from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 from tests.stories.record_checks import TICK
 from tests.stories.story import Story, label_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.core.failure import Failure, FailureKind
 from tests.stories.call_checks import each_end_has_its_cause, each_request_has_its_work_item
 from tests.stories.good import canceled, exhausted, fan_out, retried_by_hand
 from tests.stories.planting import Planted, both, call, ended, ending, item, job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tasquencer.fan_out import FanOutPolicy
+from tasquencer.core.named_policy import NamedPolicy
 from tests.stories.ending_checks import a_cancel_is_obeyed, the_end_says_what_happened, the_policy_decides
 from tests.stories.good import (
     canceled,
@@ -37,7 +37,7 @@ GOES_ON_AFTER_THE_DECISION = both(ended(2, 5), call(0, ended_at=at(5)))
 
 
 def _by(**policy: Any) -> Plant:
-    return request(policy=FanOutPolicy(**policy))
+    return request(policy=NamedPolicy(**policy))
 
 
 def _another_text(story: Story) -> Story:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tasquencer.task_state import TASK_ACTOR
-from tasquencer.work_item import DelayReason, WorkItemState
+from tasquencer.core.task_state import TASK_ACTOR
+from tasquencer.core.work_item import DelayReason, WorkItemState
 from tests.stories.good import exhausted, fan_out, fan_out_failed, retried_by_hand, too_late
 from tests.stories.lineage_checks import (
     each_lineage_is_bounded,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tasquencer.work_item import WorkItemState
+from tasquencer.core.work_item import WorkItemState
 from tests.stories.good import canceled, decided_again, forgotten, retried_by_hand
 from tests.stories.planting import Planted, both, call, item, job, step, story_with, without_step
 from tests.stories.playing import at

@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from tasquencer.ai import AiAgentRequest, AiAgentResult, AiJob, ChatMessage, ai_job_record
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.fan_out import AiFanOutRequest, AiFanOutResult
-from tasquencer.task_state import TaskState
-from tasquencer.work_item import WorkItem
+from tasquencer.ai.answer import AiAgentResult
+from tasquencer.ai.fan_out import AiFanOutRequest, AiFanOutResult
+from tasquencer.ai.job import AiJob, ChatMessage
+from tasquencer.ai.record import ai_job_record
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItem
 from tests.stories.story import CANCEL_TASK, Act, Call, Ending, Given, Reply, Story
 
 __all__ = ["Play", "at", "listed"]

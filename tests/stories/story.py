@@ -13,10 +13,12 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from tasquencer.ai import AiAgentRequest
-from tasquencer.fan_out import AiFanOutRequest, FanOutPolicy, lineage_of
-from tasquencer.task_state import MAIN_LINEAGE, TASK_ACTOR
-from tasquencer.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.ai.fan_out import AiFanOutRequest, lineage_of
+from tasquencer.ai.request import AiAgentRequest
+from tasquencer.core.lineage import MAIN_LINEAGE
+from tasquencer.core.named_policy import NamedPolicy
+from tasquencer.core.task_state import TASK_ACTOR
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = [
     "CANCEL_TASK",
@@ -177,11 +179,11 @@ class Story:
         return {MAIN_LINEAGE: self.request.prompt or ""}
 
     @property
-    def policy(self) -> FanOutPolicy:
+    def policy(self) -> NamedPolicy:
         """A plain task has the default policy."""
         if isinstance(self.request, AiFanOutRequest):
             return self.request.policy
-        return FanOutPolicy(name="until_exhausted")
+        return NamedPolicy(name="until_exhausted")
 
     @property
     def concurrency(self) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from tasquencer.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 from tests.stories.story import Act, Call, Story, label_of
 
 __all__ = ["told"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tasquencer.batch import BatchRow
-from tasquencer.batch_store import Batch, BatchStore
+from tasquencer.batch.rows import BatchRow
+from tasquencer.batch.store import Batch, BatchStore
 
 __all__ = ["filled_batch"]
 

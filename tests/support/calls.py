@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 from temporalio import activity
 
-from tasquencer.ai import AiAnswer, AiJob
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob
+from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.temporal import as_application_error
 
 ANSWER = AiAnswer(

@@ -17,10 +17,10 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from tasquencer.entries import LedgerEntry
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import bookkeeping, driver
-from tasquencer.work_item import WorkItemState
 from tests.activities.calling import activities_for
 from tests.support.held_ledgers import Wanted, leading_to
 from tests.support.patience import PATIENCE_SECONDS

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerUnavailable
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import LedgerUnavailable
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItemState
 from tests.support.patience import PATIENCE_SECONDS
 
 

@@ -19,11 +19,11 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from tasquencer.batch_store import BatchStore
-from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.batch.store import BatchStore
+from tasquencer.core.work_item import WorkItem
+from tasquencer.ledger.contract import Ledger, WorkItemFilter
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem
 from tests.support.patience import PATIENCE_SECONDS, eventually
 
 

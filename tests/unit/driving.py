@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import TaskState
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
 
 __all__ = ["NOON", "after", "failed", "rate_limited", "refused", "task"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tasquencer.actions import (
+from tasquencer.core.actions import (
     CancelWorkItem,
     CompleteWorkItem,
     FailWorkItem,
@@ -16,11 +16,11 @@ from tasquencer.actions import (
     parse_action,
     waiting,
 )
-from tasquencer.errors import ActionRefused, InvalidRequest
-from tasquencer.policy import Verdict
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import TaskState
-from tasquencer.work_item import WorkItemState
+from tasquencer.core.errors import ActionRefused, InvalidRequest
+from tasquencer.core.policy import Verdict
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItemState
 from tests.unit.driving import NOON, after, failed, rate_limited, task
 
 STATES = list(WorkItemState)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tasquencer.ai import AI_JOBS, AiAgentResult, AiAnswer, AiJob, ChatMessage, ai_job_record
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
-from tasquencer.work_item import WorkItem, WorkItemState
+from tasquencer.ai.answer import AiAgentResult, AiAnswer
+from tasquencer.ai.job import AiJob, ChatMessage
+from tasquencer.ai.record import AI_JOBS, ai_job_record
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tests.unit.driving import NOON, task
 
 JOB = AiJob(messages=[ChatMessage(role="user", content="Hello")], model="asked")

@@ -8,16 +8,10 @@ from typing import Any
 
 import pytest
 
-from tasquencer.ai import (
-    MAXIMUM_REQUEST_BYTES,
-    AiAgentRequest,
-    AiJob,
-    ChatMessage,
-    RetryOptions,
-    parse_request,
-)
-from tasquencer.errors import InvalidRequest
-from tasquencer.retry import RetryOn, RetryRecipe
+from tasquencer.ai.job import AiJob, ChatMessage
+from tasquencer.ai.request import MAXIMUM_REQUEST_BYTES, AiAgentRequest, RetryOptions, parse_request
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.retry import RetryOn, RetryRecipe
 
 
 def problem(raw: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasquencer.batch import (
+from tasquencer.batch.rows import (
     AiBatchRequest,
     BatchCounts,
     BatchPause,
@@ -23,9 +23,9 @@ from tasquencer.batch import (
     parse_pause,
     task_id_of,
 )
-from tasquencer.batch_window import LARGEST_PAGE, BatchWindow
-from tasquencer.errors import InvalidRequest
-from tasquencer.policy import Verdict
+from tasquencer.batch.window import LARGEST_PAGE, BatchWindow
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.policy import Verdict
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import CarriedTask, TaskState
+from tasquencer.core.carried import CarriedTask
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.unit.driving import NOON, task
 from tests.unit.test_task_properties import MICROSECOND, at_once
 

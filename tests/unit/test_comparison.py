@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from tasquencer.comparison import Recorded, differences
-from tasquencer.entries import DomainRecord
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import TaskState
+from tasquencer.core.entries import DomainRecord
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.ledger.comparison import Recorded, differences
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tests.unit.driving import NOON, after, rate_limited, task
 
 STARTED, COMPLETED, CANCELED = WorkItemState.STARTED, WorkItemState.COMPLETED, WorkItemState.CANCELED

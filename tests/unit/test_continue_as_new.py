@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from tasquencer.entries import DomainRecord
-from tasquencer.errors import IllegalTransition, TaskMisused
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.policy import Verdict
-from tasquencer.retry import Delay, RetryRecipe
-from tasquencer.task_state import CarriedTask, NextAttempt, StateChange, TaskState
+from tasquencer.core.carried import CarriedTask
+from tasquencer.core.entries import DomainRecord
+from tasquencer.core.errors import IllegalTransition, TaskMisused
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.hooks import NextAttempt, StateChange
+from tasquencer.core.policy import Verdict
+from tasquencer.core.retry import Delay, RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
 from tests.unit.driving import NOON, after, failed, rate_limited, refused, task
 
 

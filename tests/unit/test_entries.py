@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasquencer.entries import DomainRecord, LedgerEntry, storable
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.core.entries import DomainRecord, LedgerEntry, storable
+from tasquencer.core.failure import Failure, FailureKind
 from tests.unit.driving import NOON, failed, task
 
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from tasquencer import errors
-from tasquencer.errors import (
+from tasquencer.core import errors
+from tasquencer.core.errors import (
     BookkeepingRefused,
     IllegalTransition,
     InvalidRequest,
@@ -20,7 +20,7 @@ from tasquencer.errors import (
     TooManyWorkItems,
     UnknownWorkItem,
 )
-from tasquencer.work_item import WorkItemState
+from tasquencer.core.work_item import WorkItemState
 
 CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if name in errors.__all__}
 

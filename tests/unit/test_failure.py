@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tasquencer.failure import MAXIMUM_MESSAGE_LENGTH, Failure, FailureKind
+from tasquencer.core.failure import MAXIMUM_MESSAGE_LENGTH, Failure, FailureKind
 
 
 def test_a_failure_reads_as_its_kind_and_message() -> None:

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tasquencer.errors import InvalidRequest
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.fan_out import MAXIMUM_FAN_OUT_BYTES, AiFanOutResult, FanOutPolicy, parse_fan_out
-from tasquencer.policy import fail_fast, until_exhausted
-from tasquencer.work_item import DelayReason, WorkItem, WorkItemState
+from tasquencer.ai.fan_out import MAXIMUM_FAN_OUT_BYTES, AiFanOutResult, parse_fan_out
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.named_policy import NamedPolicy
+from tasquencer.core.policy import fail_fast, until_exhausted
+from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -47,8 +48,8 @@ def test_a_wrong_request_is_refused_by_the_name_of_the_field(raw: object, expect
 
 def test_a_policy_may_be_told_by_its_name_alone() -> None:
     assert parse_fan_out({"prompts": ["a"], "policy": "fail_fast"}).policy.decide() is fail_fast
-    assert parse_fan_out({"prompts": ["a"]}).policy == FanOutPolicy(name="absorb_failures")
-    assert FanOutPolicy(name="until_exhausted").decide() is until_exhausted
+    assert parse_fan_out({"prompts": ["a"]}).policy == NamedPolicy(name="absorb_failures")
+    assert NamedPolicy(name="until_exhausted").decide() is until_exhausted
 
 
 def test_each_prompt_is_a_job_with_the_options_of_all() -> None:

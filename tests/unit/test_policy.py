@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasquencer.policy import (
+from tasquencer.core.policy import (
     Counts,
     Verdict,
     absorb_failures,
@@ -12,7 +12,7 @@ from tasquencer.policy import (
     require_successes,
     until_exhausted,
 )
-from tasquencer.work_item import Transition, WorkItemState
+from tasquencer.core.work_item import Transition, WorkItemState
 from tests.unit.driving import NOON
 
 ALL = list(WorkItemState)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasquencer.reconciliation import LEAVE, Cause, Judgement, Run, RunStatus, judge, reason_of
+from tasquencer.ledger.reconciliation import LEAVE, Cause, Judgement, Run, RunStatus, judge, reason_of
 from tests.unit.driving import NOON, after
 
 RUNNING, COMPLETED, FAILED = RunStatus.RUNNING, RunStatus.COMPLETED, RunStatus.FAILED

@@ -6,13 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import LONGEST_BACKOFF, MOST_RETRIES, Delay, GiveUp, RetryOn, RetryRecipe
-from tasquencer.work_item import DelayReason
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import LONGEST_BACKOFF, MOST_RETRIES, Delay, GiveUp, RetryOn, RetryRecipe
+from tasquencer.core.work_item import DelayReason
 from tests.unit.driving import rate_limited, refused
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from tasquencer.retry_after import LONGEST_RETRY_AFTER, parse_retry_after
+from tasquencer.core.retry_after import LONGEST_RETRY_AFTER, parse_retry_after
 from tests.unit.driving import NOON
 
 

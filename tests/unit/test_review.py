@@ -10,11 +10,8 @@ from uuid import UUID
 import pytest
 from pydantic import JsonValue
 
-from tasquencer.ai import AiJob
-from tasquencer.errors import InvalidRequest
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
-from tasquencer.review import (
+from tasquencer.ai.job import AiJob
+from tasquencer.ai.review import (
     MAXIMUM_CONVERSATION_BYTES,
     MAXIMUM_DRAFT_REQUEST_BYTES,
     Review,
@@ -31,8 +28,11 @@ from tasquencer.review import (
     review_in,
     review_lineage,
 )
-from tasquencer.task_state import TaskState
-from tasquencer.work_item import WorkItem, WorkItemState
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItem, WorkItemState
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 WEEK = 604_800

@@ -6,13 +6,15 @@ from datetime import timedelta
 
 import pytest
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import TaskMisused
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.policy import Counts, Verdict, fail_fast, until_exhausted
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import StateChange, TaskFailure, TaskState
-from tasquencer.work_item import Transition, WorkItemState
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import TaskMisused
+from tasquencer.core.explanation import TaskFailure
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.hooks import StateChange
+from tasquencer.core.policy import Counts, Verdict, fail_fast, until_exhausted
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import Transition, WorkItemState
 from tests.unit.driving import NOON, after, failed, rate_limited, refused, task
 
 

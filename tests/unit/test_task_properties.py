@@ -24,17 +24,17 @@ from itertools import count, pairwise
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import given, seed, settings, strategies as st
 
-from tasquencer.errors import IllegalTransition
-from tasquencer.failure import TRANSIENT_KINDS, Failure, FailureKind
-from tasquencer.ledger import WorkItemFilter
-from tasquencer.policy import Verdict, fail_fast, until_exhausted
-from tasquencer.retry import RetryOn, RetryRecipe
-from tasquencer.task_state import CarriedTask, TaskState
+from tasquencer.core.carried import CarriedTask
+from tasquencer.core.errors import IllegalTransition
+from tasquencer.core.failure import TRANSIENT_KINDS, Failure, FailureKind
+from tasquencer.core.policy import Verdict, fail_fast, until_exhausted
+from tasquencer.core.retry import RetryOn, RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItem
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem
 from tests.unit.driving import NOON
 
 MICROSECOND = timedelta(microseconds=1)

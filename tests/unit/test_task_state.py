@@ -8,13 +8,14 @@ from datetime import datetime, timedelta
 import pytest
 from pydantic import JsonValue
 
-from tasquencer.entries import DomainRecord
-from tasquencer.errors import IllegalTransition, TaskMisused, TooManyWorkItems, UnknownWorkItem
-from tasquencer.policy import Counts, Verdict, fail_fast, until_exhausted
-from tasquencer.retry import Delay, RetryOn, RetryRecipe
-from tasquencer.task_state import NextAttempt, StateChange, TaskState, retry_by_recipe
+from tasquencer.core.entries import DomainRecord
+from tasquencer.core.errors import IllegalTransition, TaskMisused, TooManyWorkItems, UnknownWorkItem
+from tasquencer.core.hooks import NextAttempt, StateChange, retry_by_recipe
+from tasquencer.core.policy import Counts, Verdict, fail_fast, until_exhausted
+from tasquencer.core.retry import Delay, RetryOn, RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tests.unit.driving import NOON, after, failed, rate_limited, refused, task
 
 EVENTS: dict[str, Callable[[TaskState, str, datetime], Verdict]] = {

@@ -7,10 +7,10 @@ from datetime import timedelta, timezone
 
 import pytest
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.retry import RetryRecipe
-from tasquencer.wording import (
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.wording import (
     attempt_label,
     delay_label,
     duration,
@@ -20,7 +20,7 @@ from tasquencer.wording import (
     one_line,
     record_label,
 )
-from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tests.unit.driving import NOON, after, failed, rate_limited, task
 
 

@@ -23,12 +23,13 @@ from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
+from tasquencer import WrongSetting
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.http_server import Exchange
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import TasquencerPlugin, schedules
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, Hold, ok, rate_limited
 from tests.support.calls import GONE, ScriptedCalls
@@ -38,7 +39,7 @@ from tests.support.tasks import Tasks
 from tests.upgrades.deployments import QUICK_DRAINAGE, Deployment
 from tests.upgrades.test_patching import NEW_PATH, OLD_PATH, in_backoff, wake
 from tests.upgrades.variants import Careless, First, Patched, look_up
-from worker import Version, Versioning, WrongSetting
+from worker import Version, Versioning
 
 Handle = WorkflowHandle[Any, Any]
 

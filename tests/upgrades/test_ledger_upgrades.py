@@ -13,11 +13,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from tasquencer.core.errors import LedgerUnavailable, SchemaMismatch
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.errors import LedgerUnavailable, SchemaMismatch
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SCHEMA_VERSION, SqlLedger, schema_version, upgrade
-from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.ledger.conftest import DatabaseMaker
 from tests.ledger.stories import Life, ai_job

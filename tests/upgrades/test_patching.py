@@ -15,10 +15,10 @@ from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer
 
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import GONE, ScriptedCalls
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks, history, tasks_on

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from temporalio.client import WorkflowHandle
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger, upgrade
-from tasquencer.work_item import WorkItemState
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, ok
 from tests.support.patience import PATIENCE_SECONDS

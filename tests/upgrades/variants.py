@@ -10,7 +10,8 @@ from datetime import timedelta
 from temporalio import activity, workflow
 
 from tasquencer import RetryRecipe
-from tasquencer.ai import AiAnswer, AiJob, ChatMessage
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.temporal import Task
 
 __all__ = ["PATCH", "Careless", "First", "Patched", "Renamed", "look_up"]

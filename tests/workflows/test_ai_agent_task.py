@@ -9,10 +9,10 @@ import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
 
-from tasquencer.failure import Failure
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.core.failure import Failure
+from tasquencer.core.work_item import WorkItemState
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItemState
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, ScriptedCalls
 from tests.support.tasks import history, tasks_on_skipped_time, timers
 from workflows.ai_agent import AiAgentTask

@@ -22,11 +22,11 @@ from temporalio.client import (
 from temporalio.exceptions import CancelledError, TerminatedError
 from temporalio.worker import Replayer
 
-from tasquencer.batch import RowOutcome
-from tasquencer.batch_store import BatchState
+from tasquencer.batch.rows import RowOutcome
+from tasquencer.batch.store import BatchState
 from tasquencer.cli.batch_following import progress_of
+from tasquencer.core.errors import LedgerUnavailable
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.errors import LedgerUnavailable
 from tasquencer.sql import SqlBatches, SqlLedger, batch_rows, upgrade
 from tasquencer.sql.databases import database_at
 from tasquencer.temporal import TasquencerPlugin

@@ -12,11 +12,12 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import CancelledError
 
-from tasquencer.ai import AiAnswer, AiJob
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.failure import Failure, FailureKind
 from tasquencer.temporal import as_application_error
-from tasquencer.work_item import WorkItemState
 from tests.support.calls import ScriptedCalls
 from tests.support.held_ledgers import HeldLedger, leading_to
 from tests.support.patience import PATIENCE_SECONDS

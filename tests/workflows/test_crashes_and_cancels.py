@@ -15,7 +15,9 @@ from temporalio.exceptions import CancelledError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tasquencer import LedgerConflict, LedgerEntry, LedgerUnavailable, WorkItemFilter, WorkItemState
-from tasquencer.ai import MAXIMUM_REQUEST_BYTES, AiAnswer, AiJob
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob
+from tasquencer.ai.request import MAXIMUM_REQUEST_BYTES
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import Task, TasquencerPlugin, bookkeeping, data_converter
 from tasquencer.testing import InMemoryLedger

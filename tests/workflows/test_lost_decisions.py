@@ -19,12 +19,12 @@ from uuid import uuid4
 import pytest
 from temporalio.client import Client
 
+from tasquencer.core.work_item import DelayReason, WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal.histories import Histories
 from tasquencer.temporal.projection import verify
-from tasquencer.work_item import DelayReason, WorkItemState
 from tests.activities.calling import activities_for
 from tests.support import answers
 from tests.support.answers import Hold

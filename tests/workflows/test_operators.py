@@ -14,8 +14,8 @@ from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import ANSWER, GONE, Hang, ScriptedCalls, Step
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks, comes_to, failure_of_task, history, tasks_on

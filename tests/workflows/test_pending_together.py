@@ -10,10 +10,10 @@ import pytest
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.worker import Replayer
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItemState
 from tests.support import answers
 from tests.support.dying_worker import Orders
 from tests.support.tasks import comes_to

@@ -17,15 +17,15 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer import RetryRecipe, WorkItem, WorkItemState
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import LedgerUnavailable
+from tasquencer.core.work_item import Transition
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerUnavailable
-from tasquencer.ledger import OpenWorkItem, Place
-from tasquencer.reconciliation import Cause
+from tasquencer.ledger.contract import OpenWorkItem, Place
+from tasquencer.ledger.reconciliation import Cause
 from tasquencer.temporal import Task
 from tasquencer.temporal.reconciling import RECONCILER, Reconciler, Reconciliation
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import Transition
 from tests.support.calls import GONE, Hang, ScriptedCalls
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks, failure_of_task, history, tasks_on

@@ -16,7 +16,8 @@ from temporalio.client import WorkflowHandle
 from temporalio.worker import Replayer
 
 from tasquencer import RetryRecipe, WorkItem, WorkItemState
-from tasquencer.ai import AiAnswer, AiJob
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task, TasquencerPlugin
 from tasquencer.testing import InMemoryLedger

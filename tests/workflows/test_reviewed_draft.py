@@ -12,11 +12,12 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowUpda
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
-from tasquencer.ai import AI_JOBS, AiAnswer
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.record import AI_JOBS
+from tasquencer.ai.review import REVIEW_KIND, Reminder
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.review import REVIEW_KIND, Reminder
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItem, WorkItemState
 from tests.support.calls import ANSWER, GONE, WRONG_KEY, Hang, ScriptedCalls
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks, failure_of_task, history, tasks_on, tasks_on_skipped_time, timers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.work_item import WorkItemState
 from tests.support.calls import SLOW_DOWN, Hang, ScriptedCalls
 from tests.support.tasks import failure_of_task, tasks_on, tasks_on_skipped_time
 from workflows.ai_agent import AiAgentTask

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from tasquencer.cli import options
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
-from tasquencer.errors import InvalidRequest
+from tasquencer.core.errors import InvalidRequest
 
 __all__ = ["batch_commands"]
 
@@ -136,7 +136,7 @@ def run(
 
     Exit status as for `tasq run`.
     """
-    from tasquencer.batch import parse_batch
+    from tasquencer.batch.rows import parse_batch
     from tasquencer.cli.batch_input import StagedRows
     from tasquencer.cli.batch_output import BatchFiles
     from tasquencer.cli.batch_running import id_of, run_batch, stage
@@ -227,7 +227,7 @@ def resume(batch: BatchId, reason: Reason = None, actor: Actor = None) -> None:
 
 
 def _check_id(batch_id: str) -> None:
-    from tasquencer.batch import check_batch_id
+    from tasquencer.batch.rows import check_batch_id
 
     try:
         check_batch_id(batch_id)
@@ -241,6 +241,7 @@ def _check_output(out: Path | None, *, as_json: bool) -> None:
 
 
 def _parse_defaults(raw: object) -> object:
-    from tasquencer.ai import CallOptions, validated
+    from tasquencer.ai.request import CallOptions
+    from tasquencer.core.validation import validated
 
     return validated(CallOptions, raw, example="{}")

@@ -20,8 +20,8 @@ from temporalio.client import (
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.batch import BatchProgress
-from tasquencer.batch_store import Batch, BatchState, BatchStore
+from tasquencer.batch.rows import BatchProgress
+from tasquencer.batch.store import Batch, BatchState, BatchStore
 from tasquencer.cli.batch_progress import BatchDisplay
 from tasquencer.cli.errors import CommandFailed
 from tasquencer.cli.following import (
@@ -32,7 +32,7 @@ from tasquencer.cli.following import (
     outcome_of,
     send_update,
 )
-from tasquencer.errors import LedgerUnavailable
+from tasquencer.core.errors import LedgerUnavailable
 from tasquencer.temporal.batches import BATCH_WORKFLOW
 
 __all__ = [

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasquencer.cli.errors import CommandFailed, ExitCode
-from tasquencer.errors import InvalidRequest
+from tasquencer.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from tasquencer.batch import BatchRow
+    from tasquencer.batch.rows import BatchRow
 
 __all__ = ["MOST_PROBLEMS", "CheckedLines", "Problem", "StagedRows", "check_lines", "lines_of"]
 
@@ -103,7 +103,7 @@ class StagedRows:
 
     def pages(self) -> Iterator[list[BatchRow]]:
         """All rows, some at a time."""
-        from tasquencer.batch import BatchRow
+        from tasquencer.batch.rows import BatchRow
 
         page: list[BatchRow] = []
         size = 0
@@ -153,7 +153,7 @@ def check_lines(
         set_aside: Takes the wrong lines as they are.
         said: Takes a line about how far it is, now and then.
     """
-    from tasquencer.batch import check_row, parse_line
+    from tasquencer.batch.rows import check_row, parse_line
 
     checked = CheckedLines()
     while line := lines.readline(LONGEST_LINE):

@@ -18,7 +18,7 @@ from tasquencer.cli.errors import CommandFailed, ExitCode
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from tasquencer.batch_store import BatchStore
+    from tasquencer.batch.store import BatchStore
 
 __all__ = ["Answers", "BatchFiles", "replacing", "write_unanswered"]
 

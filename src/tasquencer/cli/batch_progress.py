@@ -13,10 +13,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from tasquencer.batch import BatchProgress
+from tasquencer.batch.rows import BatchProgress
 from tasquencer.cli.display import output_console
 from tasquencer.cli.rendering import cost_label, printable
-from tasquencer.wording import duration
+from tasquencer.core.wording import duration
 
 __all__ = ["BatchDisplay", "Pace", "batch_display", "progress_line"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import JsonValue
 from temporalio.client import Client
 
-from tasquencer.batch import BatchProgress, parse_batch
-from tasquencer.batch_store import Batch, BatchState, BatchStore
+from tasquencer.batch.rows import BatchProgress, parse_batch
+from tasquencer.batch.store import Batch, BatchState, BatchStore
 from tasquencer.cli.batch_following import (
     BatchRun,
     act_on,
@@ -33,7 +33,7 @@ from tasquencer.cli.connections import connect_temporal, open_ledger, read_setti
 from tasquencer.cli.display import counting
 from tasquencer.cli.errors import CommandFailed, ExitCode, complain
 from tasquencer.cli.rendering import cost_label, printable
-from tasquencer.wording import one_line
+from tasquencer.core.wording import one_line
 
 __all__ = ["act", "attach_to", "id_of", "print_status", "run_batch", "stage"]
 

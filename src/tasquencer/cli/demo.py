@@ -18,7 +18,7 @@ from uuid import uuid4
 import platformdirs
 from temporalio.client import Client
 
-from tasquencer.ai import AI_JOBS
+from tasquencer.ai.record import AI_JOBS
 from tasquencer.cli.connections import open_ledger, quiet_runtime
 from tasquencer.cli.demo_parts import answering_model, find_worker, running_worker, worker_environment
 from tasquencer.cli.display import print_table
@@ -30,7 +30,7 @@ from tasquencer.devkit.errors import ProcessFailed
 from tasquencer.devkit.fault_proxy import DroppedConnection, TooManyRequests, fault_proxy
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.ledger import WorkItemFilter
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.settings import Settings
 from tasquencer.temporal.converter import data_converter
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from tasquencer.cli.progress import progress_lines
 from tasquencer.cli.rendering import live_table
-from tasquencer.work_item import WorkItem
+from tasquencer.core.work_item import WorkItem
 
 __all__ = ["Display", "counting", "display_of", "output_console", "print_table"]
 

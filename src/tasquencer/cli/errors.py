@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from tasquencer.errors import (
+from tasquencer.core.errors import (
     InvalidRequest,
     LedgerUnavailable,
     SchemaMismatch,

@@ -29,15 +29,15 @@ from temporalio.exceptions import (
     CancelledError,
     FailureError,
     TerminatedError,
+    TimeoutError as TimedOutError,
     WorkflowAlreadyStartedError,
 )
-from temporalio.exceptions import TimeoutError as TimedOutError
 from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.cli.display import Display
 from tasquencer.cli.errors import CommandFailed, ExitCode
-from tasquencer.wording import one_line
-from tasquencer.work_item import WorkItem
+from tasquencer.core.wording import one_line
+from tasquencer.core.work_item import WorkItem
 
 __all__ = [
     "DRAFT_TYPE",
@@ -292,14 +292,14 @@ def _backstop(request: Mapping[str, JsonValue]) -> timedelta | None:
 
 
 def _max_retries(request: Mapping[str, JsonValue]) -> int | None:
-    from tasquencer.ai import AiAgentRequest
+    from tasquencer.ai.request import AiAgentRequest
 
     value = request.get("max_retries", AiAgentRequest.model_fields["max_retries"].default)
     return value if isinstance(value, int) else None
 
 
 def _summary(request: Mapping[str, JsonValue]) -> str:
-    from tasquencer.ai import AiAgentRequest
+    from tasquencer.ai.request import AiAgentRequest
 
     if isinstance(prompts := request.get("prompts"), list):
         return f"{len(prompts)} prompts"

@@ -1,181 +1,225 @@
-"""`tasq list`, `tasq show` and `tasq db`: read the ledger, keep its schema up to date."""
+"""`tasq ledger verify` and `tasq ledger rebuild`: the ledger beside the histories, which are the truth."""
 
 from __future__ import annotations
 
-import asyncio
+import importlib
 import json
+import logging
 import sys
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
+from tasquencer.cli.pruning import prune
 from tasquencer.cli.times import parse_since
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
+    from collections.abc import AsyncIterator, Sequence
 
-    from tasquencer.ledger import WorkItemFilter
+    from tasquencer.ledger.contract import Ledger
+    from tasquencer.temporal.histories import Histories, TaskHistory
 
-__all__ = ["LIST_EXAMPLES", "SHOW_EXAMPLES", "database_commands", "list_", "show"]
+__all__ = ["history_commands"]
 
-LIST_EXAMPLES = examples(
-    "tasq list --state failed --since 1h",
-    "tasq list --failure-kind rate_limited --since 2026-11-23T08:00 --json",
+_SHIPPED = (
+    "workflows.ai_agent:AiAgentTask",
+    "workflows.ai_fan_out:AiFanOutTask",
+    "workflows.reviewed_draft:ReviewedDraft",
 )
+"""The tasks of this project."""
 
-SHOW_EXAMPLES = examples("tasq show ai-agent-1a2b3c4d", "tasq show ai-agent-1a2b3c4d --transitions")
+Task = Annotated[
+    str | None, typer.Argument(metavar="[TASK]", help="Only this task. Default: those that Temporal lists.")
+]
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only tasks started since: 30m, 1h, 2d ago, or an ISO time."),
+]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many tasks, the newest.")]
+Workflow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE:CLASS",
+        help="A task's class, importable from this folder. Repeatable. Default: the tasks of this project.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
+
+history_commands = typer.Typer(
+    no_args_is_help=True,
+    help="Compare the ledger with the histories of the tasks, restore what it lost, remove what is old.",
+)
+history_commands.command(epilog=examples("tasq ledger prune --ended-before 90d --dry-run"))(prune)
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the ledger's names.")]
-
-
-def list_(
-    state: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STATE",
-            help="Only those that are initialized, started, completed, failed or canceled. Repeatable.",
-        ),
-    ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Only those created since: 30m, 1h, 2d ago, or an ISO time (UTC if without offset).",
-        ),
-    ] = None,
-    failure_kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only those that failed so: rate_limited, timed_out …")
-    ] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="Only those of this task.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many on a page.")] = 50,
-    page: Annotated[int, typer.Option(min=1, help="Which page; 1 has the newest.")] = 1,
+@history_commands.command(epilog=examples("tasq ledger verify --since 1d", "tasq ledger verify TASK --json"))
+def verify(
+    task: Task = None,
+    since: Since = None,
+    limit: Limit = 1000,
+    workflow: Workflow = None,
     as_json: Json = False,
 ) -> None:
-    """List work items of all tasks, newest first, from the ledger."""
-    from tasquencer.ledger import WorkItemFilter
-    from tasquencer.work_item import WorkItemState
+    """Compare what the ledger holds with what the histories tell; exit status 1 if they differ.
 
-    unknown = set(state or ()) - set(WorkItemState)
-    if unknown:
-        known = ", ".join(WorkItemState)
-        raise CommandFailed(f"--state: {min(unknown)!r} is none of {known}", ExitCode.USAGE)
-    states = frozenset(WorkItemState(name) for name in state) if state else None
+    Replays the histories on the code of the tasks, and changes nothing.
+    """
+    end_with(_verify(task, _time(since), limit, workflow, as_json=as_json))
+
+
+@history_commands.command(epilog=examples("tasq ledger rebuild", "tasq ledger rebuild TASK"))
+def rebuild(
+    task: Task = None,
+    since: Since = None,
+    limit: Limit = 1000,
+    workflow: Workflow = None,
+    as_json: Json = False,
+) -> None:
+    """Add to the ledger what the histories tell and it has lost. Changes nothing that is there.
+
+    For a ledger that was restored from an old backup. Safe to run twice. Run
+    `tasq reconcile` afterwards.
+    """
+    end_with(_rebuild(task, _time(since), limit, workflow, as_json=as_json))
+
+
+async def _verify(
+    task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
+) -> ExitCode:
+    from tasquencer.cli.rendering import counted, printable
+    from tasquencer.temporal.projection import verify
+
+    report: dict[str, Any] = {"tasks": 0, "work_items": 0, "differences": [], "gaps": []}
+    async with _beside(workflow) as (histories, ledger):
+        async for told in _told(histories, task, since, limit):
+            found = await verify(told, ledger)
+            report["tasks"] += 1
+            report["work_items"] += found.work_items
+            report["differences"] += [vars(one) for one in found.differences]
+            report["gaps"] += [f"task {told.task_id}: {gap}" for gap in found.gaps]
+            if not as_json:
+                for one in found.differences:
+                    print(printable(str(one)), flush=True)
+    _end(report, as_json=as_json)
+    if not as_json:
+        compared = (
+            f"{counted(report['tasks'], 'task')}, {counted(report['work_items'], 'work item')} compared"
+        )
+        print(f"{compared}: {counted(len(report['differences']), 'difference')}")
+    return ExitCode.FAILED if report["differences"] else ExitCode.COMPLETED
+
+
+async def _rebuild(
+    task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
+) -> ExitCode:
+    from tasquencer.cli.rendering import counted, printable
+    from tasquencer.temporal.projection import rebuild
+
+    report: dict[str, Any] = {"tasks": 0, "work_items": 0, "transitions": 0, "added": [], "refused": []}
+    report["gaps"] = []
+    async with _beside(workflow) as (histories, ledger):
+        async for told in _told(histories, task, since, limit):
+            done = await rebuild(told, ledger)
+            report["tasks"] += 1
+            report["work_items"] += len(done.work_items)
+            report["transitions"] += done.transitions
+            report["refused"] += [f"task {told.task_id}: {one}" for one in done.refused]
+            report["gaps"] += [f"task {told.task_id}: {gap}" for gap in done.gaps]
+            if done.transitions:
+                added = {
+                    "task_id": told.task_id,
+                    "work_items": done.work_items,
+                    "transitions": done.transitions,
+                }
+                report["added"].append(added)
+                if not as_json:
+                    what = _added(len(done.work_items), done.transitions)
+                    print(printable(f"task {told.task_id}: {what}"), flush=True)
+    _end(report, as_json=as_json)
+    for one in report["refused"]:
+        print(printable(f"not added: {one}"), file=sys.stderr)
+    if not as_json:
+        what = _added(report["work_items"], report["transitions"])
+        print(f"{counted(report['tasks'], 'task')} replayed: {what}")
+    return ExitCode.FAILED if report["refused"] else ExitCode.COMPLETED
+
+
+def _added(work_items: int, transitions: int) -> str:
+    from tasquencer.cli.rendering import counted
+
+    return f"{counted(work_items, 'work item')}, {counted(transitions, 'transition')} added"
+
+
+def _end(report: dict[str, Any], *, as_json: bool) -> None:
+    from tasquencer.cli.rendering import printable
+    from tasquencer.core.wording import one_line
+
+    for gap in report["gaps"]:
+        print(printable(f"gap: {one_line(gap, 500)}"), file=sys.stderr)
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, default=str))
+
+
+@asynccontextmanager
+async def _beside(workflow: Sequence[str] | None) -> AsyncIterator[tuple[Histories, Ledger]]:
+    """The histories and the ledger."""
+    from tasquencer.cli.connections import connect_temporal, open_ledger, read_settings
+    from tasquencer.temporal.histories import Histories
+
+    classes = [_workflow_class(name) for name in workflow or _SHIPPED]
+    # What a replay meets is told in one line; the SDK would print pages.
+    logging.getLogger("temporalio").setLevel(logging.CRITICAL)
+    client = await connect_temporal()
+    async with open_ledger(read_settings()) as ledger:
+        yield Histories(client, classes), ledger
+
+
+async def _told(
+    histories: Histories, task: str | None, since: datetime | None, limit: int
+) -> AsyncIterator[TaskHistory]:
+    """What the histories tell, task by task."""
+    from tasquencer.cli.display import counting
+
+    ids = [task] if task is not None else await histories.task_ids(since, limit + 1)
+    with counting() as progress:
+        for number, task_id in enumerate(ids[:limit], 1):
+            progress(f"task {number:,} of {min(len(ids), limit):,}")
+            told = await histories.read(task_id)
+            if told is not None:
+                yield told
+            elif task is not None:
+                raise CommandFailed(f"Temporal has no task {task!r}")
+    if len(ids) > limit:
+        print(f"There are more tasks than {limit:,}: --limit, or --since", file=sys.stderr)
+
+
+def _workflow_class(name: str) -> type:
+    """The class of this name. Raises `CommandFailed`."""
+    from tasquencer.cli.demo_parts import find_worker
+
+    here = Path.cwd()
+    folders = [here] if name not in _SHIPPED else [find_worker(here).parent]
+    for folder in folders:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    module, _, attribute = name.partition(":")
     try:
-        created_since = None if since is None else parse_since(since, datetime.now(UTC))
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CommandFailed(f"--workflow: cannot import {name!r}: {error}", ExitCode.USAGE) from error
+    if not hasattr(found, "__temporal_workflow_definition"):
+        raise CommandFailed(f"--workflow: {name!r} is no class with @workflow.defn", ExitCode.USAGE)
+    kind: type = found
+    return kind
+
+
+def _time(since: str | None) -> datetime | None:
+    try:
+        return None if since is None else parse_since(since, datetime.now(UTC))
     except ValueError as error:
         raise CommandFailed(f"--since: {error}", ExitCode.USAGE) from None
-    wanted = WorkItemFilter(
-        task_id=task,
-        states=states,
-        failure_kind=failure_kind,
-        created_since=created_since,
-        limit=limit + 1,  # the one too many tells whether there is another page
-        offset=(page - 1) * limit,
-    )
-    end_with(_list(wanted, page, as_json=as_json))
-
-
-async def _list(wanted: WorkItemFilter, page: int, *, as_json: bool) -> ExitCode:
-    from tasquencer.ai import AI_JOBS
-    from tasquencer.cli.connections import open_ledger, read_settings
-    from tasquencer.cli.display import print_table
-    from tasquencer.cli.records import listed
-    from tasquencer.cli.rendering import listing_table
-
-    async with open_ledger(read_settings()) as ledger:
-        found = await ledger.work_items(wanted)
-        items = found[: wanted.limit - 1]
-        records = await ledger.domain_records(AI_JOBS, [item.id for item in items])
-    if as_json:
-        _print_json([listed(item) for item in items])
-    elif items:
-        print_table(lambda wide: listing_table(items, records, wide=wide))
-    if len(found) > len(items):
-        print(f"There are more: --page {page + 1}", file=sys.stderr)
-    elif not items:
-        print("No such work items in the ledger.", file=sys.stderr)
-    return ExitCode.COMPLETED
-
-
-def show(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")],
-    with_transitions: Annotated[
-        bool, typer.Option("--transitions", help="Also every change of state: when, by whom, why.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Show every work item of a task, from the ledger: delays, times, failures, tokens, cost."""
-    end_with(_show(task, with_transitions=with_transitions, as_json=as_json))
-
-
-async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitCode:
-    from tasquencer.ai import AI_JOBS
-    from tasquencer.cli.connections import open_ledger, read_settings
-    from tasquencer.cli.display import print_table
-    from tasquencer.cli.records import shown
-    from tasquencer.cli.rendering import attempts_table, printable, totals, transitions_table
-    from tasquencer.wording import one_line
-
-    async with open_ledger(read_settings()) as ledger:
-        items = await ledger.work_items_of(task_id)
-        if not items:
-            raise CommandFailed(
-                f"the ledger has no task {task_id!r}: `tasq list` shows the newest work items"
-            )
-        ids = [item.id for item in items]
-        records = await ledger.domain_records(AI_JOBS, ids)
-        transitions = await ledger.transitions_of(ids) if with_transitions or as_json else {}
-    if as_json:
-        _print_json(shown(task_id, items, records, transitions))
-        return ExitCode.COMPLETED
-    print(f"task {printable(task_id)} ({printable(items[0].task_type)})")
-    if (prompt := records.get(items[0].id, {}).get("prompt")) is not None:
-        print(f"prompt: {printable(one_line(str(prompt), 200))}")
-    print_table(lambda wide: attempts_table(items, records, wide=wide))
-    if with_transitions:
-        print_table(lambda _: transitions_table(items, transitions))
-    print(totals(items, records))
-    return ExitCode.COMPLETED
-
-
-def _print_json(value: JsonValue) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-database_commands = typer.Typer(
-    no_args_is_help=True, help="Look after the ledger's database (TASQ_DATABASE_URL)."
-)
-
-
-@database_commands.command(epilog=examples("tasq db upgrade"))
-def upgrade() -> None:
-    """Bring the ledger's database to the schema of this release. Safe to run twice."""
-    from tasquencer.cli.connections import read_settings, readable_database_url
-    from tasquencer.sql import upgrade
-
-    with readable_database_url():
-        before, after = asyncio.run(upgrade(read_settings().database_url))
-    if before == after:
-        print(f"The ledger already has schema {after}.")
-    else:
-        print(f"The ledger went from {f'schema {before}' if before else 'no schema'} to schema {after}.")
-
-
-@database_commands.command(epilog=examples("tasq db version"))
-def version() -> None:
-    """Print the schema that the database has; exit status 1 if this release does not work on it."""
-    from tasquencer.cli.connections import read_settings, readable_database_url
-    from tasquencer.errors import SchemaMismatch
-    from tasquencer.sql.migrate import check_version, schema_version
-
-    with readable_database_url():
-        found = asyncio.run(schema_version(read_settings().database_url))
-        print(found or "none")
-        try:
-            asyncio.run(check_version(read_settings().database_url))
-        except SchemaMismatch as mismatch:
-            raise CommandFailed(str(mismatch)) from None

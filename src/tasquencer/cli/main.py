@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tasquencer.cli import actions, batch, demo_command, histories, ledger, reconcile, reviews, tasks
+from tasquencer.cli import actions, batch, demo_command, ledger, reconcile, reviews, tasks, work_items
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
 
@@ -34,16 +34,16 @@ app.command("fan-out", epilog=tasks.FAN_OUT_EXAMPLES)(tasks.fan_out)
 app.add_typer(batch.batch_commands, name="batch")
 app.command(epilog=reviews.DRAFT_EXAMPLES)(reviews.draft)
 app.command(epilog=tasks.WATCH_EXAMPLES)(tasks.watch)
-app.command("list", epilog=ledger.LIST_EXAMPLES)(ledger.list_)
-app.command(epilog=ledger.SHOW_EXAMPLES)(ledger.show)
+app.command("list", epilog=work_items.LIST_EXAMPLES)(work_items.list_)
+app.command(epilog=work_items.SHOW_EXAMPLES)(work_items.show)
 app.command(epilog=reviews.REVIEW_EXAMPLES)(reviews.review)
 app.command("retry-now", epilog=actions.RETRY_NOW_EXAMPLES)(actions.retry_now)
 app.command(epilog=actions.COMPLETE_EXAMPLES)(actions.complete)
 app.command(epilog=actions.FAIL_EXAMPLES)(actions.fail)
 app.command(epilog=actions.CANCEL_EXAMPLES)(actions.cancel)
 app.command(epilog=reconcile.RECONCILE_EXAMPLES)(reconcile.reconcile)
-app.add_typer(histories.history_commands, name="ledger")
-app.add_typer(ledger.database_commands, name="db")
+app.add_typer(ledger.history_commands, name="ledger")
+app.add_typer(work_items.database_commands, name="db")
 
 
 def _print_version(wanted: bool) -> None:

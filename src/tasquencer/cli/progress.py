@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasquencer.cli.rendering import attempt_of, printable
-from tasquencer.wording import delay_label, duration, elapsed, one_line
-from tasquencer.work_item import WorkItem, WorkItemState
+from tasquencer.core.wording import delay_label, duration, elapsed, one_line
+from tasquencer.core.work_item import WorkItem, WorkItemState
 
 __all__ = ["progress_lines"]
 

@@ -49,8 +49,8 @@ def prune(
 async def _prune(before: datetime, *, dry_run: bool, yes: bool, as_json: bool) -> ExitCode:
     from tasquencer.cli.connections import read_settings, readable_database_url
     from tasquencer.cli.display import counting
+    from tasquencer.core.wording import moment
     from tasquencer.sql.pruning import old_tasks, prune
-    from tasquencer.wording import moment
 
     url = read_settings().database_url
     with readable_database_url():

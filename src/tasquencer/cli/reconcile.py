@@ -67,8 +67,8 @@ def reconcile(
 
 async def _schedule(every: float | None, *, as_json: bool) -> ExitCode:
     from tasquencer.cli.connections import connect_temporal, read_settings
+    from tasquencer.core.wording import duration
     from tasquencer.temporal.schedules import put_schedule, remove_schedule, schedule_id
-    from tasquencer.wording import duration
 
     queue = read_settings().task_queue
     name = schedule_id(queue)
@@ -107,7 +107,7 @@ async def _reconcile(grace_seconds: float | None, *, dry_run: bool, yes: bool, a
 
 async def _ask(client: Client, reconciler: Reconciler) -> None:
     """Ask before a whole page is settled because Temporal knows none of its tasks."""
-    from tasquencer.reconciliation import Cause
+    from tasquencer.ledger.reconciliation import Cause
 
     page, settled = await reconciler.page()
     if settled and len(settled) == page.found.open_work_items == page.found.settled.get(Cause.UNKNOWN):
@@ -148,7 +148,7 @@ def _where(client: Client) -> str:
 
 def _summary(found: Reconciliation, client: Client, *, dry_run: bool) -> str:
     """One line for each cause, and one for all."""
-    from tasquencer.reconciliation import reason_of
+    from tasquencer.ledger.reconciliation import reason_of
 
     verb = "would be settled" if dry_run else "settled"
     lines = [f"{count:,} {verb}: {reason_of(cause)}" for cause, count in found.settled.items()]

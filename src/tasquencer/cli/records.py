@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from tasquencer.cli.rendering import Records, sum_of
-from tasquencer.work_item import Transition, WorkItem
+from tasquencer.core.work_item import Transition, WorkItem
 
 __all__ = ["listed", "shown"]
 

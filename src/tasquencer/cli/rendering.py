@@ -13,8 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tasquencer.wording import attempt_label, delay_label, duration, elapsed, one_line
-from tasquencer.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.core.wording import attempt_label, delay_label, duration, elapsed, one_line
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = [
     "Records",

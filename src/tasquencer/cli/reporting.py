@@ -12,7 +12,7 @@ from tasquencer.cli.display import display_of
 from tasquencer.cli.errors import ExitCode, complain
 from tasquencer.cli.following import FollowedTask, Outcome, follow
 from tasquencer.cli.rendering import cost_label, printable
-from tasquencer.wording import one_line
+from tasquencer.core.wording import one_line
 
 __all__ = ["follow_and_report"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasquencer.cli.errors import CommandFailed, ExitCode
-from tasquencer.errors import InvalidRequest
+from tasquencer.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -136,7 +136,7 @@ def check_request(
     Raises:
         CommandFailed: what is wrong with it, by the names of the options.
     """
-    from tasquencer.ai import parse_request
+    from tasquencer.ai.request import parse_request
 
     request: dict[str, JsonValue] = {}
     for name, value in fields.items():

@@ -11,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tasquencer.ai.review import Review, first_line, review_in
 from tasquencer.cli.rendering import printable
-from tasquencer.review import Review, first_line, review_in
-from tasquencer.wording import duration, moment, one_line
-from tasquencer.work_item import WorkItem
+from tasquencer.core.wording import duration, moment, one_line
+from tasquencer.core.work_item import WorkItem
 
 __all__ = ["PendingReview", "heading", "listed_review", "pending_in", "reviews_table"]
 

@@ -97,8 +97,8 @@ def draft(
 
     Exit status as for `tasq run`.
     """
+    from tasquencer.ai.review import parse_reviewed_draft
     from tasquencer.cli.following import DRAFT_TYPE
-    from tasquencer.review import parse_reviewed_draft
 
     request = check_request(
         {
@@ -237,11 +237,11 @@ async def _pending(task_id: str, work_item_id: str | None) -> PendingReview:
 
 
 async def _pending_reviews(task_id: str | None, limit: int) -> list[PendingReview]:
+    from tasquencer.ai.review import REVIEW_KIND
     from tasquencer.cli.connections import open_ledger, read_settings
     from tasquencer.cli.review_listing import pending_in
-    from tasquencer.ledger import WorkItemFilter
-    from tasquencer.review import REVIEW_KIND
-    from tasquencer.work_item import WorkItemState
+    from tasquencer.core.work_item import WorkItemState
+    from tasquencer.ledger.contract import WorkItemFilter
 
     wanted = WorkItemFilter(
         task_id=task_id,

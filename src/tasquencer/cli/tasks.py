@@ -123,8 +123,8 @@ def fan_out(
 
     Exit status as for `tasq run`.
     """
+    from tasquencer.ai.fan_out import parse_fan_out
     from tasquencer.cli.following import FAN_OUT_TYPE
-    from tasquencer.fan_out import parse_fan_out
 
     limits = {
         "policy.limit": max_failures,

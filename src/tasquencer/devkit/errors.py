@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasquencer.errors import TasquencerError
+from tasquencer.core.errors import TasquencerError
 
 __all__ = ["DevkitError", "MissingPart", "ProcessFailed"]
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from pydantic_core import to_json
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tasquencer.batch import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
-from tasquencer.batch_store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
+from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
+from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
 from tasquencer.sql.schema import ai_jobs, batch_rows, batches, is_open, is_pending, work_items
 
 __all__ = ["SqlBatches"]

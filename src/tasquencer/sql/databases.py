@@ -24,7 +24,7 @@ from urllib.parse import urlencode
 import sqlalchemy as sa
 from pydantic_core import from_json, to_json
 
-from tasquencer.errors import LedgerUnavailable
+from tasquencer.core.errors import LedgerUnavailable
 from tasquencer.sql.urls import parse, shown, without_secrets
 
 __all__ = ["Database", "PostgresDatabase", "SqliteDatabase", "Trouble", "database_at"]

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerConflict
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import LedgerConflict
 
 __all__ = ["GroupCommit"]
 

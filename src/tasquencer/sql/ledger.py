@@ -10,9 +10,10 @@ from typing import TypeVar
 import sqlalchemy as sa
 from pydantic import JsonValue
 
-from tasquencer.entries import LedgerEntry, storable
-from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
+from tasquencer.core.entries import LedgerEntry, storable
+from tasquencer.core.errors import LedgerConflict
+from tasquencer.core.work_item import Transition, WorkItem
+from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
 from tasquencer.sql.batches import SqlBatches
 from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
 from tasquencer.sql.group_commit import GroupCommit
@@ -20,7 +21,6 @@ from tasquencer.sql.migrate import check_schema, upgrade_database
 from tasquencer.sql.reading import domain_records_in, open_work_items_in, transitions_in, work_items_in
 from tasquencer.sql.schema import ai_jobs
 from tasquencer.sql.writing import settle, taken_attempt, write
-from tasquencer.work_item import Transition, WorkItem
 
 __all__ = ["SqlLedger"]
 

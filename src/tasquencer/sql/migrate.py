@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tasquencer.errors import SchemaMismatch
+from tasquencer.core.errors import SchemaMismatch
 from tasquencer.sql.databases import Database, SqliteDatabase, database_at
 from tasquencer.sql.schema import SCHEMA_VERSION, SCHEMA_VERSIONS, VERSION_TABLE, schema_compatibility
 

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
-from tasquencer.ledger import OpenWorkItem, Place, WorkItemFilter
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.ledger.contract import OpenWorkItem, Place, WorkItemFilter
 from tasquencer.sql.schema import is_canceled, is_failed, is_open, work_item_transitions, work_items
 from tasquencer.sql.writing import PARAMETERS
-from tasquencer.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = [
     "domain_records_in",

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from tasquencer.ai import AI_JOBS
-from tasquencer.batch import RowState
-from tasquencer.batch_store import BatchState
-from tasquencer.work_item import DelayReason, WorkItemState
+from tasquencer.ai.record import AI_JOBS
+from tasquencer.batch.rows import RowState
+from tasquencer.batch.store import BatchState
+from tasquencer.core.work_item import DelayReason, WorkItemState
 
 __all__ = [
     "SCHEMA_VERSION",

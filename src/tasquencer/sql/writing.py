@@ -16,12 +16,12 @@ import sqlalchemy as sa
 from pydantic import JsonValue
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tasquencer.entries import DomainRecord, LedgerEntry
-from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Settlement, as_recorded, caught_up, is_new
+from tasquencer.core.entries import DomainRecord, LedgerEntry
+from tasquencer.core.errors import LedgerConflict
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.ledger.contract import Settlement, as_recorded, caught_up, is_new
 from tasquencer.sql.prepared import execute_many, rows_of
 from tasquencer.sql.schema import is_open, work_item_transitions, work_items
-from tasquencer.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
 __all__ = ["PARAMETERS", "settle", "taken_attempt", "write"]
 

@@ -15,20 +15,25 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, CancelledError, TerminatedError
-from temporalio.exceptions import TimeoutError as TimedOutError
+from temporalio.exceptions import (
+    ApplicationError,
+    ApplicationErrorCategory,
+    CancelledError,
+    TerminatedError,
+    TimeoutError as TimedOutError,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.ai import AiAgentResult
-from tasquencer.batch import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
-from tasquencer.batch_store import BatchState, BatchStore, RowPage
-from tasquencer.entries import storable_text
-from tasquencer.errors import InvalidRequest, LedgerUnavailable
-from tasquencer.failure import FailureKind
-from tasquencer.ledger import Ledger, WorkItemFilter
+from tasquencer.ai.answer import AiAgentResult
+from tasquencer.batch.rows import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
+from tasquencer.batch.store import BatchState, BatchStore, RowPage
+from tasquencer.core.entries import storable_text
+from tasquencer.core.errors import InvalidRequest, LedgerUnavailable
+from tasquencer.core.failure import FailureKind
+from tasquencer.core.wording import one_line
+from tasquencer.core.work_item import WorkItemState
+from tasquencer.ledger.contract import Ledger, WorkItemFilter
 from tasquencer.temporal.heartbeats import heartbeats
-from tasquencer.wording import one_line
-from tasquencer.work_item import WorkItemState
 
 __all__ = [
     "BATCH_WORKFLOW",

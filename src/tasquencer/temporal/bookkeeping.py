@@ -14,10 +14,10 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import AlreadyEnded, LedgerConflict, LedgerUnavailable
-from tasquencer.ledger import Ledger, Settlement, WorkItemFilter
-from tasquencer.work_item import WorkItemState
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import AlreadyEnded, LedgerConflict, LedgerUnavailable
+from tasquencer.core.work_item import WorkItemState
+from tasquencer.ledger.contract import Ledger, Settlement, WorkItemFilter
 
 __all__ = [
     "LOCAL_RETRY_THRESHOLD",

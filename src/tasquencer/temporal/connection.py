@@ -16,7 +16,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.errors import TemporalUnreachable
+from tasquencer.core.errors import TemporalUnreachable
 from tasquencer.temporal.converter import data_converter
 from tasquencer.temporal.delivery import OUTAGES
 

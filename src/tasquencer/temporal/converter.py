@@ -16,8 +16,8 @@ from temporalio.converter import (
     DefaultFailureConverter,
     DefaultPayloadConverter,
     JSONPlainPayloadConverter,
+    PayloadConverter as BasePayloadConverter,
 )
-from temporalio.converter import PayloadConverter as BasePayloadConverter
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 __all__ = ["FailureConverter", "PayloadConverter", "data_converter"]

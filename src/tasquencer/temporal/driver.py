@@ -19,21 +19,22 @@ history knows. The next worker decides again, from the same history and what cam
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import JsonValue
 from temporalio import workflow
 
-from tasquencer.errors import TaskMisused
-from tasquencer.failure import Failure
-from tasquencer.task_state import CarriedTask, TaskState
-from tasquencer.temporal.scope import TaskScope
+from tasquencer.core.carried import CarriedTask
+from tasquencer.core.errors import TaskMisused
+from tasquencer.core.failure import Failure
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.wording import delay_label
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.turns import Turns
 from tasquencer.temporal.writing import CANCELED, Writing
-from tasquencer.wording import delay_label
-from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["TaskDriver"]
 
@@ -52,11 +53,15 @@ class TaskDriver:
 
     Args:
         state: Decides.
+        continue_as_new: Ends this run and begins the next one, which takes the task along.
         concurrency: How many work items may be started at once; None: any number.
     """
 
-    def __init__(self, state: TaskState, concurrency: int | None = None) -> None:
+    def __init__(
+        self, state: TaskState, continue_as_new: Callable[[], NoReturn], concurrency: int | None = None
+    ) -> None:
         self.state = state
+        self._continue_as_new = continue_as_new
         self._turns = Turns(concurrency)
         self._writing = Writing(state, hands_over=self._turns.are_limited, news=self.news)
         self._sleeping: dict[str, asyncio.Task[None]] = {}
@@ -160,7 +165,7 @@ class TaskDriver:
             and self._may_continue_as_new()
             and workflow.all_handlers_finished()
         ):
-            TaskScope.current().continue_as_new()
+            self._continue_as_new()
         is_replacement = item.id in self._successors.values()
         if item.run_id == workflow.info().run_id and not is_replacement:
             # Just recorded: the whole delay from here.
@@ -193,7 +198,7 @@ class TaskDriver:
                 await workflow.wait_condition(
                     lambda: self._may_continue_as_new() and workflow.all_handlers_finished()
                 )
-                TaskScope.current().continue_as_new()
+                self._continue_as_new()
         except asyncio.CancelledError:
             self._turns.leave(item.id)
             self.cancel(item.lineage)

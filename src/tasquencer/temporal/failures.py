@@ -14,11 +14,11 @@ from temporalio.exceptions import (
     ApplicationErrorCategory,
     ChildWorkflowError,
     FailureError,
+    TimeoutError as TemporalTimeout,
     TimeoutType,
 )
-from temporalio.exceptions import TimeoutError as TemporalTimeout
 
-from tasquencer.failure import Failure, FailureKind
+from tasquencer.core.failure import Failure, FailureKind
 
 __all__ = [
     "as_application_error",

@@ -25,11 +25,11 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.ledger import Settlement
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.ledger.contract import Settlement
+from tasquencer.ledger.memory import InMemoryLedger
 from tasquencer.temporal.bookkeeping import RECORD
 from tasquencer.temporal.plugin import TasquencerPlugin
-from tasquencer.testing import InMemoryLedger
 
 __all__ = ["Histories", "TaskHistory", "Write"]
 

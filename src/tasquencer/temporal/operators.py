@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import JsonValue
 from temporalio import workflow
 
-from tasquencer.actions import (
+from tasquencer.core.actions import (
     CancelWorkItem,
     CompleteWorkItem,
     FailWorkItem,
@@ -23,10 +23,10 @@ from tasquencer.actions import (
     parse_action,
     waiting,
 )
-from tasquencer.errors import ActionRefused, InvalidRequest
+from tasquencer.core.errors import ActionRefused, InvalidRequest
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
-from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["Operators", "ResultOf"]
 

@@ -1,6 +1,6 @@
 """`TasquencerPlugin`: what a worker needs to run tasks, in one object.
 
-    client = await connect(plugins=[TasquencerPlugin(ledger)])
+    client = await connect(plugins=[TasquencerPlugin(ledger, calls=AiCalls())])
     async with Worker(client, task_queue="…", workflows=[…], activities=[…]):
         …
 
@@ -10,21 +10,24 @@ Give it to the client only; the worker takes it over from there.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from tasquencer.batch_store import BatchStore
-from tasquencer.ledger import Ledger
+from tasquencer.batch.store import BatchStore
+from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.converter import data_converter
 from tasquencer.temporal.reconciling import ReconciliationActivity
 from tasquencer.temporal.scope import TaskInterceptor
+
+if TYPE_CHECKING:
+    from tasquencer.temporal.ai_calls import AiCalls
 
 __all__ = ["TasquencerPlugin"]
 
@@ -44,15 +47,24 @@ class TasquencerPlugin(SimplePlugin):
 
     Args:
         ledger: Opened when the worker starts to run, closed after it has stopped.
-        batches: The batches beside it (`SqlLedger.batches`), for a worker that carries out `AiBatchTask`.
+        batches: The batches beside it, for a worker that carries out `AiBatchTask`; None: the ledger's own
+            (`SqlLedger.batches`), if it has any.
+        calls: Registers the AI call, the activity `generate`; None: this worker makes no AI calls.
     """
 
-    def __init__(self, ledger: Ledger, batches: BatchStore | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, batches: BatchStore | None = None, *, calls: AiCalls | None = None
+    ) -> None:
         self._ledger = ledger
+        self._calls = calls
+        if batches is None:
+            batches = getattr(ledger, "batches", None)
         activities: list[Callable[..., Any]] = [
             Bookkeeping(ledger).record,
             ReconciliationActivity(ledger).reconcile,
         ]
+        if calls is not None:
+            activities.append(calls.generate)
         if batches is not None:
             of_batches = BatchActivities(batches, ledger)
             activities += [
@@ -69,12 +81,12 @@ class TasquencerPlugin(SimplePlugin):
             interceptors=[TaskInterceptor()],
             activities=activities,
             workflow_runner=_passing_through,
-            run_context=self._open_ledger,
+            run_context=self._open,
         )
 
     @asynccontextmanager
-    async def _open_ledger(self) -> AsyncIterator[None]:
-        async with self._ledger:
+    async def _open(self) -> AsyncIterator[None]:
+        async with self._ledger, self._calls or nullcontext():
             yield
 
 

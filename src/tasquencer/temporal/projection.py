@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tasquencer.comparison import Difference, Recorded, differences
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import LedgerConflict
-from tasquencer.ledger import Ledger
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import LedgerConflict
+from tasquencer.ledger.comparison import Difference, Recorded, differences
+from tasquencer.ledger.contract import Ledger
+from tasquencer.ledger.memory import InMemoryLedger
 from tasquencer.temporal.histories import TaskHistory, Write
-from tasquencer.testing import InMemoryLedger
 
 __all__ = ["Rebuilt", "Verified", "rebuild", "verify"]
 

@@ -27,9 +27,9 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.errors import InvalidRequest, LedgerUnavailable
-from tasquencer.ledger import Ledger, OpenWorkItem, Place, Settlement
-from tasquencer.reconciliation import Cause, Judgement, Run, RunStatus, judge, reason_of
+from tasquencer.core.errors import InvalidRequest, LedgerUnavailable
+from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement
+from tasquencer.ledger.reconciliation import Cause, Judgement, Run, RunStatus, judge, reason_of
 from tasquencer.temporal.heartbeats import heartbeats
 
 __all__ = [

@@ -16,7 +16,7 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
@@ -37,14 +37,12 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
-from tasquencer.ending import TaskEnd, TaskEndHook, TaskEndState
-from tasquencer.errors import InvalidRequest, TaskMisused
-from tasquencer.task_state import CarriedTask
+from tasquencer.core.carried import CarriedTask
+from tasquencer.core.ending import TaskEnd, TaskEndHook, TaskEndState
+from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.temporal.delivery import Delivery
+from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import left_behind, task_error
-
-if TYPE_CHECKING:
-    from tasquencer.temporal.driver import TaskDriver
 
 __all__ = ["TaskInterceptor", "TaskScope", "carried_task", "pack", "to_the_end", "unpack"]
 

@@ -30,12 +30,16 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
-from tasquencer.ending import TaskEndHook
-from tasquencer.errors import InvalidRequest, TaskMisused
-from tasquencer.failure import Failure, FailureKind
-from tasquencer.policy import TaskPolicy, Verdict, until_exhausted
-from tasquencer.retry import RetryRecipe
-from tasquencer.task_state import MAIN_LINEAGE, RecordOf, StateChangeHook, TaskState, retry_by_recipe
+from tasquencer.core.ending import TaskEndHook
+from tasquencer.core.errors import InvalidRequest, TaskMisused
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.hooks import RecordOf, StateChangeHook, retry_by_recipe
+from tasquencer.core.lineage import MAIN_LINEAGE
+from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.wording import attempt_label, duration
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import (
     as_application_error,
@@ -47,8 +51,6 @@ from tasquencer.temporal.failures import (
 )
 from tasquencer.temporal.operators import Operators, ResultOf
 from tasquencer.temporal.scope import TaskScope, carried_task
-from tasquencer.wording import attempt_label, duration
-from tasquencer.work_item import WorkItem, WorkItemState
 
 __all__ = ["NEVER_RETRY", "ActiveWorkItem", "Attempts", "Task", "accept"]
 
@@ -126,7 +128,7 @@ class Task:
             random=lambda: workflow.random().random(),
             started_at=info.workflow_start_time,
         )
-        self._driver = TaskDriver(self._state, concurrency)
+        self._driver = TaskDriver(self._state, lambda: TaskScope.current().continue_as_new(), concurrency)
         carried = carried_task(info)
         if carried is not None:
             self._driver.resume(carried)

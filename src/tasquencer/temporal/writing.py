@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from tasquencer.entries import LedgerEntry
-from tasquencer.errors import BookkeepingRefused
-from tasquencer.ledger import Settlement
-from tasquencer.policy import Verdict
-from tasquencer.task_state import TASK_ACTOR, TaskState
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import BookkeepingRefused
+from tasquencer.core.policy import Verdict
+from tasquencer.core.task_state import TASK_ACTOR, TaskState
+from tasquencer.core.wording import markdown_table, record_label
+from tasquencer.ledger.contract import Settlement
 from tasquencer.temporal.bookkeeping import (
     LOCAL_RETRY_THRESHOLD,
     RECORD,
@@ -20,7 +21,6 @@ from tasquencer.temporal.bookkeeping import (
     RECORD_TIMEOUT,
     already_ended,
 )
-from tasquencer.wording import markdown_table, record_label
 
 __all__ = ["CANCELED", "Writing"]
 

@@ -13,9 +13,9 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import CancelledError
 
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.ledger import Ledger
-from tasquencer.work_item import WorkItem, WorkItemState
+from tasquencer.ledger.contract import Ledger
 from tests.activities.calling import activities_for
 from tests.support.answers import Answer
 from tests.support.patience import PATIENCE_SECONDS, eventually

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.work_item import WorkItemState
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.held_ledgers import FallingLedger, HeldLedger, leading_to

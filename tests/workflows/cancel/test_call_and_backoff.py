@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
@@ -15,13 +16,14 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 import worker as worker_process
-from activities.client import make_client
+from tasquencer.ai import AiCalls
+from tasquencer.ai.provider.client import make_client
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.http_server import Exchange
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
-from tasquencer.work_item import WorkItemState
 from tests.activities.calling import KEY, MODEL, activities_for
 from tests.support import answers
 from tests.support.answers import Answer, Hold
@@ -166,13 +168,15 @@ async def test_many_calls_at_once_and_only_those_asked_for(dev_server: EmbeddedT
 async def test_in_the_call_with_the_options_of_the_worker_process(dev_server: EmbeddedTemporal) -> None:
     source, ledger, queue = random.Random(7), InMemoryLedger(), f"queue-{uuid4()}"
     tuning = worker_process.Tuning(10, None, timedelta(0), None)
-    client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
     settings = Settings(database_url="sqlite://", model=MODEL, task_queue=queue)
     async with (
         ScriptedProvider([answers.stall() for _ in range(6)]) as provider,
         make_client(api_key=KEY, base_url=provider.base_url) as model,
-        worker_process._worker(client, model, settings, tuning),
+        AsyncExitStack() as stack,
     ):
+        plugin = TasquencerPlugin(ledger, calls=AiCalls(model, MODEL))
+        client = await Client.connect(dev_server.address, plugins=[plugin])
+        await stack.enter_async_context(worker_process._worker(client, settings, tuning))
         now = Scene(Tasks(client, queue, ledger), provider)
         took: list[float] = []
         for number in range(6):

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import pytest
 
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.entries import LedgerEntry
-from tasquencer.work_item import WorkItemState
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.held_ledgers import HeldLedger

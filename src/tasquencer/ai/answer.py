@@ -1,0 +1,131 @@
+"""What an AI call returns, and what an AI agent task answers."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.validation import LARGEST_INTEGER, keepable, problems_of, unknown_fields
+from tasquencer.core.work_item import WorkItem
+
+__all__ = ["MAXIMUM_ANSWER_BYTES", "AiAgentResult", "AiAnswer", "parse_answer", "returned_answer"]
+
+MAXIMUM_ANSWER_BYTES = 1_920 * 1024
+"""Bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
+
+
+class AiAnswer(BaseModel):
+    """What an AI call returned: the result of a completed AI work item.
+
+    Attributes:
+        model: The model that answered, by the provider's word; else the one that was asked.
+        cost_usd: None where the price of the model or the usage is unknown.
+        latency_seconds: From sending the request to having the whole answer.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    model: str | None = None
+    finish_reason: str | None = None
+    provider_request_id: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_seconds: float | None = None
+
+
+class AiAgentResult(BaseModel):
+    """The result of an AI agent task.
+
+    Attributes:
+        work_item_id: The work item that gave the answer.
+        attempts: How many work items the task took.
+        input_tokens, output_tokens, cost_usd: Of that work item; the ledger has those of all.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    model: str | None
+    finish_reason: str | None
+    work_item_id: str
+    attempts: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: float | None
+
+    @classmethod
+    def of(cls, work_item: WorkItem, attempts: int) -> AiAgentResult:
+        """The result that a completed AI work item gives."""
+        answer = AiAnswer.model_validate(work_item.result)
+        return cls(
+            text=answer.text,
+            model=answer.model,
+            finish_reason=answer.finish_reason,
+            work_item_id=work_item.id,
+            attempts=attempts,
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+            cost_usd=answer.cost_usd,
+        )
+
+
+def parse_answer(raw: JsonValue) -> JsonValue:
+    """The result of an AI work item, given by hand: `{"text": …}`, and other facts of `AiAnswer`.
+
+    Raises:
+        InvalidRequest: names each wrong field.
+    """
+    text = raw.get("text") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(text, str) or not text:
+        raise InvalidRequest(['result: must be an object such as {"text": "…"}'])
+    if "\x00" in text:
+        raise InvalidRequest(["result.text: must not contain NUL characters"])
+    if unknown := sorted(raw.keys() - AiAnswer.model_fields.keys()):
+        raise InvalidRequest(unknown_fields(unknown, "result."))
+    try:
+        answer = AiAnswer.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequest([f"result.{problem}" for problem in problems_of(error)]) from None
+    _check_answer(answer, MAXIMUM_ANSWER_BYTES)
+    kept: JsonValue = answer.model_dump(mode="json", exclude_defaults=True)
+    return kept
+
+
+_LATENCY_BYTES = 100
+"""The call learns how long it took when it has measured its answer."""
+
+
+def returned_answer(raw: object) -> AiAnswer:
+    """What the activity `generate` returned, which may be another one than ours, or of a newer release.
+
+    Raises:
+        InvalidRequest: it is no answer, or one that the ledger cannot hold.
+    """
+    try:
+        answer = AiAnswer.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequest([f"result.{problem}" for problem in problems_of(error)]) from None
+    _check_answer(answer, MAXIMUM_ANSWER_BYTES + _LATENCY_BYTES)
+    return answer
+
+
+def _check_answer(answer: AiAnswer, limit: int) -> None:
+    try:
+        written = to_json(answer)
+    except PydanticSerializationError:  # it is no valid Unicode text
+        written = b""
+    if not written or rb"\u0000" in written:
+        try:
+            keepable(answer.model_dump())
+        except ValueError as error:
+            raise InvalidRequest([f"result: {error}"]) from None
+    for name in ("input_tokens", "output_tokens", "cost_usd", "latency_seconds"):
+        value = getattr(answer, name)
+        if value is not None and not 0 <= value <= LARGEST_INTEGER:
+            raise InvalidRequest([f"result.{name}: must be a number from 0 to {LARGEST_INTEGER}"])
+    size = len(written)
+    if size > limit:
+        raise InvalidRequest([f"result: has {size:,} bytes, the limit is {limit:,}"])

@@ -1,0 +1,137 @@
+"""The OpenAI client as an AI call needs it, and how its answers are read: once, and never without a cap."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from tasquencer.ai.provider.reply import Reply, ReplyEnd
+from tasquencer.core.errors import TasquencerError, WrongSetting
+
+__all__ = [
+    "MAXIMUM_BODY_BYTES",
+    "MAXIMUM_ERROR_BYTES",
+    "MissingApiKey",
+    "client_from",
+    "make_client",
+    "output_limit_field",
+    "read_reply",
+]
+
+MAXIMUM_BODY_BYTES = 8 * 1024 * 1024
+"""Of an answer's body; a Temporal payload carries a quarter of it. What is longer is not read to its end."""
+
+MAXIMUM_ERROR_BYTES = 64 * 1024
+"""Of the body of an error."""
+
+
+class MissingApiKey(TasquencerError):
+    """No key is configured for a provider that needs one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no API key: set OPENAI_API_KEY; or set OPENAI_BASE_URL to a model server on this machine, "
+            "such as http://127.0.0.1:11434/v1, which needs none"
+        )
+
+
+def client_from(environment: Mapping[str, str]) -> openai.AsyncOpenAI:
+    """The client that the environment describes; a server on this machine needs no key.
+
+    Raises:
+        MissingApiKey: `OPENAI_API_KEY` is missing, and the provider is elsewhere.
+        WrongSetting: `OPENAI_BASE_URL` is no URL.
+    """
+    base_url = environment.get("OPENAI_BASE_URL", "")
+    try:
+        parts = urlsplit(base_url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise WrongSetting("OPENAI_BASE_URL", str(error)) from error
+    if base_url and not is_url:
+        expected = "a URL such as https://models.example.org/v1 or http://127.0.0.1:11434/v1"
+        raise WrongSetting("OPENAI_BASE_URL", f"expected {expected}")
+    if environment.get("OPENAI_API_KEY"):
+        return make_client()
+    if _is_local(parts.hostname or ""):
+        return make_client(api_key="not-needed")
+    raise MissingApiKey
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def make_client(
+    *, api_key: str | None = None, base_url: str | None = None, organization: str | None = None
+) -> openai.AsyncOpenAI:
+    """A client that sends each request once; what is not given is read from the environment as `openai` does.
+
+    It never tries again (the task does, with a new work item), follows no redirect (that would be a second
+    request), and reads no more than `MAXIMUM_ERROR_BYTES` of an error.
+    """
+    http_client = openai.DefaultAsyncHttpxClient(
+        follow_redirects=False, event_hooks={"response": [_raise_error_status]}
+    )
+    return openai.AsyncOpenAI(
+        api_key=api_key, base_url=base_url, organization=organization, max_retries=0, http_client=http_client
+    )
+
+
+async def read_reply(response: httpx2.Response) -> Reply:
+    """The answer with as much of its body as came and as we want."""
+    body, end = await _read(response, MAXIMUM_BODY_BYTES)
+    return Reply(response.status_code, _lowered(response.headers), body, end)
+
+
+def output_limit_field(base_url: httpx2.URL, model: str) -> str:
+    """The name of the request's field that caps the output: there are two, and no server takes both well.
+
+    OpenAI has deprecated `max_tokens`, and its reasoning models refuse it with a 400. Many compatible
+    servers know only that, and ignore or refuse `max_completion_tokens` (Ollama runs on to the end of the
+    context: ollama/ollama#7125; llama.cpp before ggml-org/llama.cpp#19831). So it is
+    `max_completion_tokens` towards OpenAI and Azure and for a model with the plain name of an OpenAI
+    reasoning model, else `max_tokens`.
+    """
+    at_openai = base_url.host.endswith(("api.openai.com", ".openai.azure.com", ".services.ai.azure.com"))
+    reasoning = model.startswith(("o1", "o3", "o4", "gpt-5", "gpt-6"))
+    return "max_completion_tokens" if at_openai or reasoning else "max_tokens"
+
+
+async def _raise_error_status(response: httpx2.Response) -> None:
+    """Hook: raises what the OpenAI client would raise for the status, but reads no endless body."""
+    if response.is_success:
+        return
+    body, _ = await _read(response, MAXIMUM_ERROR_BYTES)
+    raw = body.decode("utf-8-sig", errors="replace").strip()
+    try:
+        content: object = json.loads(raw, strict=False)
+    except (ValueError, RecursionError):
+        content = raw
+    raise openai.APIStatusError(f"Error code: {response.status_code}", response=response, body=content)
+
+
+async def _read(response: httpx2.Response, most: int) -> tuple[bytes, ReplyEnd]:
+    body = bytearray()
+    try:
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > most:
+                return bytes(body[:most]), ReplyEnd.OVERSIZED
+    except httpx2.TimeoutException:
+        raise
+    except httpx2.RequestError:
+        return bytes(body), ReplyEnd.INTERRUPTED
+    return bytes(body), ReplyEnd.COMPLETE
+
+
+def _lowered(headers: httpx2.Headers) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}

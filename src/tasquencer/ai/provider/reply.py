@@ -1,0 +1,168 @@
+"""A provider's answer as it came over the wire, read with a cap and understood leniently.
+
+OpenAI-compatible servers differ in all they send; everything that reads their answers goes through here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+
+from pydantic import JsonValue
+
+__all__ = [
+    "MOST_VALUES",
+    "Clean",
+    "ProviderError",
+    "Reply",
+    "ReplyEnd",
+    "as_text",
+    "excerpt",
+    "one_line",
+    "provider_error_in",
+    "request_id",
+    "token_count",
+]
+
+Clean = Callable[[str], str]
+"""Makes a foreign text fit to be recorded, see `tasquencer.ai.provider.redaction.Redactor`."""
+
+_EXCERPT_LENGTH = 200
+_MESSAGE_LENGTH = 1_000
+_IDENTIFIER_LENGTH = 200
+_READ_LENGTH = 20_000
+"""Characters of a text that are looked at for a message; many times what is kept of it."""
+
+MOST_VALUES = 100_000
+"""Values of an answer's JSON; one for a chat has some twenty. Eight megabytes of empty lists would take the
+worker seconds and hundreds of megabytes to read."""
+
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,{\[]', re.DOTALL)
+"""What each value of a JSON text has at least one of, skipping what stands in strings."""
+
+_MOST_TOKENS = 2**31 - 1
+"""What an INTEGER column holds; more is garbage."""
+
+
+class ReplyEnd(StrEnum):
+    """How the body of an answer ended."""
+
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+    """The connection broke before the body was complete, or its encoding is broken."""
+    OVERSIZED = "oversized"
+    """The body is longer than what we read of it."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP answer."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+    """Decompressed; a part of it unless `end` is complete."""
+    end: ReplyEnd = ReplyEnd.COMPLETE
+
+    @property
+    def text(self) -> str:
+        """The body as text; what is not UTF-8 is replaced."""
+        return self.body.decode("utf-8-sig", errors="replace")
+
+    @property
+    def has_too_many_values(self) -> bool:
+        """Whether the body, if it is JSON, has so many values that reading it would take too much."""
+        if len(self.body) <= MOST_VALUES:
+            return False
+        return next(islice(_TOKEN.finditer(self.body), MOST_VALUES, None), None) is not None
+
+    @property
+    def is_html(self) -> bool:
+        """Whether a web page came, by its content type or its looks."""
+        return "html" in self.headers.get("content-type", "").lower() or self.text.lstrip()[:1] == "<"
+
+
+@dataclass(frozen=True)
+class ProviderError:
+    """What the body of an error says."""
+
+    message: str
+    code: str | None = None
+    type: str | None = None
+
+
+def provider_error_in(body: object, clean: Clean) -> ProviderError:
+    """The error that a decoded body reports, in any of the shapes that providers use.
+
+    `{"error": {"message", "code", "type"}}` (OpenAI), the inner object alone (as the OpenAI client hands
+    it over), a list of one (Google), `{"error": "…"}` (Ollama), `{"detail": …}` (FastAPI), text and HTML.
+    """
+    if isinstance(body, list) and body:
+        body = body[0]
+    if isinstance(body, str):
+        return ProviderError(excerpt(body, clean))
+    if not isinstance(body, dict):
+        return ProviderError("")
+    error = body.get("error") or body
+    if isinstance(error, str):
+        return ProviderError(one_line(error, clean))
+    if not isinstance(error, dict):
+        return ProviderError(one_line(_as_json(error), clean))
+    found = next((error[name] for name in ("message", "msg", "detail") if error.get(name)), None)
+    message = found if isinstance(found, str) else _as_json(found) if found is not None else ""
+    code, kind = as_text(error.get("code"), clean), as_text(error.get("type"), clean)
+    return ProviderError(one_line(message, clean), code, kind)
+
+
+def request_id(reply: Reply, clean: Clean, completion: Mapping[str, object] | None = None) -> str | None:
+    """The provider's name for the request: from its headers, or else the completion's own id."""
+    return (
+        as_text(reply.headers.get("x-request-id"), clean)
+        or as_text(reply.headers.get("request-id"), clean)
+        or as_text((completion or {}).get("id"), clean)
+    )
+
+
+def as_text(value: object, clean: Clean) -> str | None:
+    """A short foreign value (an id, a code, a model) as text, or None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    if isinstance(value, int) and abs(value) > _MOST_TOKENS:
+        return None
+    return one_line(str(value), clean, _IDENTIFIER_LENGTH) or None
+
+
+def one_line(text: str, clean: Clean, length: int = _MESSAGE_LENGTH) -> str:
+    """A foreign text in one line, cleaned and then cut, in this order: else half a key may stay."""
+    line = clean(" ".join(text.split())[:_READ_LENGTH])
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def token_count(value: JsonValue | object) -> int | None:
+    """A number of tokens, or None if it cannot be one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= _MOST_TOKENS else None
+
+
+def excerpt(text: str, clean: Clean) -> str:
+    """The beginning of a text of unknown nature, in one line; of a web page, its title or its words."""
+    start = text.lstrip()
+    if start[:1] == "<":
+        title = re.search(r"(?i)<title[^<>]*>([^<]*)", start)
+        start = title.group(1) if title else re.sub(r"<[^<>]*>", " ", start)
+    return one_line(start, clean, _EXCERPT_LENGTH)
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return ""

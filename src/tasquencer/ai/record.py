@@ -1,0 +1,50 @@
+"""The domain record of an AI work item: a row of the table `ai_jobs`."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from pydantic import JsonValue
+
+from tasquencer.ai.job import AiJob, conversation_text
+from tasquencer.core.entries import DomainRecord
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.work_item import WorkItem, WorkItemState
+
+__all__ = ["AI_JOBS", "ai_job_record"]
+
+AI_JOBS = "ai_jobs"
+"""The domain table of AI work items."""
+
+
+def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
+    """The row of `ai_jobs` for an AI work item in its present state.
+
+    `status` is `pending` while the work item is initialized, then the work item's state.
+    """
+    job = cast("dict[str, Any]", work_item.payload)
+    if work_item.state is WorkItemState.INITIALIZED:  # a hook may have made it; from then on it stays
+        AiJob.model_validate(job)
+    facts: dict[str, JsonValue] = {}
+    if isinstance(work_item.result, dict):
+        facts = work_item.result
+    elif work_item.failure is not None:
+        facts = work_item.failure.details
+    return DomainRecord(
+        table=AI_JOBS,
+        values={
+            "prompt": conversation_text(job["messages"]),
+            "model": facts.get("model") or job.get("model"),
+            "max_retries": recipe.max_retries,
+            "attempt": work_item.attempt,
+            "status": "pending" if work_item.state is WorkItemState.INITIALIZED else work_item.state.value,
+            "result": facts.get("text") if work_item.failure is None else None,
+            "last_error": str(work_item.failure) if work_item.failure else None,
+            "finish_reason": facts.get("finish_reason"),
+            "provider_request_id": facts.get("provider_request_id"),
+            "input_tokens": facts.get("input_tokens"),
+            "output_tokens": facts.get("output_tokens"),
+            "cost_usd": facts.get("cost_usd"),
+            "latency_seconds": facts.get("latency_seconds"),
+        },
+    )

@@ -1,0 +1,150 @@
+"""The input of an AI agent task: plain JSON for clients in any language."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tasquencer.ai.job import MOST_MESSAGES, AiJob, ChatMessage
+from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
+from tasquencer.core.validation import (
+    LARGEST_INTEGER,
+    LONGEST_SECONDS,
+    FilledText,
+    Interval,
+    Number,
+    RequestModel,
+    Seconds,
+    Text,
+    Whole,
+    limit_size,
+    validated,
+)
+
+__all__ = [
+    "MAXIMUM_REQUEST_BYTES",
+    "MOST_LABELS",
+    "AiAgentRequest",
+    "CallOptions",
+    "RetryOptions",
+    "parse_request",
+]
+
+MAXIMUM_REQUEST_BYTES = 1_536 * 1024
+"""Bytes of a request as JSON. A Temporal payload holds 2 MiB; the rest is for what a task carries along."""
+
+MOST_LABELS = 1_000
+"""Entries of a request's metadata."""
+
+
+def _few_labels(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MOST_LABELS:  # before each of them is looked at
+        raise ValueError(f"must have at most {MOST_LABELS:,} entries")
+    return value
+
+
+class RetryOptions(RequestModel):
+    """The `retry` object of a request; see `tasquencer.RetryRecipe` for the formula."""
+
+    initial_interval_seconds: Interval = 1.0
+    backoff_coefficient: Annotated[Number, Field(ge=1, le=1000)] = 2.0
+    maximum_interval_seconds: Interval | None = None
+    jitter: Annotated[Number, Field(ge=0, le=10)] = 0.0
+    retry_on: RetryOn = RetryOn.TRANSIENT
+
+    @model_validator(mode="after")
+    def _maximum_is_no_less_than_initial(self) -> Self:
+        if (
+            self.maximum_interval_seconds is not None
+            and self.maximum_interval_seconds < self.initial_interval_seconds
+        ):
+            raise ValueError("maximum_interval_seconds must not be less than initial_interval_seconds")
+        return self
+
+
+class CallOptions(RequestModel):
+    """What a request says about its AI calls, whatever it asks."""
+
+    system: FilledText | None = None
+    model: FilledText | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    max_output_tokens: Annotated[Whole, Field(ge=1, le=LARGEST_INTEGER)] | None = None
+    max_retries: Annotated[Whole, Field(ge=0, le=MOST_RETRIES)] = 3
+    retry: RetryOptions = RetryOptions()
+    attempt_timeout_seconds: Seconds = 300.0
+    heartbeat_timeout_seconds: Annotated[Number, Field(ge=1, le=LONGEST_SECONDS)] = 30.0
+    queue_timeout_seconds: Seconds | None = None
+    deadline_seconds: Seconds | None = None
+    metadata: Annotated[dict[Text, Text], BeforeValidator(_few_labels)] = Field(default_factory=dict)
+
+    def job_of(self, messages: list[ChatMessage]) -> AiJob:
+        """What a work item that carries on this conversation has to do."""
+        if self.system is not None:
+            messages = [ChatMessage(role="system", content=self.system), *messages]
+        return AiJob(
+            messages=messages,
+            model=self.model,
+            temperature=self.temperature,
+            max_output_tokens=self.max_output_tokens,
+            metadata=self.metadata,
+        )
+
+    def recipe(self) -> RetryRecipe:
+        """How each lineage of the task retries."""
+        most = self.retry.maximum_interval_seconds
+        return RetryRecipe(
+            max_retries=self.max_retries,
+            initial_interval=timedelta(seconds=self.retry.initial_interval_seconds),
+            backoff_coefficient=self.retry.backoff_coefficient,
+            maximum_interval=None if most is None else timedelta(seconds=most),
+            jitter=self.retry.jitter,
+            retry_on=self.retry.retry_on,
+        )
+
+
+class AiAgentRequest(CallOptions):
+    """The input of an AI agent task.
+
+    Attributes:
+        prompt: What to answer; or `messages`, a whole conversation. Exactly one of the two.
+        system: A system prompt, put before everything else.
+        model: None takes the worker's default model.
+        temperature: None leaves it to the provider; 0 to 2.
+        max_output_tokens: Upper bound of the answer; None leaves it to the provider.
+        max_retries: Retries after the first try, 0 to 1000.
+        retry: Delays, and which failures qualify.
+        attempt_timeout_seconds: How long one AI call may take.
+        heartbeat_timeout_seconds: How long a silent worker counts as alive.
+        queue_timeout_seconds: How long a call may wait for a worker to pick it up; None: any time.
+        deadline_seconds: Counted from the task's start: no attempt starts after it, and one under
+            way is cut off at it.
+        metadata: Labels of your own; kept with each work item.
+    """
+
+    prompt: FilledText | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)] | None = None
+
+    @model_validator(mode="after")
+    def _has_something_to_answer(self) -> Self:
+        if self.prompt is None and self.messages is None:
+            raise ValueError("prompt: required (or messages)")
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("prompt, messages: give one of them, not both")
+        return self
+
+    def job(self) -> AiJob:
+        """What each work item of the task has to do."""
+        return self.job_of(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
+
+
+def parse_request(raw: object) -> AiAgentRequest:
+    """The request in a task's raw input.
+
+    Raises:
+        InvalidRequest: names each wrong field, and the size and its limit where it is too large.
+    """
+    request = validated(AiAgentRequest, raw, example='{"prompt": "…"}')
+    limit_size(request, "messages" if request.prompt is None else "prompt", MAXIMUM_REQUEST_BYTES)
+    return request

@@ -1,0 +1,169 @@
+"""Batches in memory, with the full contract of `BatchStore`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from tasquencer.ai.record import AI_JOBS
+from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
+from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
+from tasquencer.ledger.contract import (
+    Ledger,
+    OpenWorkItem,
+)
+
+__all__ = ["InMemoryBatches"]
+
+
+class InMemoryBatches(BatchStore):
+    """Keeps batches in dictionaries.
+
+    Args:
+        ledger: Where the answers are.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._batches: dict[str, Batch] = {}
+        self._rows: dict[str, dict[int, BatchRow]] = {}
+        self._outcomes: dict[str, dict[int, RowOutcome]] = {}
+
+    async def create(self, batch: Batch) -> Batch:
+        """See `BatchStore.create`."""
+        return self._batches.setdefault(batch.id, batch)
+
+    async def find(self, batch_id: str) -> Batch | None:
+        """See `BatchStore.find`."""
+        return self._batches.get(batch_id)
+
+    async def fill(self, batch_id: str, rows: Sequence[BatchRow]) -> None:
+        """See `BatchStore.fill`."""
+        held = self._rows.setdefault(batch_id, {})
+        for row in rows:
+            held.setdefault(row.position, row)
+
+    async def filled(self, batch_id: str) -> None:
+        """See `BatchStore.filled`. It was just when it was created: there is no clock here."""
+        batch = self._batches[batch_id]
+        if batch.filled_at is None:
+            self._batches[batch_id] = batch.model_copy(update={"filled_at": batch.created_at})
+
+    async def begin(self, batch_id: str) -> BatchCounts:
+        """See `BatchStore.begin`."""
+        held = self._outcomes.get(batch_id, {})
+        self._outcomes[batch_id] = {
+            position: outcome for position, outcome in held.items() if outcome.state is RowState.COMPLETED
+        }
+        self._set_state(batch_id, BatchState.STARTED)
+        return await self.counts(batch_id)
+
+    async def counts(self, batch_id: str) -> BatchCounts:
+        """See `BatchStore.counts`."""
+        outcomes = list(self._outcomes.get(batch_id, {}).values())
+        states = [outcome.state for outcome in outcomes]
+        costs = [outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None]
+        return BatchCounts(
+            pending=len(self._rows.get(batch_id, {})) - len(outcomes),
+            completed=states.count(RowState.COMPLETED),
+            failed=states.count(RowState.FAILED),
+            canceled=states.count(RowState.CANCELED),
+            ended=max((outcome.number for outcome in outcomes), default=0),
+            input_tokens=sum(outcome.input_tokens or 0 for outcome in outcomes),
+            output_tokens=sum(outcome.output_tokens or 0 for outcome in outcomes),
+            cost_usd=sum(costs) if costs else None,
+        )
+
+    async def retrying(self, batch_id: str) -> int:
+        """See `BatchStore.retrying`."""
+        return sum(item.attempt > 0 for item in await self._under_way(batch_id))
+
+    async def left_running(self, batch_id: str) -> list[OpenRow]:
+        """See `BatchStore.left_running`."""
+        task_ids = {item.task_id for item in await self._under_way(batch_id)}
+        ended = self._outcomes.get(batch_id, {})
+        return [
+            OpenRow(position=position, row_id=row.row_id, found=True)
+            for position, row in sorted(self._rows.get(batch_id, {}).items())
+            if position not in ended and task_id_of(batch_id, row.row_id) in task_ids
+        ]
+
+    async def _under_way(self, batch_id: str) -> list[OpenWorkItem]:
+        """The open work items of its tasks."""
+        found = await self._ledger.open_work_items(created_before=datetime.max.replace(tzinfo=UTC))
+        return [item for item in found if item.task_id.startswith(task_id_of(batch_id, ""))]
+
+    async def pending(self, batch_id: str, *, after: int, limit: int, most_bytes: int) -> RowPage:
+        """See `BatchStore.pending`; here a page has as many rows as asked for, however large."""
+        ended = self._outcomes.get(batch_id, {})
+        rows = sorted(self._rows.get(batch_id, {}).items())
+        left = [row for position, row in rows if position > after and position not in ended]
+        defaults = self._batches[batch_id].defaults if batch_id in self._batches else {}
+        page = [row.model_copy(update={"request": merged(defaults, row.request)}) for row in left[:limit]]
+        return RowPage(rows=page, is_last=len(left) <= len(page))
+
+    async def record(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+        """See `BatchStore.record`."""
+        held = self._outcomes.setdefault(batch_id, {})
+        for outcome in outcomes:
+            known = held.get(outcome.position)
+            if known is None or known.state is not RowState.COMPLETED:
+                held[outcome.position] = outcome
+
+    async def end(self, batch_id: str, state: BatchState) -> None:
+        """See `BatchStore.end`."""
+        held = self._outcomes.setdefault(batch_id, {})
+        for position, row in self._rows.get(batch_id, {}).items():
+            canceled = RowOutcome(position=position, row_id=row.row_id, state=RowState.CANCELED)
+            held.setdefault(position, canceled)
+        self._set_state(batch_id, state)
+
+    async def answers(
+        self,
+        batch_id: str,
+        *,
+        order: Literal["position", "number"],
+        after: int,
+        limit: int,
+        most_bytes: int,
+    ) -> list[RowAnswer]:
+        """See `BatchStore.answers`."""
+        held = self._outcomes.get(batch_id, {}).values()
+        completed = [outcome for outcome in held if outcome.state is RowState.COMPLETED]
+        page = sorted(
+            (outcome for outcome in completed if getattr(outcome, order) > after),
+            key=lambda outcome: int(getattr(outcome, order)),
+        )[:limit]
+        ids = [outcome.work_item_id or "" for outcome in page]
+        records = await self._ledger.domain_records(AI_JOBS, ids)
+        answers = []
+        for outcome, work_item_id in zip(page, ids, strict=True):
+            record = records.get(work_item_id, {})
+            told = {name: record.get(name) for name in ("model", "finish_reason")}
+            answers.append(
+                RowAnswer.model_validate({**outcome.model_dump(), **told, "text": record.get("result")})
+            )
+        return answers
+
+    async def unanswered(
+        self, batch_id: str, *, after: int, limit: int, most_bytes: int
+    ) -> list[UnansweredRow]:
+        """See `BatchStore.unanswered`."""
+        rows = self._rows.get(batch_id, {})
+        lost = [
+            UnansweredRow(
+                position=position,
+                row_id=outcome.row_id,
+                request=rows[position].request,
+                state=outcome.state,
+                failure=outcome.failure,
+            )
+            for position, outcome in sorted(self._outcomes.get(batch_id, {}).items())
+            if position > after and outcome.state is not RowState.COMPLETED
+        ]
+        return lost[:limit]
+
+    def _set_state(self, batch_id: str, state: BatchState) -> None:
+        if batch_id in self._batches:
+            self._batches[batch_id] = self._batches[batch_id].model_copy(update={"state": state})

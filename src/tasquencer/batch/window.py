@@ -1,0 +1,255 @@
+"""What a batch does next: which rows to start, load and record, and when its policy ends it.
+
+Pure: the workflow tells what has happened, and asks. Rows are loaded in the order of their positions; the
+window is full when so many tasks are under way as the batch may have.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from tasquencer.batch.rows import (
+    AiBatchRequest,
+    AiBatchResult,
+    BatchCounts,
+    BatchPause,
+    BatchProgress,
+    BatchRow,
+    CarriedBatch,
+    OpenRow,
+    RowOutcome,
+    RowState,
+)
+from tasquencer.core.policy import Counts, Verdict
+from tasquencer.core.work_item import Transition, WorkItemState
+
+__all__ = ["LARGEST_PAGE", "MOST_UNRECORDED", "BatchWindow"]
+
+LARGEST_PAGE = 500
+"""Rows on a page."""
+
+MOST_UNRECORDED = 200
+"""Outcomes that are recorded at once, without waiting for more."""
+
+_SMALLEST_PAGE = 20
+
+_MOST_BYTES = 1024 * 1024
+"""Of the requests that are loaded, before more are; and of those that start in one workflow task, unless a
+single one has more. Temporal terminates a workflow whose workflow task has more than 4 MiB, and what it was
+told during the task counts, too: up to 2 MiB of answers."""
+
+
+class BatchWindow:
+    """Where a batch stands.
+
+    Args:
+        request: What it was asked.
+        counts: Of its rows, as the ledger has them; only the pending ones are left to do.
+        carried: What the run before has handed on; takes the place of the counts.
+    """
+
+    def __init__(
+        self, request: AiBatchRequest, counts: BatchCounts, carried: CarriedBatch | None = None
+    ) -> None:
+        self._concurrency = request.concurrency
+        self._policy = request.policy.decide()
+        found = counts if carried is None else carried.counts
+        self.rows = found.pending + found.completed + found.failed + found.canceled
+        self._states = {
+            RowState.COMPLETED: found.completed,
+            RowState.FAILED: found.failed,
+            RowState.CANCELED: found.canceled,
+        }
+        self._number = found.ended
+        self._input_tokens, self._output_tokens = found.input_tokens, found.output_tokens
+        self._cost_usd = found.cost_usd
+        self._loaded: deque[BatchRow] = deque()
+        self._all_loaded = False
+        left = [] if carried is None else carried.unrecorded
+        self._unrecorded = {outcome.position: outcome for outcome in left}
+        self._in_record: dict[int, RowOutcome] = {}
+        self._ended_lately: set[int] = set()  # since the last page
+        self.cursor = -1 if carried is None else carried.cursor
+        self.open: dict[int, OpenRow] = {} if carried is None else {row.position: row for row in carried.open}
+        self.paused = None if carried is None else carried.paused
+        self.last_failure = None if carried is None else carried.last_failure
+        has_enough = not found.pending or request.policy.is_reached_by(found.completed)
+        self.verdict = Verdict.COMPLETE if has_enough else Verdict.CONTINUE
+
+    @property
+    def ended(self) -> int:
+        """Rows that have ended, however."""
+        return sum(self._states.values())
+
+    @property
+    def lost(self) -> int:
+        """Rows that ended without an answer."""
+        return self._states[RowState.FAILED] + self._states[RowState.CANCELED]
+
+    @property
+    def page_size(self) -> int:
+        """Rows to load at once."""
+        return min(max(_SMALLEST_PAGE, self._concurrency), LARGEST_PAGE)
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether to load the rows after `cursor`."""
+        few = len(self._loaded) <= self.page_size // 2 and sum(row.size for row in self._loaded) < _MOST_BYTES
+        return few and not self._all_loaded and self.paused is None
+
+    @property
+    def is_missing_rows(self) -> bool:
+        """Whether nothing is left to do, and yet not all rows have ended: somebody has deleted some."""
+        nothing_left = self._all_loaded and not self._loaded and not self.open
+        return nothing_left and self.verdict is Verdict.CONTINUE
+
+    @property
+    def waits_to_be_recorded(self) -> int:
+        """Outcomes that the ledger does not have yet and nobody is recording."""
+        return len(self._unrecorded)
+
+    def load(self, page: Sequence[BatchRow], *, after: int, is_last: bool) -> None:
+        """These are the pending rows that come after this position.
+
+        It was `cursor` when they were asked for; if that is another one by now, they are passed over. Among
+        them may be rows that are under way, and rows that have ended meanwhile.
+        """
+        if after != self.cursor:
+            return
+        for row in page:
+            known = (self.open, self._unrecorded, self._in_record, self._ended_lately)
+            if not any(row.position in positions for positions in known):
+                self._loaded.append(row)
+        if page:
+            self.cursor = page[-1].position
+        self._all_loaded = is_last
+        self._ended_lately = {*self._unrecorded, *self._in_record}
+
+    def start(self, used: int = 0) -> list[BatchRow]:
+        """The rows to start now; from now on they are open.
+
+        Args:
+            used: Bytes of the requests that have started in this workflow task already.
+        """
+        started: list[BatchRow] = []
+        while (
+            self._loaded
+            and (not used or used + self._loaded[0].size <= _MOST_BYTES)
+            and len(self.open) < self._concurrency
+            and self.paused is None
+            and self.verdict is Verdict.CONTINUE
+        ):
+            row = self._loaded.popleft()
+            used += row.size
+            self.open[row.position] = OpenRow(position=row.position, row_id=row.row_id)
+            started.append(row)
+        return started
+
+    def find(self, row: BatchRow) -> OpenRow:
+        """The task of a row that was to be started was there already."""
+        found = OpenRow(position=row.position, row_id=row.row_id, found=True)
+        self.open[row.position] = found
+        return found
+
+    def end(self, outcome: RowOutcome, at: datetime) -> None:
+        """The task of an open row has ended; of another one nothing is learned."""
+        if self.open.pop(outcome.position, None) is None:
+            return
+        self._ended_lately.add(outcome.position)
+        self._number += 1
+        counted = outcome.model_copy(update={"number": self._number, "ended_at": at})
+        self._unrecorded[outcome.position] = counted
+        self._states[outcome.state] += 1
+        self._input_tokens += outcome.input_tokens or 0
+        self._output_tokens += outcome.output_tokens or 0
+        if outcome.cost_usd is not None:
+            self._cost_usd = (self._cost_usd or 0.0) + outcome.cost_usd
+        if outcome.failure is not None and outcome.state is not RowState.COMPLETED:
+            failure = outcome.failure
+            self.last_failure = f"{outcome.row_id}: {failure.type}: {failure.message}"
+        if self.verdict is Verdict.CONTINUE:
+            self.verdict = self._policy(_transition(outcome, at), self._counts())
+
+    def forget(self, positions: Iterable[int]) -> None:
+        """Temporal knows no task of these open rows: they are loaded once more."""
+        lost = [position for position in positions if self.open.pop(position, None) is not None]
+        if lost:
+            first = min([*lost, *(row.position for row in self._loaded)])
+            self._loaded.clear()
+            self._all_loaded = False
+            self.cursor = min(self.cursor, first - 1)
+
+    def to_record(self) -> list[RowOutcome]:
+        """The outcomes to record now, in the order of their numbers; call `recorded` when that is done."""
+        self._in_record = self._unrecorded
+        self._unrecorded = {}
+        return list(self._in_record.values())
+
+    def recorded(self) -> None:
+        """The ledger has what `to_record` gave."""
+        self._in_record = {}
+
+    def carry(self) -> CarriedBatch:
+        """For the next run. What was loaded is loaded again, what is being recorded is recorded again."""
+        cursor = self._loaded[0].position - 1 if self._loaded else self.cursor
+        return CarriedBatch(
+            counts=self._batch_counts(),
+            cursor=cursor,
+            open=list(self.open.values()),
+            unrecorded=[*self._in_record.values(), *self._unrecorded.values()],
+            paused=self.paused,
+            last_failure=self.last_failure,
+        )
+
+    def pause(self, pause: BatchPause | None) -> None:
+        """Start nothing more; None: go on."""
+        self.paused = pause
+
+    def progress(self) -> BatchProgress:
+        """For people."""
+        now = {"rows": self.rows, "running": len(self.open), "paused": self.paused}
+        return BatchProgress.model_validate(now | self._sums())
+
+    def result(self) -> AiBatchResult:
+        """At its end: what has neither completed nor failed is canceled, begun or not."""
+        answered = self._states[RowState.COMPLETED] + self._states[RowState.FAILED]
+        return AiBatchResult.model_validate(
+            {"rows": self.rows, **self._sums(), "canceled": self.rows - answered}
+        )
+
+    def _sums(self) -> dict[str, int | float | None]:
+        return {
+            "completed": self._states[RowState.COMPLETED],
+            "failed": self._states[RowState.FAILED],
+            "canceled": self._states[RowState.CANCELED],
+            "input_tokens": self._input_tokens,
+            "output_tokens": self._output_tokens,
+            "cost_usd": self._cost_usd,
+        }
+
+    def _batch_counts(self) -> BatchCounts:
+        return BatchCounts.model_validate(
+            {"pending": self.rows - self.ended, "ended": self._number, **self._sums()}
+        )
+
+    def _counts(self) -> Counts:
+        """As a policy takes them: each row is a lineage, and all have begun."""
+        return Counts(
+            open_lineages=self.rows - self.ended,
+            completed_lineages=self._states[RowState.COMPLETED],
+            failed_lineages=self._states[RowState.FAILED],
+            canceled_lineages=self._states[RowState.CANCELED],
+        )
+
+
+def _transition(outcome: RowOutcome, at: datetime) -> Transition:
+    return Transition(
+        work_item_id=outcome.work_item_id or outcome.row_id,
+        sequence=1,
+        previous_state=WorkItemState.STARTED,
+        next_state=WorkItemState(outcome.state.value),
+        at=at,
+        actor="task",
+    )

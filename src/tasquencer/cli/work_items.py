@@ -1,0 +1,181 @@
+"""`tasq list`, `tasq show` and `tasq db`: read the ledger, keep its schema up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
+from tasquencer.cli.help import examples
+from tasquencer.cli.times import parse_since
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from tasquencer.ledger.contract import WorkItemFilter
+
+__all__ = ["LIST_EXAMPLES", "SHOW_EXAMPLES", "database_commands", "list_", "show"]
+
+LIST_EXAMPLES = examples(
+    "tasq list --state failed --since 1h",
+    "tasq list --failure-kind rate_limited --since 2026-11-23T08:00 --json",
+)
+
+SHOW_EXAMPLES = examples("tasq show ai-agent-1a2b3c4d", "tasq show ai-agent-1a2b3c4d --transitions")
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the ledger's names.")]
+
+
+def list_(
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATE",
+            help="Only those that are initialized, started, completed, failed or canceled. Repeatable.",
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Only those created since: 30m, 1h, 2d ago, or an ISO time (UTC if without offset).",
+        ),
+    ] = None,
+    failure_kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Only those that failed so: rate_limited, timed_out …")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="Only those of this task.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many on a page.")] = 50,
+    page: Annotated[int, typer.Option(min=1, help="Which page; 1 has the newest.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """List work items of all tasks, newest first, from the ledger."""
+    from tasquencer.core.work_item import WorkItemState
+    from tasquencer.ledger.contract import WorkItemFilter
+
+    unknown = set(state or ()) - set(WorkItemState)
+    if unknown:
+        known = ", ".join(WorkItemState)
+        raise CommandFailed(f"--state: {min(unknown)!r} is none of {known}", ExitCode.USAGE)
+    states = frozenset(WorkItemState(name) for name in state) if state else None
+    try:
+        created_since = None if since is None else parse_since(since, datetime.now(UTC))
+    except ValueError as error:
+        raise CommandFailed(f"--since: {error}", ExitCode.USAGE) from None
+    wanted = WorkItemFilter(
+        task_id=task,
+        states=states,
+        failure_kind=failure_kind,
+        created_since=created_since,
+        limit=limit + 1,  # the one too many tells whether there is another page
+        offset=(page - 1) * limit,
+    )
+    end_with(_list(wanted, page, as_json=as_json))
+
+
+async def _list(wanted: WorkItemFilter, page: int, *, as_json: bool) -> ExitCode:
+    from tasquencer.ai.record import AI_JOBS
+    from tasquencer.cli.connections import open_ledger, read_settings
+    from tasquencer.cli.display import print_table
+    from tasquencer.cli.records import listed
+    from tasquencer.cli.rendering import listing_table
+
+    async with open_ledger(read_settings()) as ledger:
+        found = await ledger.work_items(wanted)
+        items = found[: wanted.limit - 1]
+        records = await ledger.domain_records(AI_JOBS, [item.id for item in items])
+    if as_json:
+        _print_json([listed(item) for item in items])
+    elif items:
+        print_table(lambda wide: listing_table(items, records, wide=wide))
+    if len(found) > len(items):
+        print(f"There are more: --page {page + 1}", file=sys.stderr)
+    elif not items:
+        print("No such work items in the ledger.", file=sys.stderr)
+    return ExitCode.COMPLETED
+
+
+def show(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")],
+    with_transitions: Annotated[
+        bool, typer.Option("--transitions", help="Also every change of state: when, by whom, why.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show every work item of a task, from the ledger: delays, times, failures, tokens, cost."""
+    end_with(_show(task, with_transitions=with_transitions, as_json=as_json))
+
+
+async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitCode:
+    from tasquencer.ai.record import AI_JOBS
+    from tasquencer.cli.connections import open_ledger, read_settings
+    from tasquencer.cli.display import print_table
+    from tasquencer.cli.records import shown
+    from tasquencer.cli.rendering import attempts_table, printable, totals, transitions_table
+    from tasquencer.core.wording import one_line
+
+    async with open_ledger(read_settings()) as ledger:
+        items = await ledger.work_items_of(task_id)
+        if not items:
+            raise CommandFailed(
+                f"the ledger has no task {task_id!r}: `tasq list` shows the newest work items"
+            )
+        ids = [item.id for item in items]
+        records = await ledger.domain_records(AI_JOBS, ids)
+        transitions = await ledger.transitions_of(ids) if with_transitions or as_json else {}
+    if as_json:
+        _print_json(shown(task_id, items, records, transitions))
+        return ExitCode.COMPLETED
+    print(f"task {printable(task_id)} ({printable(items[0].task_type)})")
+    if (prompt := records.get(items[0].id, {}).get("prompt")) is not None:
+        print(f"prompt: {printable(one_line(str(prompt), 200))}")
+    print_table(lambda wide: attempts_table(items, records, wide=wide))
+    if with_transitions:
+        print_table(lambda _: transitions_table(items, transitions))
+    print(totals(items, records))
+    return ExitCode.COMPLETED
+
+
+def _print_json(value: JsonValue) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+database_commands = typer.Typer(
+    no_args_is_help=True, help="Look after the ledger's database (TASQ_DATABASE_URL)."
+)
+
+
+@database_commands.command(epilog=examples("tasq db upgrade"))
+def upgrade() -> None:
+    """Bring the ledger's database to the schema of this release. Safe to run twice."""
+    from tasquencer.cli.connections import read_settings, readable_database_url
+    from tasquencer.sql import upgrade
+
+    with readable_database_url():
+        before, after = asyncio.run(upgrade(read_settings().database_url))
+    if before == after:
+        print(f"The ledger already has schema {after}.")
+    else:
+        print(f"The ledger went from {f'schema {before}' if before else 'no schema'} to schema {after}.")
+
+
+@database_commands.command(epilog=examples("tasq db version"))
+def version() -> None:
+    """Print the schema that the database has; exit status 1 if this release does not work on it."""
+    from tasquencer.cli.connections import read_settings, readable_database_url
+    from tasquencer.core.errors import SchemaMismatch
+    from tasquencer.sql.migrate import check_version, schema_version
+
+    with readable_database_url():
+        found = asyncio.run(schema_version(read_settings().database_url))
+        print(found or "none")
+        try:
+            asyncio.run(check_version(read_settings().database_url))
+        except SchemaMismatch as mismatch:
+            raise CommandFailed(str(mismatch)) from None

@@ -1,0 +1,74 @@
+"""What a task takes along when it continues as new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
+
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.wording import one_line
+from tasquencer.core.work_item import WorkItem
+
+__all__ = ["CarriedLineage", "CarriedTask", "lean_work_items"]
+
+_MESSAGE_LENGTH = 50
+"""Characters of a failure's message that travel along."""
+
+_RESULTS_BYTES = 300_000
+"""Bytes of results that travel along. The ledger has the only copy of a result that does not fit."""
+
+
+class CarriedLineage(BaseModel):
+    """A lineage of a task that continues as new; the payload is that of its first work item."""
+
+    model_config = ConfigDict(frozen=True)
+
+    payload: JsonValue = None
+    recipe: RetryRecipe
+    deadline: AwareDatetime | None = None
+
+
+class CarriedTask(BaseModel):
+    """What a task takes along when it continues as new: enough to go on without asking anyone.
+
+    Attributes:
+        lineages: By name; those that have ended without their payload.
+        work_items: Oldest first, without payloads, and without the results for which there is no room.
+        payloads: Of the open work items whose payload is not their lineage's first, by id.
+        sequences: How many transitions the open work items have had, less one, by id.
+        hurried: Work items whose wait an operator has ended and that only wait for their turn: by id, the
+            actor and the reason.
+        left_behind: Ids of open work items that a reset has left behind and that are yet to be replaced.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    lineages: dict[str, CarriedLineage]
+    work_items: list[WorkItem]
+    payloads: dict[str, JsonValue]
+    sequences: dict[str, int]
+    hurried: dict[str, tuple[str, str | None]] = {}
+    left_behind: set[str] = set()
+    deadline: AwareDatetime | None = None
+    started_at: AwareDatetime | None = None
+
+
+def lean_work_items(work_items: Iterable[WorkItem]) -> list[WorkItem]:
+    """The work items as they travel along: without payloads, and with the results for which there is room."""
+    room = _RESULTS_BYTES
+    lean = []
+    for item in work_items:
+        size = len(json.dumps(item.result).encode())
+        lean.append(_lean(item, item.result if size <= room else None))
+        room -= size if size <= room else 0
+    return lean
+
+
+def _lean(item: WorkItem, result: JsonValue) -> WorkItem:
+    update: dict[str, object] = {"payload": None, "result": result}
+    if item.failure is not None:
+        short = one_line(item.failure.message, _MESSAGE_LENGTH)
+        update["failure"] = item.failure.model_copy(update={"message": short, "details": {}})
+    return item.model_copy(update=update)

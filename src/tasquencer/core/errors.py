@@ -1,0 +1,163 @@
+"""Everything the package raises on purpose.
+
+    TasquencerError
+    ├── ActionRefused          an action from outside cannot be carried out now
+    ├── InvalidRequest         the input of a task does not validate
+    ├── IllegalTransition      the state machine of a work item forbids the change
+    ├── UnknownWorkItem        no work item with that id in this task
+    ├── TooManyWorkItems       a hook asked for a retry beyond the recipe's bound
+    ├── TaskMisused            a workflow uses `Task` in a way that cannot work
+    ├── TemporalUnreachable    nobody answers at Temporal's address
+    ├── WrongSetting           a setting has a value that cannot be used
+    └── LedgerError
+        ├── BookkeepingRefused the ledger refused what a task decided; a bug, the task pauses
+        ├── LedgerConflict     an entry contradicts what the ledger already holds
+        │   └── AlreadyEnded   it cancels a work item that has ended otherwise
+        ├── LedgerUnavailable  the database cannot be reached or used
+        └── SchemaMismatch     the database has another schema than this release
+
+These are *errors* (a bug or an outage of our own parts). What happens to an AI call is a
+*failure*, see `tasquencer.core.failure`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasquencer.core.work_item import WorkItemState
+
+__all__ = [
+    "ActionRefused",
+    "AlreadyEnded",
+    "BookkeepingRefused",
+    "IllegalTransition",
+    "InvalidRequest",
+    "LedgerConflict",
+    "LedgerError",
+    "LedgerUnavailable",
+    "SchemaMismatch",
+    "TaskMisused",
+    "TasquencerError",
+    "TemporalUnreachable",
+    "TooManyWorkItems",
+    "UnknownWorkItem",
+    "WrongSetting",
+]
+
+
+class TasquencerError(Exception):
+    """Base of all errors of this package."""
+
+
+class ActionRefused(TasquencerError):
+    """An action from outside cannot be carried out now; the message says why. Nothing has changed."""
+
+
+class InvalidRequest(TasquencerError):
+    """The input of a task, or of an action on it, does not validate; the message names each wrong field."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+class IllegalTransition(TasquencerError):
+    """A work item was asked to change in a way its state does not allow."""
+
+    def __init__(self, work_item_id: str, state: WorkItemState | None, wanted: WorkItemState) -> None:
+        self.work_item_id = work_item_id
+        self.state = state
+        self.wanted = wanted
+        found = f"is {state}" if state is not None else "does not exist"
+        hint = " (a terminal work item is immutable)" if state is not None and state.is_terminal else ""
+        super().__init__(f"work item {work_item_id!r} cannot become {wanted}: it {found}{hint}")
+
+
+class UnknownWorkItem(TasquencerError):
+    """The task has no work item with this id."""
+
+    def __init__(self, work_item_id: str, task_id: str) -> None:
+        self.work_item_id = work_item_id
+        self.task_id = task_id
+        super().__init__(f"task {task_id!r} has no work item {work_item_id!r}")
+
+
+class TooManyWorkItems(TasquencerError):
+    """A hook asked for one more attempt than the recipe's `max_retries` allows."""
+
+    def __init__(self, lineage: str, max_retries: int) -> None:
+        self.lineage = lineage
+        self.max_retries = max_retries
+        super().__init__(
+            f"lineage {lineage!r} already has its {max_retries + 1} work items "
+            f"(max_retries={max_retries}): the hook must not ask for another attempt"
+        )
+
+
+class TaskMisused(TasquencerError):
+    """The workflow's code uses `Task` in a way that cannot work; the message says how to mend it."""
+
+
+class TemporalUnreachable(TasquencerError):
+    """Temporal cannot be reached, or refuses the credentials."""
+
+    def __init__(self, address: str, problem: str, remedy: str | None = None) -> None:
+        self.address = address
+        self.problem = problem
+        remedy = remedy or "set TEMPORAL_ADDRESS, or start a server with `temporal server start-dev`"
+        super().__init__(f"cannot reach Temporal at {address}: {problem} ({remedy})")
+
+
+class WrongSetting(TasquencerError):
+    """A setting is missing, or has a value that cannot be used."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        self.problem = problem
+        super().__init__(f"{name}: {problem}")
+
+
+class LedgerError(TasquencerError):
+    """Base of the ledger's errors."""
+
+
+class LedgerConflict(LedgerError):
+    """An entry contradicts what the ledger holds. Nothing of its batch was written."""
+
+    def __init__(self, work_item_id: str, problem: str) -> None:
+        self.work_item_id = work_item_id
+        self.problem = problem
+        super().__init__(f"the ledger refuses the entry for work item {work_item_id!r}: {problem}")
+
+
+class AlreadyEnded(LedgerConflict):
+    """An entry cancels a work item that has completed or failed in the ledger."""
+
+
+class BookkeepingRefused(LedgerError):
+    """The ledger refused for good what a task decided: a bug. The task pauses until it is mended."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"{problem} (the task pauses; nothing is lost)")
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger's database cannot be reached or used right now."""
+
+    def __init__(self, database: str, problem: str) -> None:
+        self.database = database
+        self.problem = problem
+        super().__init__(f"the ledger at {database} is unavailable: {problem}")
+
+
+class SchemaMismatch(LedgerError):
+    """The ledger's database has another schema than this release works with."""
+
+    def __init__(self, database: str, found: str | None, expected: str, remedy: str) -> None:
+        self.database = database
+        self.found = found
+        self.expected = expected
+        has = f"schema {found!r}" if found is not None else "no schema"
+        super().__init__(f"the ledger at {database} has {has}, this release needs {expected!r}: {remedy}")

@@ -1,0 +1,55 @@
+"""What a task's own code may add to its decisions: the hook after each transition, and the domain record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from tasquencer.core.entries import DomainRecord
+from tasquencer.core.retry import Delay, RetryRecipe
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
+
+__all__ = ["NextAttempt", "RecordOf", "StateChange", "StateChangeHook", "retry_by_recipe"]
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """What a hook learns about a transition.
+
+    Attributes:
+        work_item: The work item after the transition, its payload included.
+        transition: What changed, when, by whom.
+        recipe: The task's recipe.
+        jitter: A random number in [0, 1) if the work item failed, else 0.
+    """
+
+    work_item: WorkItem
+    transition: Transition
+    recipe: RetryRecipe
+    jitter: float
+
+
+@dataclass(frozen=True)
+class NextAttempt:
+    """A hook's wish: one more work item in the lineage, with this payload, after this delay."""
+
+    payload: JsonValue
+    delay: Delay
+
+
+StateChangeHook = Callable[[StateChange], NextAttempt | None]
+"""Called after each transition. Pure: no clock, no random, no I/O. None: nothing to add."""
+
+RecordOf = Callable[[WorkItem, RetryRecipe], DomainRecord | None]
+"""The domain record of a work item in its present state; None: it has none. Pure."""
+
+
+def retry_by_recipe(change: StateChange) -> NextAttempt | None:
+    """The default hook: a failed work item is followed by another one as the recipe says."""
+    item = change.work_item
+    if change.transition.next_state is not WorkItemState.FAILED or item.failure is None:
+        return None
+    decision = change.recipe.after_failure(item.attempt, item.failure, change.jitter)
+    return NextAttempt(item.payload, decision) if isinstance(decision, Delay) else None

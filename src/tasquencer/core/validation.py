@@ -1,0 +1,208 @@
+"""What outsiders may write: JSON of foreign making, checked before anything depends on it.
+
+The same rules hold for a task's input, an operator's action and the lines of a batch: the databases can hold
+each text, depth and size are limited, and an error names a few problems, each in a short line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic_core import ErrorDetails
+
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.retry import LONGEST_BACKOFF
+
+__all__ = [
+    "LARGEST_INTEGER",
+    "LONGEST_SECONDS",
+    "FilledText",
+    "Interval",
+    "Number",
+    "RequestModel",
+    "Seconds",
+    "Text",
+    "Whole",
+    "keepable",
+    "limit_size",
+    "problems_of",
+    "refuse_far_too_many",
+    "unknown_fields",
+    "validated",
+]
+
+LARGEST_INTEGER = 2**31 - 1
+"""The largest number that an input may name: what the INTEGER of every database holds."""
+
+LONGEST_SECONDS = LONGEST_BACKOFF.total_seconds()
+"""The longest time that an input may name."""
+
+_DEEPEST = 100
+"""Levels of lists and objects. JSON parsers, the ledger's own included, give up at about 200."""
+
+_MOST_VALUES = 50_000
+"""Values of one piece of foreign JSON. A workflow must not compute for longer than two seconds."""
+
+_MOST_PROBLEMS = 20
+_PROBLEM_LENGTH = 300
+"""An error message names at most 20 problems, each in at most 300 characters."""
+
+_Request = TypeVar("_Request", bound=BaseModel)
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain NUL characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates (it is not valid Unicode text)") from None
+    return text
+
+
+def _filled(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def keepable(value: JsonValue) -> JsonValue:
+    """The value, if every part of the way can carry it: Temporal, the ledger's databases, JSON parsers.
+
+    Raises:
+        ValueError: it has text that no database takes, NaN or infinity, is nested too deeply or has too many
+            values.
+    """
+    waiting: list[tuple[JsonValue, int]] = [(value, 0)]
+    seen = 0
+    while waiting:
+        part, depth = waiting.pop()
+        seen += 1
+        if isinstance(part, str):
+            _storable(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("must not contain NaN or infinity (it is not valid JSON)")
+        elif isinstance(part, dict | list):
+            if depth == _DEEPEST:
+                raise ValueError(f"must not be nested deeper than {_DEEPEST} levels")
+            if seen + len(waiting) + len(part) > _MOST_VALUES:
+                raise ValueError(f"must not have more than {_MOST_VALUES:,} values")
+            inner = [*part, *part.values()] if isinstance(part, dict) else part
+            waiting += [(one, depth + 1) for one in inner]
+    return value
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+FilledText = Annotated[Text, AfterValidator(_filled)]
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
+Seconds = Annotated[Number, Field(gt=0, le=LONGEST_SECONDS)]
+Interval = Annotated[Number, Field(ge=0, le=LONGEST_SECONDS)]
+
+
+class RequestModel(BaseModel):
+    """Part of a task's input: what it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def validated(model: type[_Request], raw: object, example: str) -> _Request:
+    """The raw input of a task as its request. Raises `InvalidRequest`."""
+    if isinstance(raw, model):
+        return raw
+    if not isinstance(raw, dict):
+        raise InvalidRequest([f"the input must be one JSON object such as {example}, not {_named(raw)}"])
+    refuse_far_too_many(raw, model)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequest(problems_of(error, model)) from None
+
+
+def refuse_far_too_many(raw: Mapping[str, object], model: type[BaseModel]) -> None:
+    """Raise `InvalidRequest` for so many unknown fields that Pydantic would take seconds to tell them."""
+    if len(raw) > len(model.model_fields) + _MOST_PROBLEMS:
+        raise InvalidRequest(unknown_fields([name for name in raw if name not in model.model_fields]))
+
+
+def unknown_fields(names: Sequence[str], prefix: str = "") -> list[str]:
+    """Return a problem for each unknown field: few enough for an error's message."""
+    problems = [f"{prefix}{_shown(name)}: unknown field" for name in names[:_MOST_PROBLEMS]]
+    return [*problems, *_rest(len(names))]
+
+
+def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """What does not validate, a line for each field: few enough, and short enough, for an error's message.
+
+    Args:
+        error: What Pydantic found.
+        model: Where an unknown field may be a known one, misspelt.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [*(_problem(details, model) for details in found[:_MOST_PROBLEMS]), *_rest(len(found))]
+
+
+def _rest(count: int) -> list[str]:
+    return [f"and {count - _MOST_PROBLEMS:,} more"] if count > _MOST_PROBLEMS else []
+
+
+def limit_size(request: BaseModel, field: str, limit: int) -> None:
+    """Raise `InvalidRequest`, naming the field, for a request that has more bytes as JSON than allowed."""
+    size = len(request.model_dump_json(exclude_defaults=True).encode())
+    if size > limit:
+        raise InvalidRequest([f"{field}: the request has {size:,} bytes, the limit is {limit:,}"])
+
+
+def _named(raw: object) -> str:
+    names = {
+        "NoneType": "nothing",
+        "str": "a string",
+        "list": "a list",
+        "int": "a number",
+        "float": "a number",
+    }
+    return names.get(type(raw).__name__, type(raw).__name__)
+
+
+def _problem(details: ErrorDetails, model: type[BaseModel] | None = None) -> str:
+    place = _shown(".".join(_shown(str(part)) for part in details["loc"]))
+    if details["type"] == "extra_forbidden":
+        alike: list[str] = []
+        if model is not None:
+            known = _model_at(details["loc"], model).model_fields
+            alike = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
+        return f"{place}: unknown field" + (f" (did you mean {alike[0]!r}?)" if alike else "")
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _model_at(place: Sequence[int | str], model: type[BaseModel]) -> type[BaseModel]:
+    """The model that has the field at this place, found through the annotations of the models above it."""
+    for part in place[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        inner = _model_in(field.annotation) if field is not None else None
+        model = inner or model
+    return model
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """The first model in an annotation such as `list[Message] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
+
+
+def _shown(name: str) -> str:
+    """A foreign name as it may stand in an error's message: not too long, and valid text."""
+    name = name if len(name) <= _PROBLEM_LENGTH else name[: _PROBLEM_LENGTH - 1] + "…"
+    return name.encode(errors="replace").decode()

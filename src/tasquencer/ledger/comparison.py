@@ -1,0 +1,172 @@
+"""Where the ledger says something else about a task than its histories.
+
+The histories are the truth, and yet the ledger knows more in some places, which is no difference:
+
+- the worker that carried a work item out, where Temporal does not name it;
+- an earlier time: a workflow task that was done again after a crash came later, the ledger keeps the first;
+- what a lost workflow task wrote and nobody decided again, once it is settled, and a start in such a place;
+- what was settled after the end of a run that had no chance to do so itself;
+- of a run under way, what is written and not yet in the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pydantic import JsonValue
+
+from tasquencer.core.wording import one_line
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
+
+__all__ = ["Difference", "Recorded", "differences"]
+
+_FACTS = ("run_id", "task_type", "lineage", "attempt", "payload", "result", "failure")
+_TIMES = ("created_at", "started_at", "ended_at")
+_WAIT = ("delay_seconds", "delay_reason")
+
+_SHOWN = 80
+"""Characters of a value that a difference shows."""
+
+_STATUS = "status"
+"""The column of a domain record that follows the state of its work item."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A work item with all that is recorded of it.
+
+    Attributes:
+        records: Its domain records, by table.
+    """
+
+    work_item: WorkItem
+    transitions: Sequence[Transition]
+    records: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the ledger and the histories tell differently."""
+
+    task_id: str
+    work_item_id: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id}, work item {self.work_item_id}: {self.problem}"
+
+
+def differences(
+    told: Mapping[str, Recorded], held: Mapping[str, Recorded], *, under_way: bool
+) -> list[Difference]:
+    """What the ledger tells differently about the work items of one task.
+
+    Args:
+        told: What the histories tell, by work item id.
+        held: What the ledger holds.
+        under_way: A run of the task is running: the ledger may know what its history does not yet.
+    """
+    found = []
+    for work_item_id in [*told, *(known for known in held if known not in told)]:
+        history, ledger = told.get(work_item_id), held.get(work_item_id)
+        item = (history or held[work_item_id]).work_item
+        found += [
+            Difference(item.task_id, work_item_id, problem)
+            for problem in _problems(history, ledger, under_way=under_way)
+        ]
+    return found
+
+
+def _problems(history: Recorded | None, ledger: Recorded | None, *, under_way: bool) -> Iterator[str]:
+    if ledger is None:
+        yield "is missing in the ledger"
+        return
+    state = ledger.work_item.state
+    if history is None:
+        if not under_way and state is not WorkItemState.CANCELED:
+            yield f"is {state} in the ledger, the histories know nothing of it"
+        return
+    ahead = False
+    if _states(history) != _states(ledger):
+        problem = _other_states(history, ledger, under_way=under_way)
+        if problem is not None:
+            yield problem
+            return
+        ahead = True
+    yield from _transition_problems(history, ledger)
+    yield from _fact_problems(history.work_item, ledger.work_item, ahead=ahead)
+    for table, record in history.records.items():
+        yield from _record_problems(table, record, ledger.records.get(table), ahead=ahead)
+
+
+def _states(recorded: Recorded) -> list[WorkItemState]:
+    return [step.next_state for step in recorded.transitions]
+
+
+def _other_states(history: Recorded, ledger: Recorded, *, under_way: bool) -> str | None:
+    """What is wrong with states that are not the same; None if the ledger only knows more."""
+    told, held = _states(history), _states(ledger)
+    more = held[len(told) :]
+    if held[: len(told)] == told and (under_way or more == [WorkItemState.CANCELED]):
+        return None
+    lost_start = [*told[:-1], WorkItemState.STARTED, *told[-1:]]
+    if told[-1:] == [WorkItemState.CANCELED] and held == lost_start:
+        return None
+    return f"went {' → '.join(told)}, in the ledger {' → '.join(held) or 'nowhere'}"
+
+
+def _transition_problems(history: Recorded, ledger: Recorded) -> Iterator[str]:
+    for told, held in zip(history.transitions, ledger.transitions, strict=False):
+        if told.next_state is not held.next_state:  # a lost start, and what followed
+            return
+        which = f"transition {told.sequence} ({told.next_state})"
+        for name in ("previous_state", "actor", "reason"):
+            yield from _problem(f"{name} of {which}", getattr(told, name), getattr(held, name))
+        if held.at > told.at:
+            yield from _problem(f"at of {which}", told.at, held.at)
+
+
+def _fact_problems(told: WorkItem, held: WorkItem, *, ahead: bool) -> Iterator[str]:
+    for name in _FACTS:
+        if not (ahead and getattr(told, name) is None):
+            yield from _problem(name, getattr(told, name), getattr(held, name))
+    if told.worker is not None and not ahead:
+        yield from _problem("worker", told.worker, held.worker)
+    # Where an operator ended the wait, the ledger has how long it really was: that is a matter of times.
+    if DelayReason.OPERATOR not in (told.delay_reason, held.delay_reason):
+        for name in _WAIT:
+            yield from _problem(name, getattr(told, name), getattr(held, name))
+    for name in (*_TIMES, "not_before"):
+        at, kept = getattr(told, name), getattr(held, name)
+        if at is None:
+            if kept is not None and not ahead:
+                yield from _problem(name, None, kept)
+        elif kept is None or kept > at:
+            yield from _problem(name, at, kept)
+
+
+def _record_problems(
+    table: str, told: Mapping[str, JsonValue], held: Mapping[str, JsonValue] | None, *, ahead: bool
+) -> Iterator[str]:
+    if held is None:
+        yield f"has no row in {table}"
+        return
+    if ahead and told.get(_STATUS) != held.get(_STATUS):  # it came with a later transition
+        return
+    for name, value in told.items():
+        yield from _problem(f"{table}.{name}", value, held.get(name))
+
+
+def _problem(name: str, told: object, held: object) -> Iterator[str]:
+    if told != held:
+        yield f"{name} is {_shown(held)} in the ledger, {_shown(told)} in the history"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return one_line(repr(value) if isinstance(value, str) else str(value), _SHOWN)

@@ -1,0 +1,203 @@
+"""The AI call: one work item, one activity, one request.
+
+Nothing here tries again. Temporal runs the activity once (`maximum_attempts=1`), the OpenAI client sends its
+request once (`max_retries=0`), and the task creates the next work item if there is to be one. What goes wrong
+becomes a `Failure` and crosses Temporal's border as `tasquencer.temporal.failures` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import traceback
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, cast
+
+import httpx2
+import openai
+from temporalio import activity
+
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.job import AiJob
+from tasquencer.ai.provider.answers import judge, problem_of_schema
+from tasquencer.ai.provider.classify import classify
+from tasquencer.ai.provider.client import client_from, output_limit_field, read_reply
+from tasquencer.ai.provider.prices import Price, price_list
+from tasquencer.ai.provider.redaction import Redactor
+from tasquencer.ai.provider.reply import Reply
+from tasquencer.ai.timeouts import call_limit
+from tasquencer.core.errors import TasquencerError
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.settings import DEFAULT_MODEL
+from tasquencer.temporal.failures import as_application_error
+from tasquencer.temporal.heartbeats import heartbeats
+
+__all__ = ["HEARTBEAT_INTERVAL", "AiCalls", "ClientRetries"]
+
+HEARTBEAT_INTERVAL = timedelta(seconds=0.4)
+"""A cancellation reaches an activity only in the answer to a heartbeat, so they come often. The worker's
+`max_heartbeat_throttle_interval` decides how many of them are really sent, so give it the same interval."""
+
+_QUICKLY_JUDGED = 64 * 1024
+"""Bytes of a body that are judged in less time than another thread takes to begin with it."""
+
+CONNECT_LIMIT = timedelta(seconds=10)
+"""A provider that cannot be connected to by then is not waited for as long as one that is working."""
+
+
+class ClientRetries(TasquencerError):
+    """The OpenAI client would repeat a request by itself, behind the back of the work item."""
+
+    def __init__(self, max_retries: int) -> None:
+        super().__init__(
+            f"the OpenAI client must have max_retries=0, found {max_retries}: the task retries, each time "
+            "with a new work item; use make_client() or AsyncOpenAI(max_retries=0)"
+        )
+
+
+class AiCalls:
+    """The activity `generate`: give it to the plugin, `TasquencerPlugin(ledger, calls=AiCalls())`.
+
+    Args:
+        client: Must have `max_retries=0`; `make_client` makes one that also reads errors with a cap. None: a
+            client that the environment describes (`OPENAI_API_KEY`, `OPENAI_BASE_URL`), made when the worker
+            starts and closed when it has stopped.
+        default_model: For jobs that name none; None: `TASQ_MODEL`, else `gpt-5-mini`.
+        price: From model and tokens to US dollars; the default is `genai-prices`' list.
+        heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
+
+    Raises:
+        ClientRetries: the client would retry.
+        MissingApiKey, WrongSetting: on start, the environment describes no client.
+    """
+
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI | None = None,
+        default_model: str | None = None,
+        price: Price | None = None,
+        heartbeat_interval: timedelta = HEARTBEAT_INTERVAL,
+    ) -> None:
+        if client is not None and client.max_retries != 0:
+            raise ClientRetries(client.max_retries)
+        self._given_client = client
+        self._default_model = default_model or os.environ.get("TASQ_MODEL") or DEFAULT_MODEL
+        self._given_price = price
+        self._heartbeat_interval = heartbeat_interval
+        self._closing = contextlib.AsyncExitStack()
+        if client is not None:
+            self._use(client)
+
+    def _use(self, client: openai.AsyncOpenAI) -> None:
+        self._client = client
+        self._price = self._given_price or price_list(str(client.base_url))
+
+    async def __aenter__(self) -> Self:
+        if self._given_client is None:
+            self._use(await self._closing.enter_async_context(client_from(os.environ)))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._closing.aclose()
+
+    @activity.defn(name="generate")
+    async def generate(self, job: AiJob) -> AiAnswer:
+        """Ask the model once. The activity's id is the work item's and goes along as `Idempotency-Key`.
+
+        The request ends `CALL_MARGIN` before the activity's start-to-close timeout. A cancellation closes the
+        connection at once and propagates, so that Temporal records it as what it is (a cancel, or the end of
+        the worker's grace period as `WorkerShutdown`).
+
+        Raises:
+            ApplicationError: of the failure's kind, with the `Failure` as its detail.
+        """
+        info = activity.info()
+        outcome = await self._attempt(job, info)
+        if isinstance(outcome, Failure):
+            # Not raised where the cause was caught: the history would keep the chain, with all it quotes.
+            raise as_application_error(outcome)
+        return outcome
+
+    async def _attempt(self, job: AiJob, info: activity.Info) -> AiAnswer | Failure:
+        if info.attempt > 1:  # I2: at most one request per work item
+            return Failure.of(
+                FailureKind.UNEXPECTED, "generate must be executed with RetryPolicy(maximum_attempts=1)"
+            )
+        problem = problem_of_schema(job.output_schema) if job.output_schema is not None else None
+        if problem is not None:
+            return Failure.of(FailureKind.INVALID_REQUEST, f"output_schema is not a JSON Schema: {problem}")
+        model = job.model or self._default_model
+        limit = call_limit(info.start_to_close_timeout)
+        seconds = limit.total_seconds() if limit is not None else None
+        interval = self._heartbeat_interval
+        if info.heartbeat_timeout:
+            interval = min(interval, info.heartbeat_timeout / 3)
+        begin = time.monotonic()
+        latency = None
+        try:
+            async with heartbeats(interval):
+                async with asyncio.timeout(seconds):
+                    reply = await self._exchange(job, model, info.activity_id, seconds)
+                latency = time.monotonic() - begin
+                judging = partial(
+                    judge,
+                    reply,
+                    asked_model=model,
+                    output_schema=job.output_schema,
+                    price=self._price,
+                    clean=Redactor.of(self._client),
+                    now=datetime.now(UTC),
+                )
+                # Two megabytes of JSON, or a schema, would hold up every other call.
+                is_quick = job.output_schema is None and len(reply.body) <= _QUICKLY_JUDGED
+                outcome = judging() if is_quick else await asyncio.to_thread(judging)
+        except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
+            clean = Redactor.of(self._client)  # only now: the client may have fetched its key meanwhile
+            outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
+            if outcome.kind == FailureKind.UNEXPECTED:
+                activity.logger.error("%s\n%s", outcome, clean("".join(traceback.format_exception(error))))
+        latency = time.monotonic() - begin if latency is None else latency
+        if isinstance(outcome, Failure):
+            details = {"model": model, "latency_seconds": latency} | outcome.details
+            return outcome.model_copy(update={"details": details})
+        return outcome.model_copy(update={"latency_seconds": latency})
+
+    async def _exchange(
+        self, job: AiJob, model: str, work_item_id: str, limit_seconds: float | None
+    ) -> Reply:
+        connect = CONNECT_LIMIT.total_seconds()
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [message.model_dump() for message in job.messages],
+        }
+        if job.temperature is not None:
+            body["temperature"] = job.temperature
+        if job.max_output_tokens is not None:
+            body[output_limit_field(self._client.base_url, model)] = job.max_output_tokens
+        if job.output_schema is not None:
+            schema = {"name": "output", "schema": job.output_schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        # Not `chat.completions.create`: it matches the body with its types, a fifth of a call's CPU time.
+        posting = self._client.post(
+            "/chat/completions",
+            body=body,
+            options={
+                "headers": {"Idempotency-Key": work_item_id},
+                "timeout": httpx2.Timeout(
+                    limit_seconds, connect=connect if limit_seconds is None else min(connect, limit_seconds)
+                ),
+                "security": {"bearer_auth": True},
+            },
+            cast_to=httpx2.Response,
+            stream=True,
+            stream_cls=openai.AsyncStream[object],
+        )
+        response = cast("httpx2.Response", await posting)
+        async with contextlib.aclosing(response):
+            return await read_reply(response)
