@@ -7,8 +7,7 @@ from temporalio import workflow
 from tasquencer.ai.answer import AiAgentResult, parse_answer
 from tasquencer.ai.record import ai_job_record
 from tasquencer.ai.request import parse_request
-from tasquencer.temporal import Task, accept
-from workflows.calls import answer
+from tasquencer.temporal import Task, accept, answer
 
 __all__ = ["AiAgentTask"]
 

@@ -12,8 +12,7 @@ from tasquencer.ai.fan_out import AiFanOutResult, lineage_of, parse_fan_out
 from tasquencer.ai.job import AiJob
 from tasquencer.ai.record import ai_job_record
 from tasquencer.core.errors import InvalidRequest
-from tasquencer.temporal import Attempts, Task, accept
-from workflows.calls import answer
+from tasquencer.temporal import Attempts, Task, accept, answer
 
 __all__ = ["AiFanOutTask"]
 

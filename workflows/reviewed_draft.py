@@ -22,10 +22,9 @@ from tasquencer.ai.review import (
     result_of,
     review_lineage,
 )
-from tasquencer.temporal import Task, accept
+from tasquencer.temporal import Task, accept, answer
 from tasquencer.temporal.failures import task_error
-from workflows.calls import answer
-from workflows.reminders import remind
+from tasquencer.temporal.reminders import remind
 
 __all__ = ["ReviewedDraft"]
 

@@ -31,7 +31,7 @@ from tasquencer.settings import DEFAULT_TASK_QUEUE
 from tasquencer.sql import SqlLedger
 from tasquencer.sql.databases import Database, database_at
 from tasquencer.temporal import data_converter
-from tasquencer.temporal.batches import BATCH_WORKFLOW
+from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
 from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tests.chaos.accounts import Account, BatchAccount, TaskRun, calls_in, make_account

@@ -15,7 +15,7 @@ from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger
-from tasquencer.temporal.batches import BEGIN, END, FOLLOW, LOAD
+from tasquencer.temporal.batch_calls import BEGIN, END, FOLLOW, LOAD
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok, slow, status
 from tests.support.batches import filled_batch

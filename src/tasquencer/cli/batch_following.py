@@ -33,7 +33,7 @@ from tasquencer.cli.following import (
     send_update,
 )
 from tasquencer.core.errors import LedgerUnavailable
-from tasquencer.temporal.batches import BATCH_WORKFLOW
+from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
 
 __all__ = [
     "BatchRun",

@@ -3,6 +3,7 @@
 from tasquencer.temporal.connection import connect
 from tasquencer.temporal.converter import data_converter
 from tasquencer.temporal.failures import as_application_error, failure_of
+from tasquencer.temporal.model_call import answer
 from tasquencer.temporal.plugin import TasquencerPlugin
 from tasquencer.temporal.task import NEVER_RETRY, ActiveWorkItem, Attempts, Task, accept
 
@@ -13,6 +14,7 @@ __all__ = [
     "Task",
     "TasquencerPlugin",
     "accept",
+    "answer",
     "as_application_error",
     "connect",
     "data_converter",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import (
@@ -26,44 +26,30 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.ai.answer import AiAgentResult
 from tasquencer.batch.rows import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
-from tasquencer.batch.store import BatchState, BatchStore, RowPage
+from tasquencer.batch.store import BatchStore, RowPage
 from tasquencer.core.entries import storable_text
 from tasquencer.core.errors import InvalidRequest, LedgerUnavailable
 from tasquencer.core.failure import FailureKind
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Ledger, WorkItemFilter
+from tasquencer.temporal.batch_calls import (
+    BEGIN,
+    CANCEL,
+    END,
+    FOLLOW,
+    LOAD,
+    RECORD,
+    TASK_WORKFLOW,
+    EndRequest,
+    Followed,
+    FollowRequest,
+    LoadRequest,
+    RecordRequest,
+)
 from tasquencer.temporal.heartbeats import heartbeats
 
-__all__ = [
-    "BATCH_WORKFLOW",
-    "BEGIN",
-    "CANCEL",
-    "END",
-    "FOLLOW",
-    "LOAD",
-    "RECORD",
-    "TASK_WORKFLOW",
-    "BatchActivities",
-    "EndRequest",
-    "FollowRequest",
-    "Followed",
-    "LoadRequest",
-    "RecordRequest",
-    "completed_row",
-    "lost_row",
-]
-
-BATCH_WORKFLOW = "AiBatchTask"
-TASK_WORKFLOW = "AiAgentTask"
-
-BEGIN = "tasquencer.begin_batch"
-LOAD = "tasquencer.load_batch_rows"
-RECORD = "tasquencer.record_batch_rows"
-CANCEL = "tasquencer.cancel_batch_rows"
-FOLLOW = "tasquencer.follow_batch_rows"
-END = "tasquencer.end_batch"
-"""Names of the activities."""
+__all__ = ["BatchActivities", "completed_row", "lost_row"]
 
 _PAGE_BYTES = 768 * 1024
 """Of the requests on a page. Temporal takes 2 MiB as a result; the window decides how much starts at once."""
@@ -78,57 +64,6 @@ _LOOK_SECONDS = 3.0
 
 _TOGETHER_SECONDS = 0.2
 """How long the first end that is found waits for others: they come back together."""
-
-
-class LoadRequest(BaseModel):
-    """Which rows to load."""
-
-    model_config = ConfigDict(frozen=True)
-
-    batch_id: str
-    after: int
-    limit: int
-
-
-class RecordRequest(BaseModel):
-    """Which outcomes to record."""
-
-    model_config = ConfigDict(frozen=True)
-
-    batch_id: str
-    outcomes: list[RowOutcome]
-
-
-class FollowRequest(BaseModel):
-    """Which tasks to follow.
-
-    Attributes:
-        is_last: They have been canceled: return only when all have ended.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    batch_id: str
-    rows: list[OpenRow]
-    is_last: bool = False
-
-
-class Followed(BaseModel):
-    """What was learned of the tasks: some have ended, some (their positions) Temporal does not know."""
-
-    model_config = ConfigDict(frozen=True)
-
-    outcomes: list[RowOutcome] = []
-    unknown: list[int] = []
-
-
-class EndRequest(BaseModel):
-    """How a batch ends."""
-
-    model_config = ConfigDict(frozen=True)
-
-    batch_id: str
-    state: BatchState
 
 
 def completed_row(row: OpenRow, result: object) -> RowOutcome:

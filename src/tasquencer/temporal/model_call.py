@@ -1,4 +1,4 @@
-"""The AI call of one attempt, as every task with AI work items makes it."""
+"""The AI call of one attempt, for workflow code."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from tasquencer.ai.request import CallOptions
 from tasquencer.ai.timeouts import CALL_MARGIN
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import Failure, FailureKind
-from tasquencer.temporal import ActiveWorkItem, as_application_error
+from tasquencer.temporal.failures import as_application_error
+from tasquencer.temporal.task import ActiveWorkItem
 
 __all__ = ["answer"]
 
 _SHORTEST_CALL = timedelta(seconds=1)
-"""What is left of the deadline is at least this much for a call that may still begin."""
+"""A call that may still begin gets at least this much time, however near the deadline is."""
 
 
 async def answer(
     work_item: ActiveWorkItem, job: AiJob, options: CallOptions, deadline: datetime | None
 ) -> AiAnswer:
-    """The model's answer; the call is cut off at the deadline, also while it waits for a worker."""
+    """Call the model once for this work item, in the activity `generate`; the model's answer.
+
+    Args:
+        work_item: Of the attempt; call this in its `async with` block.
+        job: The request to the model.
+        options: Timeouts of the attempt.
+        deadline: The call is cut off at this time, also while it waits for a worker; None: no deadline.
+    """
     limit = timedelta(seconds=options.attempt_timeout_seconds)
     left = None if deadline is None else max(deadline - workflow.now(), _SHORTEST_CALL)
     queue_timeout = options.queue_timeout_seconds

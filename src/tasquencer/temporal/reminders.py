@@ -1,4 +1,4 @@
-"""What a review does while it waits: it shows that it waits, and reminds once."""
+"""What a review does while it waits: it shows that it is waiting, and sends one reminder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tasquencer.core.wording import moment
 __all__ = ["remind"]
 
 _ONE_TRY = timedelta(minutes=1)
-"""How long one try to tell somebody may take; Temporal tries again until the review ends."""
+"""How long one try to send the reminder may take. Temporal retries until the review ends."""
 
 
 async def remind(work_item_id: str, lineage: str, review: Review, request: ReviewedDraftRequest) -> None:
-    """Show in the Web UI that a review waits, and remind when it is time. Cancel it when the review ends.
+    """Show in the Web UI that a review is waiting, and remind once. Cancel it when the review ends.
 
-    A reminder that fails does not touch the review: it is shown and logged.
+    A reminder that fails does not affect the review: the failure is shown and logged.
 
     Args:
         work_item_id: Of the review.

@@ -1,0 +1,192 @@
+"""The activities of a batch, as its workflow calls them: names, arguments, timeouts.
+
+Outages of the ledger and of Temporal are retried by Temporal for as long as they last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from temporalio import workflow
+from temporalio.common import Priority, RetryPolicy
+
+from tasquencer.batch.rows import BatchCounts, OpenRow, RowOutcome
+from tasquencer.batch.store import BatchState, RowPage
+from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD_TIMEOUT
+
+__all__ = [
+    "BATCH_WORKFLOW",
+    "BEGIN",
+    "CANCEL",
+    "END",
+    "FOLLOW",
+    "LOAD",
+    "RECORD",
+    "TASK_WORKFLOW",
+    "BatchCalls",
+    "EndRequest",
+    "FollowRequest",
+    "Followed",
+    "LoadRequest",
+    "RecordRequest",
+]
+
+BATCH_WORKFLOW = "AiBatchTask"
+TASK_WORKFLOW = "AiAgentTask"
+
+BEGIN = "tasquencer.begin_batch"
+LOAD = "tasquencer.load_batch_rows"
+RECORD = "tasquencer.record_batch_rows"
+CANCEL = "tasquencer.cancel_batch_rows"
+FOLLOW = "tasquencer.follow_batch_rows"
+END = "tasquencer.end_batch"
+"""Names of the activities."""
+
+_CANCEL_TIMEOUT = timedelta(minutes=1)
+_LOAD_TIMEOUT = timedelta(seconds=30)
+_HEARTBEAT_TIMEOUT = timedelta(seconds=15)
+_ANY_TIME = timedelta(days=365)
+"""For the activities that send heartbeats: they may take any time."""
+
+_UNTIL_IT_WORKS = RetryPolicy(
+    initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(minutes=1)
+)
+
+_BEFORE_ALL_CALLS = Priority(priority_key=1)
+"""A batch has few activities of its own. Without a priority they would wait behind hundreds of AI calls."""
+
+_TRY = workflow.ActivityCancellationType.TRY_CANCEL
+_WAIT = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+
+
+class LoadRequest(BaseModel):
+    """Which rows to load."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    after: int
+    limit: int
+
+
+class RecordRequest(BaseModel):
+    """Which outcomes to record."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    outcomes: list[RowOutcome]
+
+
+class FollowRequest(BaseModel):
+    """Which tasks to follow.
+
+    Attributes:
+        is_last: They have been canceled: return only when all have ended.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    rows: list[OpenRow]
+    is_last: bool = False
+
+
+class Followed(BaseModel):
+    """What was learned of the tasks: some have ended, some (their positions) Temporal does not know."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcomes: list[RowOutcome] = []
+    unknown: list[int] = []
+
+
+class EndRequest(BaseModel):
+    """How a batch ends."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    state: BatchState
+
+
+class BatchCalls:
+    """The activities of one batch, for use in its workflow."""
+
+    def __init__(self, batch_id: str) -> None:
+        self._batch_id = batch_id
+
+    async def begin(self) -> BatchCounts:
+        """Begin the batch, or continue it with the rows that have no answer yet."""
+        # Waits for its own end when canceled: the activity that ends the batch must not run beside it.
+        counts: BatchCounts = await _execute(
+            BEGIN, self._batch_id, result_type=BatchCounts, cancellation_type=_WAIT
+        )
+        return counts
+
+    async def load(self, *, after: int, limit: int) -> RowPage:
+        """Load the pending rows after this position."""
+        request = LoadRequest(batch_id=self._batch_id, after=after, limit=limit)
+        page: RowPage = await workflow.execute_activity(
+            LOAD,
+            request,
+            result_type=RowPage,
+            start_to_close_timeout=_LOAD_TIMEOUT,
+            retry_policy=_UNTIL_IT_WORKS,
+            priority=_BEFORE_ALL_CALLS,
+        )
+        return page
+
+    async def record(self, outcomes: list[RowOutcome]) -> None:
+        """Record how rows ended."""
+        # A local activity: one a second would use up the queue's limit of calls per second.
+        request = RecordRequest(batch_id=self._batch_id, outcomes=outcomes)
+        await _execute_locally(RECORD, request, RECORD_TIMEOUT)
+
+    async def cancel(self, rows: Sequence[OpenRow]) -> None:
+        """Ask the tasks of these rows to cancel."""
+        # A local activity: another one would wait for a slot among the calls that it is to end.
+        request = FollowRequest(batch_id=self._batch_id, rows=list(rows), is_last=True)
+        await _execute_locally(CANCEL, request, _CANCEL_TIMEOUT)
+
+    async def follow(self, rows: Sequence[OpenRow], *, is_last: bool = False) -> Followed:
+        """Look how the tasks of these rows end: for a few seconds, or (`is_last`) until all have ended."""
+        request = FollowRequest(batch_id=self._batch_id, rows=list(rows), is_last=is_last)
+        followed: Followed = await _execute(FOLLOW, request, result_type=Followed)
+        return followed
+
+    async def end(self, state: BatchState) -> None:
+        """End the batch in this state."""
+        await _execute(END, EndRequest(batch_id=self._batch_id, state=state))
+
+
+async def _execute(
+    name: str,
+    argument: object,
+    *,
+    result_type: type[Any] | None = None,
+    cancellation_type: workflow.ActivityCancellationType = _TRY,
+) -> Any:
+    return await workflow.execute_activity(
+        name,
+        argument,
+        result_type=result_type,
+        start_to_close_timeout=_ANY_TIME,
+        heartbeat_timeout=_HEARTBEAT_TIMEOUT,
+        retry_policy=_UNTIL_IT_WORKS,
+        priority=_BEFORE_ALL_CALLS,
+        cancellation_type=cancellation_type,
+    )
+
+
+async def _execute_locally(name: str, argument: object, limit: timedelta) -> None:
+    await workflow.execute_local_activity(
+        name,
+        argument,
+        start_to_close_timeout=limit,
+        retry_policy=_UNTIL_IT_WORKS,
+        local_retry_threshold=LOCAL_RETRY_THRESHOLD,
+    )
