@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 import sqlalchemy as sa
 
@@ -18,7 +21,7 @@ async def run(url: str, *statements: str) -> None:
 
     def work(connection: sa.Connection) -> None:
         for statement in statements:
-            connection.execute(sa.text(statement))
+            connection.exec_driver_sql(statement)
 
     try:
         await database.write(work)
@@ -94,6 +97,66 @@ async def test_the_ways_around_are_closed(held: str, statement: str) -> None:
     known = ("TRUNCATE" in statement) == held.startswith("postgresql")
     with pytest.raises(sa.exc.DBAPIError, match="immutable" if known else "syntax error"):
         await run(held, statement)
+
+
+TAKEN = [
+    "UPDATE OR REPLACE work_items SET id = 'failed' WHERE id = 'started'",
+    "UPDATE OR REPLACE work_items SET attempt = 0 WHERE id = 'started'",
+    "UPDATE OR REPLACE work_items SET rowid = 1 WHERE id = 'started'",
+    "UPDATE OR REPLACE work_items SET oid = 1 WHERE id = 'started'",
+    "UPDATE OR REPLACE ai_jobs SET work_item_id = 'failed' WHERE work_item_id = 'started'",
+    "UPDATE OR REPLACE ai_jobs SET _rowid_ = 1 WHERE work_item_id = 'started'",
+    "INSERT OR REPLACE INTO ai_jobs (rowid, work_item_id, prompt, max_retries, attempt, status) "
+    "VALUES (1, 'another', 'Why?', 3, 0, 'started')",
+    SAME_ATTEMPT.replace("INTO work_items (id", "INTO work_items (rowid, id")
+    .replace("SELECT 'another'", "SELECT 1, 'another'")
+    .replace("lineage, attempt, 'initialized'", "lineage, 7, 'initialized'"),
+]
+
+
+@pytest.mark.parametrize("foreign_keys", ["ON", "OFF"])
+@pytest.mark.parametrize("statement", TAKEN)
+async def test_a_row_cannot_take_the_key_of_an_ended_one_on_sqlite(
+    held: str, statement: str, foreign_keys: str
+) -> None:
+    if held.startswith("sqlite"):
+        with closing(sqlite3.connect(held.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA foreign_keys = {foreign_keys}")
+            before = [list(connection.execute(f"SELECT * FROM {name}")) for name in ("work_items", "ai_jobs")]
+            with pytest.raises(sqlite3.IntegrityError, match="that has ended is immutable"):
+                connection.execute(statement)
+            after = [list(connection.execute(f"SELECT * FROM {name}")) for name in ("work_items", "ai_jobs")]
+        assert after == before
+
+
+APPENDED = (
+    "INSERT INTO work_item_transitions (work_item_id, sequence, previous_state, next_state, at, actor) "
+    "VALUES ('{id}', {sequence}, 'started', '{state}', '2026-11-23 12:00:00', 'x')"
+)
+
+
+@pytest.mark.parametrize("id", ENDED)
+@pytest.mark.parametrize("state", ["started", "completed"])
+async def test_a_transition_after_the_end_is_refused(held: str, id: str, state: str) -> None:  # noqa: A002
+    with pytest.raises(sa.exc.IntegrityError, match="it takes no further transition"):
+        await run(held, APPENDED.format(id=id, sequence=3, state=state))
+
+
+async def test_one_statement_cannot_append_an_end_and_what_follows_it(held: str) -> None:
+    two = APPENDED.format(id="started", sequence=2, state="failed")
+    two += ", ('started', 3, 'started', 'completed', '2026-11-23 12:00:00', 'x')"
+    with pytest.raises(sa.exc.IntegrityError, match="it takes no further transition"):
+        await run(held, two)
+    await run(held, APPENDED.format(id="started", sequence=2, state="failed"))
+
+
+async def test_a_temporary_table_does_not_hide_that_a_work_item_has_ended(held: str) -> None:
+    if held.startswith("sqlite"):
+        return
+    hidden = "CREATE TEMPORARY TABLE work_item_transitions (LIKE public.work_item_transitions)"
+    appended = APPENDED.format(id="failed", sequence=3, state="completed")
+    with pytest.raises(sa.exc.IntegrityError, match="it takes no further transition"):
+        await run(held, hidden, appended.replace("INTO ", "INTO public."))
 
 
 async def test_a_transition_table_cannot_be_emptied_on_postgresql(held: str) -> None:

@@ -1,7 +1,8 @@
 """The ledger's tables.
 
 The migrations make them; a test compares the two. Triggers, which only the migrations know, refuse to
-change terminal work items, terminal AI jobs and any transition (also by TRUNCATE or REPLACE).
+change terminal work items, terminal AI jobs and any transition (also by TRUNCATE or REPLACE), and to add a
+transition to a terminal work item.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ __all__ = [
     "work_items",
 ]
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004")
 """Every schema version so far, oldest first: the numbers of the migrations."""
 
 SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
