@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationErrorCategory
 
 from tasquencer.core.failure import FailureKind
 from tasquencer.devkit.http_server import Exchange
-from tests.activities.calling import KEY, MODEL, error_of, failure_of, job, schema
+from tests.activities.calling import KEY, MODEL, answer_of, error_of, failure_of, job, schema
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.patience import PATIENCE_SECONDS
@@ -402,6 +402,7 @@ AGE = schema(age={"type": "integer"})
         ("{}", "stop", "'age' is a required property"),
         ('{"age": 3}', "length", "token limit"),
         ('{"age": 3, "x": ' + "[" * 5000 + "]" * 5000 + "}", "stop", "nested too deeply"),
+        ('{"age": 3, "x": ' + "[" * 500 + "]" * 500 + "}", "stop", "nested too deeply"),
     ],
 )
 async def test_output_that_does_not_fit_the_schema_asked_for_is_invalid(
@@ -412,6 +413,13 @@ async def test_output_that_does_not_fit_the_schema_asked_for_is_invalid(
     assert (failure.kind, failure.transient) == ("invalid_output", True)
     assert said in failure.message
     assert failure.details["output_tokens"] == 7
+
+
+async def test_brackets_in_texts_and_side_by_side_do_not_nest() -> None:
+    text = '{"age": 3, "said": "\\"' + "[{" * 600 + '", "x": [' + "[],{}," * 600 + "1]}"
+    async with ScriptedProvider([answers.ok(text)]) as provider:
+        answer = await answer_of(provider.base_url, job(output_schema=AGE))
+    assert answer.text == text
 
 
 async def test_a_schema_that_is_none_fails_before_anything_is_sent() -> None:

@@ -28,6 +28,7 @@ from tasquencer.ai.provider.reply import (
     ReplyEnd,
     as_text,
     excerpt,
+    nests_too_deeply,
     one_line,
     provider_error_in,
     request_id,
@@ -102,10 +103,10 @@ def _completion(reply: Reply, clean: Clean) -> Completion:
     status = f"with status {reply.status_code}"
     if reply.has_too_many_values:
         _provider_error(f"JSON {status} that has more than {MOST_VALUES:,} values")
+    if nests_too_deeply(reply.text):
+        _provider_error(f"JSON {status} that is nested too deeply")
     try:
         completion = json.loads(reply.text, strict=False)
-    except RecursionError:
-        _provider_error(f"JSON {status} that is nested too deeply")
     except ValueError:
         what = "a web page" if reply.is_html else "malformed JSON" if reply.text.strip() else "an empty body"
         _provider_error(f"{what} {status}: {excerpt(reply.text, clean)}".removesuffix(": "))
@@ -188,6 +189,8 @@ def _check_output(text: str, finish_reason: JsonValue, schema: Schema, clean: Cl
     if finish_reason == "length":
         raise _NotAnAnswer(FailureKind.INVALID_OUTPUT, "the token limit cut the output off")
     try:
+        if nests_too_deeply(text):
+            raise RecursionError
         output = json.loads(text, parse_constant=_reject_constant)
         # The registry is empty on purpose: a schema must not make the worker fetch what it refers to.
         validator_class = validator_for(schema, default=jsonschema.Draft202012Validator)

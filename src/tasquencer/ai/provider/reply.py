@@ -22,6 +22,7 @@ __all__ = [
     "ReplyEnd",
     "as_text",
     "excerpt",
+    "nests_too_deeply",
     "one_line",
     "provider_error_in",
     "request_id",
@@ -43,6 +44,13 @@ worker seconds and hundreds of megabytes to read."""
 
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,{\[]', re.DOTALL)
 """What each value of a JSON text has at least one of, skipping what stands in strings."""
+
+_DEEPEST = 500
+"""Levels of lists and objects that JSON from a provider may have. Python's JSON parser has a limit too, but it
+differs between Python versions."""
+
+_NESTING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+"""What begins or ends a level, skipping what stands in strings."""
 
 _MOST_TOKENS = 2**31 - 1
 """What an INTEGER column holds; more is garbage."""
@@ -94,6 +102,18 @@ class ProviderError:
     message: str
     code: str | None = None
     type: str | None = None
+
+
+def nests_too_deeply(text: str) -> bool:
+    """Return whether the text, if it is JSON, has more levels of lists and objects than we read."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return False
+    depth = 0
+    for token in _NESTING.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth > _DEEPEST:
+            return True
+    return False
 
 
 def provider_error_in(body: object, clean: Clean) -> ProviderError:
