@@ -15,11 +15,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from temporalio.plugin import SimplePlugin
-from temporalio.worker import WorkflowRunner
+from temporalio.worker import ReplayerConfig, UnsandboxedWorkflowRunner, WorkerConfig, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from tasquencer.batch.store import BatchStore
 from tasquencer.ledger.contract import Ledger
+from tasquencer.temporal.activations import guarded
 from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.converter import data_converter
@@ -84,6 +85,18 @@ class TasquencerPlugin(SimplePlugin):
             run_context=self._open,
         )
 
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """See the base class."""
+        config = super().configure_worker(config)
+        config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
+        return config
+
+    def configure_replayer(self, config: ReplayerConfig) -> ReplayerConfig:
+        """See the base class."""
+        config = super().configure_replayer(config)
+        config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
+        return config
+
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
         async with self._ledger, self._calls or nullcontext():
@@ -91,8 +104,12 @@ class TasquencerPlugin(SimplePlugin):
 
 
 def _passing_through(runner: WorkflowRunner | None) -> WorkflowRunner:
-    if isinstance(runner, SandboxedWorkflowRunner):
-        return replace(runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH))
     if runner is None:
         raise ValueError("expected the worker's workflow runner, found none")
-    return runner
+    if isinstance(runner, SandboxedWorkflowRunner):
+        runner = replace(runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH))
+    return guarded(runner)
+
+
+def _unsandboxed(runner: WorkflowRunner | None) -> WorkflowRunner:
+    return guarded(runner or UnsandboxedWorkflowRunner())

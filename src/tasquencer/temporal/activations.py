@@ -1,0 +1,239 @@
+"""What reaches a task's code, and in which order: a guard between the SDK and each workflow instance.
+
+A query must never change what a task decides. The SDK (temporalio 1.35) breaks that rule in two ways, both
+seen on a real server with plain workflows:
+
+- A workflow task that also carries a query ends before its local activities do. Their results then come in
+  one activation with new events, and the commands that follow from both get an order that no replay repeats
+  (`TMPRL1100`). The guard hands the results of local activities over first, on their own.
+- A query that reaches a worker before the workflow task does moves the run on: events that no workflow task
+  has delivered yet start local activities, at a time that has passed. The guard refuses such an activation.
+  The SDK then fails that query and drops the run from its cache, and the workflow task finds it as it was.
+
+The guard acts only on workflows that keep books, so all others run as without it. Which behaviours a run has
+is kept as an SDK flag of its workflow tasks, which costs no event: a history recorded without a flag replays
+without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+from temporalio import workflow
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
+
+from tasquencer.temporal.bookkeeping import RECORD
+
+__all__ = ["Behaviour", "behaves", "guarded", "workflow_task_began"]
+
+_EXTERN = "tasquencer_activations"
+
+
+class Behaviour(IntEnum):
+    """Ways in which a task behaves since the release that introduced them; the number is the SDK flag's."""
+
+    RESULTS_FIRST = 72_001
+    """Results of local activities come before the other news of their activation."""
+    DERIVED_IDS = 72_002
+    """Ids and jitter follow from the run, the lineage and the attempt, not from the order of decisions."""
+
+
+def behaves(behaviour: Behaviour) -> bool:
+    """Return whether the current run has the behaviour.
+
+    The first call decides it for the rest of the run: yes in a new decision, and in a replay what its history
+    says. False on a worker whose runner is not guarded.
+    """
+    guard = _current()
+    return guard is not None and guard.decides(behaviour)
+
+
+def workflow_task_began() -> datetime:
+    """Return when the current workflow task began, by Temporal's clock; aware UTC."""
+    guard = _current()
+    return workflow.now() if guard is None else guard.began
+
+
+def guarded(runner: WorkflowRunner) -> WorkflowRunner:
+    """Return a runner of the same type whose workflow instances have the guard.
+
+    It stays an instance of its class, and `dataclasses.replace` keeps the guard, so other plugins can go on
+    configuring it.
+    """
+    if isinstance(runner, _GuardedRunner):
+        return runner
+    same = copy.copy(runner)
+    object.__setattr__(same, "__class__", _guarded_kind(type(runner)))
+    return same
+
+
+class _GuardedRunner(WorkflowRunner):
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        guard = _Guard()
+        externs: dict[str, Callable[..., Any]] = {**det.extern_functions, _EXTERN: lambda: guard}
+        instance = super().create_instance(replace(det, extern_functions=externs))  # type: ignore[safe-super]
+        guard.surround(instance)
+        return instance
+
+
+@functools.cache
+def _guarded_kind(kind: type[WorkflowRunner]) -> type[WorkflowRunner]:
+    return type(f"Guarded{kind.__name__}", (_GuardedRunner, kind), {})
+
+
+def _current() -> _Guard | None:
+    find = workflow.extern_functions().get(_EXTERN)
+    return None if find is None else find()
+
+
+class _Guard:
+    """Stands before one workflow instance and sees each of its activations."""
+
+    def __init__(self) -> None:
+        self.began = datetime.fromtimestamp(0, UTC)
+        self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
+        self._keeps_books = False
+        self._seen: _Place | None = None
+        self._decided: dict[Behaviour, bool] = {}
+        self._used: set[Behaviour] = set()
+        self._flags: frozenset[int] = frozenset()
+        self._is_replaying = False
+
+    def surround(self, instance: WorkflowInstance) -> None:
+        self._activate = instance.activate
+        instance.activate = self.activate  # type: ignore[method-assign, assignment]
+
+    def decides(self, behaviour: Behaviour) -> bool:
+        """Return whether the run has the behaviour, and remember a new decision in the history."""
+        if behaviour not in self._decided:
+            self._decided[behaviour] = not self._is_replaying or behaviour in self._flags
+            if not self._is_replaying:
+                self._used.add(behaviour)
+        return self._decided[behaviour]
+
+    def activate(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
+        """Activate the instance, in the order and only for the news that a task may depend on."""
+        self._flags = frozenset(activation.available_internal_flags)
+        self._is_replaying = activation.is_replaying
+        born_of_a_query = self._is_born_of_a_query(activation)
+        if born_of_a_query and self._keeps_books:
+            return _refusal(activation)
+        self._note(activation)
+        completion = self._activated(activation)
+        self._keeps_books = self._keeps_books or _keeps_books(completion)
+        if born_of_a_query and self._keeps_books:
+            return _refusal(activation)
+        if self._used and completion.HasField("successful"):
+            completion.successful.used_internal_flags.extend(sorted(self._used))
+            self._used.clear()
+        return completion
+
+    def _activated(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
+        results = [job for job in activation.jobs if _is_local_result(job)]
+        others = [job for job in activation.jobs if not _is_local_result(job)]
+        if not (results and others and self._keeps_books and self._hands_results_over_first()):
+            return self._activate(activation)
+        first = self._activate(_with_jobs(activation, results))
+        if first.HasField("failed"):
+            return first
+        second = self._activate(_with_jobs(activation, others))
+        if second.HasField("failed"):
+            return second
+        return _joined(first, second)
+
+    def _hands_results_over_first(self) -> bool:
+        if self._is_replaying:
+            return Behaviour.RESULTS_FIRST in self._flags
+        self._used.add(Behaviour.RESULTS_FIRST)
+        return True
+
+    def _note(self, activation: WorkflowActivation) -> None:
+        place = _Place.of(activation)
+        if self._seen is None or place.length != self._seen.length:
+            self.began = activation.timestamp.ToDatetime(UTC)
+        self._seen = place
+
+    def _is_born_of_a_query(self, activation: WorkflowActivation) -> bool:
+        """Return whether its events came with a query: only a workflow task moves the time and the size."""
+        if self._is_replaying or self._seen is None:
+            return False
+        if all(job.HasField("query_workflow") for job in activation.jobs):
+            return False
+        place = _Place.of(activation)
+        return place.length > self._seen.length and (place.size, place.time) == (
+            self._seen.size,
+            self._seen.time,
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How far an activation's history goes."""
+
+    length: int
+    size: int
+    time: int
+
+    @classmethod
+    def of(cls, activation: WorkflowActivation) -> _Place:
+        return cls(
+            activation.history_length, activation.history_size_bytes, activation.timestamp.ToNanoseconds()
+        )
+
+
+def _is_local_result(job: WorkflowActivationJob) -> bool:
+    return job.HasField("resolve_activity") and job.resolve_activity.is_local
+
+
+def _with_jobs(activation: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> WorkflowActivation:
+    part = WorkflowActivation()
+    part.CopyFrom(activation)
+    del part.jobs[:]
+    part.jobs.extend(jobs)
+    return part
+
+
+_ENDS = (
+    "complete_workflow_execution",
+    "fail_workflow_execution",
+    "cancel_workflow_execution",
+    "continue_as_new_workflow_execution",
+)
+
+
+def _joined(
+    first: WorkflowActivationCompletion, second: WorkflowActivationCompletion
+) -> WorkflowActivationCompletion:
+    """Return the second completion with the first one's commands and flags before its own."""
+    commands = list(first.successful.commands)
+    if not any(command.WhichOneof("variant") in _ENDS for command in commands):
+        commands += second.successful.commands
+    flags = {*first.successful.used_internal_flags, *second.successful.used_internal_flags}
+    del second.successful.commands[:], second.successful.used_internal_flags[:]
+    second.successful.commands.extend(commands)
+    second.successful.used_internal_flags.extend(sorted(flags))
+    return second
+
+
+def _keeps_books(completion: WorkflowActivationCompletion) -> bool:
+    return any(
+        command.HasField("schedule_local_activity")
+        and command.schedule_local_activity.activity_type == RECORD
+        for command in completion.successful.commands
+    )
+
+
+def _refusal(activation: WorkflowActivation) -> WorkflowActivationCompletion:
+    completion = WorkflowActivationCompletion(run_id=activation.run_id)
+    completion.failed.failure.message = (
+        "the task has news that it has not decided on yet: ask again in a moment"
+    )
+    return completion

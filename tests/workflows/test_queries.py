@@ -1,0 +1,155 @@
+"""A query changes nothing: not what a task does next, not what a replay makes of it, not the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
+from temporalio.service import RPCError
+from temporalio.worker import Replayer
+
+from tasquencer import RetryRecipe, Task, TasquencerPlugin, absorb_failures
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.ledger.contract import WorkItemFilter
+from tasquencer.testing import InMemoryLedger
+from tests.support.patience import eventually
+from tests.support.tasks import tasks_on
+
+QUICKLY = RetryRecipe(max_retries=3, initial_interval=timedelta(milliseconds=20), backoff_coefficient=1)
+
+
+@activity.defn
+async def sometimes(text: str) -> str:
+    """Fails at its first two tries; quick or slow as its text says."""
+    number = int(activity.info().activity_id[-2:], 16)
+    await asyncio.sleep(0.005 + number % 30 / 1000)
+    if number % 3:
+        raise RuntimeError("not this time")
+    return text
+
+
+@workflow.defn(sandboxed=False)
+class SideBySide:
+    """Several lineages at once, as a fan-out or an agent has them."""
+
+    @workflow.run
+    async def run(self, lineages: int) -> int:
+        task = Task(recipe=QUICKLY, policy=absorb_failures())
+
+        async def carry_out(name: str) -> None:
+            async for work_item in task.attempts(name, lineage=name):
+                async with work_item:
+                    work_item.complete(
+                        await work_item.execute_activity(
+                            sometimes, name, start_to_close_timeout=timedelta(seconds=30)
+                        )
+                    )
+
+        await asyncio.gather(*(carry_out(f"lineage-{number}") for number in range(lineages)))
+        return lineages
+
+
+@workflow.defn(sandboxed=False)
+class Backoff:
+    """One failure, a wait, one success."""
+
+    @workflow.run
+    async def run(self, seconds: float) -> str:
+        task = Task(recipe=RetryRecipe(max_retries=1, initial_interval=timedelta(seconds=seconds)))
+        async for work_item in task.attempts("once"):
+            async with work_item:
+                work_item.complete(
+                    await work_item.execute_activity(
+                        "first_fails", work_item.attempt, start_to_close_timeout=timedelta(seconds=30)
+                    )
+                )
+        return str(task.result())
+
+
+@activity.defn
+async def first_fails(attempt: int) -> str:
+    if attempt == 0:
+        raise RuntimeError("the first one fails")
+    return "done"
+
+
+@asynccontextmanager
+async def looked_at(handles: list[WorkflowHandle[Any, Any]], pause: float) -> AsyncIterator[None]:
+    """Queries of each task, one after the other, for as long as the block takes."""
+
+    async def look(handle: WorkflowHandle[Any, Any]) -> None:
+        while True:
+            with contextlib.suppress(RPCError, WorkflowQueryFailedError):
+                await handle.query("work_items", rpc_timeout=timedelta(seconds=5))
+            await asyncio.sleep(pause)
+
+    looks = [asyncio.create_task(look(handle)) for handle in handles]
+    try:
+        yield
+    finally:
+        for one in looks:
+            one.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+
+
+async def test_tasks_that_are_looked_at_end_and_replay(dev_server: EmbeddedTemporal) -> None:
+    ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
+    client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
+    handles: list[WorkflowHandle[Any, Any]] = [
+        await client.start_workflow(SideBySide.run, 6, id=f"looked-at-{uuid4()}", task_queue=queue)
+        for _ in range(10)
+    ]
+    async with looked_at(handles, pause=0.05):
+        for _ in range(3):  # the worker is replaced while the tasks run
+            async with tasks_on(
+                dev_server.address, [SideBySide], [sometimes], ledger=ledger, task_queue=queue
+            ):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.5):
+                        await asyncio.gather(*(handle.result() for handle in handles))
+        async with tasks_on(dev_server.address, [SideBySide], [sometimes], ledger=ledger, task_queue=queue):
+            assert await asyncio.gather(*(handle.result() for handle in handles)) == [6] * len(handles)
+    replayer = Replayer(workflows=[SideBySide], plugins=[TasquencerPlugin(InMemoryLedger())])
+    for handle in handles:
+        await replayer.replay_workflow(await handle.fetch_history())
+        items = await ledger.work_items(WorkItemFilter(task_id=handle.id, limit=1000))
+        assert all(item.state.is_terminal for item in items)
+
+
+async def test_a_query_that_waits_for_a_worker_while_a_backoff_ends_starts_nothing_early(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
+    seconds = 3.0
+    async with tasks_on(
+        dev_server.address, [Backoff], [first_fails], ledger=ledger, task_queue=queue
+    ) as tasks:
+        handles = [await tasks.start("Backoff", seconds) for _ in range(8)]
+
+        async def all_wait() -> bool:
+            items = [await ledger.work_items_of(handle.id) for handle in handles]
+            return all(len(found) == 2 for found in items)
+
+        await eventually(all_wait, "a retry of each task")
+    looks = [
+        asyncio.create_task(handle.query("work_items", rpc_timeout=timedelta(seconds=30)))
+        for handle in handles
+        for _ in range(3)
+    ]
+    await asyncio.sleep(seconds + 1)  # the timers fire while no worker is there
+    async with tasks_on(
+        dev_server.address, [Backoff], [first_fails], ledger=ledger, task_queue=queue
+    ) as tasks:
+        await asyncio.gather(*looks, return_exceptions=True)
+        assert await asyncio.gather(*(handle.result() for handle in handles)) == ["done"] * len(handles)
+        for handle in handles:
+            _, second = await ledger.work_items_of(handle.id)
+            assert second.started_at is not None
+            assert second.started_at >= second.not_before
