@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
 
 if TYPE_CHECKING:
-    from temporalio.client import WorkflowHandle
+    from tasquencer.cli.following import FollowedTask
 
 __all__ = [
     "CANCEL_EXAMPLES",
@@ -108,17 +108,17 @@ def confirm(question: str, yes: bool) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
-async def _handle(task_id: str) -> WorkflowHandle[Any, Any]:
+async def _find(task_id: str) -> FollowedTask:
     from tasquencer.cli.connections import connect_temporal
     from tasquencer.cli.following import find_task
 
-    return (await find_task(await connect_temporal(), task_id)).handle
+    return await find_task(await connect_temporal(), task_id)
 
 
 async def _cancel_task(task_id: str) -> ExitCode:
     from temporalio.client import WorkflowExecutionStatus
 
-    handle = await _handle(task_id)
+    handle = (await _find(task_id)).handle
     status = (await handle.describe()).status
     if status is not WorkflowExecutionStatus.RUNNING:
         ended = status.name.lower().replace("_", " ") if status is not None else "not running"
@@ -148,11 +148,11 @@ async def act(
     """
     from tasquencer.cli.following import send_update
 
-    handle = await _handle(task_id)
+    task = await _find(task_id)
     payload: dict[str, object] = {"actor": actor or getpass.getuser(), "reason": reason, **more}
     if work_item is not None:
-        payload["work_item_id"] = await _current(handle) if work_item == _CURRENT else work_item
-    done = await send_update(handle, action, payload)
+        payload["work_item_id"] = await _current(task) if work_item == _CURRENT else work_item
+    done = await send_update(task.handle, action, payload)
     ids = done.get("work_item_ids", [done.get("work_item_id")])
     what = f"is {done['state']}" if "state" in done else "starts now"
     for work_item_id in ids:
@@ -160,10 +160,23 @@ async def act(
     return ExitCode.COMPLETED
 
 
-async def _current(handle: WorkflowHandle[Any, Any]) -> str:
-    items = await handle.query("work_items")
-    open_items = [item["id"] for item in items if item["state"] in ("initialized", "started")]
+async def _current(task: FollowedTask) -> str:
+    """The id of the task's only open work item, from the ledger; the task is asked if it has nothing."""
+    from tasquencer.cli.connections import read_settings
+    from tasquencer.cli.following import LAST_QUERY_TIMEOUT, work_items_by_query
+    from tasquencer.cli.ledger_view import LedgerView
+
+    async with LedgerView(read_settings()) as ledger:
+        items = await ledger.work_items_of(task.id, task.started_at)
+    if not items:
+        items = await work_items_by_query(task.handle, LAST_QUERY_TIMEOUT)
+    if items is None:
+        raise CommandFailed(
+            "the ledger has nothing of this task and no worker answers: choose one with --work-item ID",
+            ExitCode.UNREACHABLE,
+        )
+    open_items = [item.id for item in items if not item.state.is_terminal]
     if len(open_items) != 1:
         found = "none" if not open_items else f"{len(open_items)}: {', '.join(open_items)}"
         raise CommandFailed(f"open work items of the task: {found}; choose one with --work-item ID")
-    return str(open_items[0])
+    return open_items[0]

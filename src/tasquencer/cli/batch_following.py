@@ -1,4 +1,8 @@
-"""A batch on Temporal: begin it, follow it to its end, act on it."""
+"""A batch on Temporal: begin it, follow it to its end, act on it.
+
+Its progress is read from the ledger. A query makes a worker carry out a part of the workflow's code, so the
+batch itself is asked only while the ledger cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 from pydantic import JsonValue
 from temporalio.client import (
     Client,
+    WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryFailedError,
@@ -20,7 +26,7 @@ from temporalio.client import (
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.batch.rows import BatchProgress
+from tasquencer.batch.rows import BatchPause, BatchProgress
 from tasquencer.batch.store import Batch, BatchState, BatchStore
 from tasquencer.cli.batch_progress import BatchDisplay
 from tasquencer.cli.errors import CommandFailed
@@ -28,12 +34,13 @@ from tasquencer.cli.following import (
     LAST_QUERY_TIMEOUT,
     QUERY_TIMEOUT,
     Outcome,
-    WorkerWatch,
+    described,
     outcome_of,
     send_update,
 )
+from tasquencer.cli.worker_watch import WorkerWatch, has_begun
 from tasquencer.core.errors import LedgerUnavailable
-from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
+from tasquencer.temporal.batch_calls import BATCH_WORKFLOW, PAUSED
 
 __all__ = [
     "BatchRun",
@@ -43,10 +50,13 @@ __all__ = [
     "follow",
     "outcome_in",
     "progress_of",
+    "progress_under_way",
     "recorded_progress",
 ]
 
 _POLL_SECONDS = 1.0
+_REST = 4
+"""After a look that took long, the next one waits this many times as long."""
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -97,6 +107,7 @@ async def begin(client: Client, batch: Batch, request: Mapping[str, JsonValue], 
 async def follow(
     client: Client,
     run: BatchRun,
+    batch: Batch,
     batches: BatchStore,
     display: BatchDisplay,
     meanwhile: Callable[[], Awaitable[None]],
@@ -107,23 +118,38 @@ async def follow(
         meanwhile: Called after each look.
     """
     workers = WorkerWatch(client, run.task_queue, display.say)
+    seen: BatchProgress | None = None
 
-    async def look(within: timedelta) -> None:
-        is_answered, progress = await progress_of(run.handle, within)
-        if is_answered:
-            workers.answered()
-        else:
-            await workers.silent()
-        if progress is not None:
-            display.show(progress, await batches.retrying(run.handle.id) if progress.running else 0)
+    async def look() -> None:
+        nonlocal seen
+        found = await described(run.handle)
+        progress = None
+        if found is not None and has_begun(found):
+            progress = await progress_under_way(found, batches, batch)
+            display.show(progress, await batches.retrying(batch.id))
+        if progress != seen:
+            seen = progress
+            workers.news()
+        elif workers.is_due:
+            await workers.look(found)
         await meanwhile()
+
+    async def ask() -> None:
+        """The same while the ledger is down: the batch waits for it, and knows what it has not recorded."""
+        is_answered, progress = await progress_of(run.handle, QUERY_TIMEOUT)
+        if is_answered:
+            workers.news()
+        if progress is not None:
+            display.show(progress, 0)
 
     async def watch() -> None:
         while True:
-            # The batch waits for a ledger that is down, and so do we.
-            with contextlib.suppress(LedgerUnavailable):
-                await look(QUERY_TIMEOUT)
-            await asyncio.sleep(_POLL_SECONDS)
+            began = monotonic()
+            try:
+                await look()
+            except LedgerUnavailable:
+                await ask()
+            await asyncio.sleep(max(_POLL_SECONDS, _REST * (monotonic() - began)))
 
     watching = asyncio.create_task(watch())
     ending = asyncio.create_task(outcome_of(run.handle))
@@ -137,7 +163,7 @@ async def follow(
             task.cancel()
         await asyncio.gather(watching, ending, return_exceptions=True)
     with contextlib.suppress(LedgerUnavailable):
-        await look(LAST_QUERY_TIMEOUT)
+        await look()
     return outcome
 
 
@@ -150,6 +176,17 @@ async def progress_of(
     except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
         return False, None
     return True, None if told is None else BatchProgress.model_validate(told)
+
+
+async def progress_under_way(
+    found: WorkflowExecutionDescription, batches: BatchStore, batch: Batch
+) -> BatchProgress:
+    """How far a batch is whose workflow stands so: by the ledger, and by what the workflow has noted."""
+    progress = await recorded_progress(batches, batch)
+    running = len(await batches.left_running(batch.id))
+    paused = (await found.memo()).get(PAUSED)
+    pause = None if paused is None else BatchPause.model_validate(paused)
+    return progress.model_copy(update={"running": running, "paused": pause})
 
 
 async def recorded_progress(batches: BatchStore, batch: Batch) -> BatchProgress:

@@ -23,7 +23,7 @@ from tasquencer.cli.batch_following import (
     find_run,
     follow,
     outcome_in,
-    progress_of,
+    progress_under_way,
     recorded_progress,
 )
 from tasquencer.cli.batch_input import StagedRows, check_lines, lines_of
@@ -182,7 +182,7 @@ async def _report(
         if run is not None:
             try:
                 with batch_display() as display:
-                    outcome = await follow(client, run, batches, display, answers.write_new)
+                    outcome = await follow(client, run, batch, batches, display, answers.write_new)
             except asyncio.CancelledError:  # Ctrl-C
                 _say(_how_to_go_on(batch.id, files.out))
                 raise
@@ -245,14 +245,16 @@ def _footer(progress: BatchProgress, batch_id: str, files: BatchFiles) -> str:
 
 
 async def print_status(batch_id: str, *, as_json: bool) -> ExitCode:
-    """Print how far a batch is, by its own word or else by the ledger's."""
+    """Print how far a batch is, from the ledger."""
     client = await connect_temporal()
     async with open_ledger(read_settings()) as ledger:
         batch = await _find(ledger.batches, batch_id)
         run = await find_run(client, batch_id)
         is_running = run is not None and run.is_running
-        _, progress = await progress_of(run.handle) if run is not None and is_running else (False, None)
-        progress = progress or await recorded_progress(ledger.batches, batch)
+        if run is not None and is_running:
+            progress = await progress_under_way(await run.handle.describe(), ledger.batches, batch)
+        else:
+            progress = await recorded_progress(ledger.batches, batch)
         retrying = await ledger.batches.retrying(batch_id)
     state = "started" if is_running else batch.state.value
     if not is_running and state == "started":

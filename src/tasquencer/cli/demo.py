@@ -95,7 +95,7 @@ async def _demo(*, keep: bool, prompt: str, progress: _Progress) -> ExitCode:
         _say(f"in the Web UI, while the demo runs: {_page(server, task_id)}\n")
         request = {"prompt": prompt, **model.options}
         task = await start_task(client, request, task_id=task_id, task_queue=settings.task_queue)
-        code = await _unless_it_ends(worker, follow_and_report(task, as_json=False))
+        code = await _unless_it_ends(worker, follow_and_report(task, settings, as_json=False))
         progress.completed = code is ExitCode.COMPLETED
         if model.warning:
             _say(f"\n{model.warning}")

@@ -1,22 +1,24 @@
-"""Starting a task on Temporal and following it to its end."""
+"""Starting a task on Temporal and following it to its end.
+
+Progress is read from the ledger. A query makes a worker carry out a part of the workflow's code, and has left
+running workflows with a history that no other worker can replay, so the task itself is asked only where the
+ledger cannot be read or has nothing of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any
 
 from pydantic import JsonValue
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import (
     Client,
+    WorkflowExecutionDescription,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
@@ -36,6 +38,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.cli.display import Display
 from tasquencer.cli.errors import CommandFailed, ExitCode
+from tasquencer.cli.ledger_view import LedgerView
+from tasquencer.cli.worker_watch import WorkerWatch, has_begun
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import WorkItem
 
@@ -47,12 +51,13 @@ __all__ = [
     "TASK_TYPE",
     "FollowedTask",
     "Outcome",
-    "WorkerWatch",
+    "described",
     "find_task",
     "follow",
     "outcome_of",
     "send_update",
     "start_task",
+    "work_items_by_query",
 ]
 
 TASK_TYPE = "AiAgentTask"
@@ -60,16 +65,18 @@ FAN_OUT_TYPE = "AiFanOutTask"
 DRAFT_TYPE = "ReviewedDraft"
 
 _POLL_SECONDS = 0.5
+_REST = 4
+"""After a look that took long, the next one waits this many times as long."""
+
+_UNKNOWN_SECONDS = 5.0
+"""How long the ledger may have nothing of a task that has begun before the task itself is asked."""
+_ASK_AGAIN_SECONDS = 2.0
+
 QUERY_TIMEOUT = timedelta(seconds=2)
 LAST_QUERY_TIMEOUT = timedelta(seconds=10)
-"""Of a look after which there is no other one; the worker may have to replay the whole history for it."""
+"""Of a query after which there is no other one; the worker may have to replay the whole history for it."""
 
-_SILENCE_SECONDS = 3.0
-"""How long no worker answers before we look whether there is one."""
-_LONG_SILENCE_SECONDS = 10.0
 _ANSWER_SECONDS = 20
-_POLLER_FRESHNESS = timedelta(seconds=75)
-"""A worker polls at least once a minute; the server lists it for five minutes after its last poll."""
 
 _BACKSTOP_MARGIN = timedelta(minutes=10)
 """How long after its deadline Temporal ends a task whose workers are gone."""
@@ -99,12 +106,14 @@ class FollowedTask:
 
     Attributes:
         max_retries: Of its recipe; None if that is not known.
+        started_at: The start of its first run; None if Temporal no longer has that run.
     """
 
     client: Client
     handle: Handle
     task_queue: str
     max_retries: int | None
+    started_at: datetime | None = None
 
     @property
     def id(self) -> str:
@@ -136,7 +145,8 @@ async def start_task(
             f"there is already a task {task_id!r}: see it with `tasq watch {shlex.quote(task_id)}`, "
             "or choose another --id"
         ) from None
-    return FollowedTask(client, handle, task_queue, _max_retries(request))
+    started_at = await _started_at(client, task_id, handle.first_execution_run_id)
+    return FollowedTask(client, handle, task_queue, _max_retries(request), started_at)
 
 
 async def find_task(client: Client, task_id: str) -> FollowedTask:
@@ -156,82 +166,114 @@ async def find_task(client: Client, task_id: str) -> FollowedTask:
         payloads = started.workflow_execution_started_event_attributes.input.payloads
         request = (await client.data_converter.decode(payloads) or [None])[0]
         max_retries = _max_retries(request) if isinstance(request, dict) else None
-    return FollowedTask(client, handle, description.task_queue, max_retries)
+    started_at: datetime | None = description.start_time
+    if (first := description.raw_description.workflow_execution_info.first_run_id) != description.run_id:
+        started_at = await _started_at(client, task_id, first)
+    return FollowedTask(client, handle, description.task_queue, max_retries, started_at)
 
 
-async def follow(task: FollowedTask, display: Display) -> Outcome:
+async def _started_at(client: Client, task_id: str, run_id: str | None) -> datetime | None:
+    """When this run started."""
+    found = await described(client.get_workflow_handle(task_id, run_id=run_id))
+    return None if found is None else found.start_time
+
+
+async def follow(task: FollowedTask, display: Display, ledger: LedgerView) -> Outcome:
     """Show the task's work items until it ends; return how it ended."""
-    watch = _Watch(task, display)
+    watch = _Watch(task, display, ledger)
     watching = asyncio.create_task(watch.run())
+    ending = asyncio.create_task(outcome_of(task.handle))
     try:
-        outcome = await outcome_of(task.handle)
+        await asyncio.wait({watching, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        outcome = await ending
     finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-    await watch.look(LAST_QUERY_TIMEOUT)
+        for looking in (watching, ending):
+            looking.cancel()
+        await asyncio.gather(watching, ending, return_exceptions=True)
+    await watch.look_back()
     return outcome
 
 
-@dataclass
 class _Watch:
-    task: FollowedTask
-    display: Display
-
-    def __post_init__(self) -> None:
-        self._workers = WorkerWatch(self.task.client, self.task.task_queue, self.display.say)
+    def __init__(self, task: FollowedTask, display: Display, ledger: LedgerView) -> None:
+        self._task = task
+        self._display = display
+        self._ledger = ledger
+        self._workers = WorkerWatch(task.client, task.task_queue, display.say)
+        self._states: dict[str, str] = {}
+        self._began = monotonic()
+        self._asked = 0.0
+        self._said: set[str] = set()
 
     async def run(self) -> None:
         while True:
-            if not await self.look():
-                await self._workers.silent()
-            await asyncio.sleep(_POLL_SECONDS)
+            began = monotonic()
+            await self._look()
+            await asyncio.sleep(max(_POLL_SECONDS, _REST * (monotonic() - began)))
 
-    async def look(self, within: timedelta = QUERY_TIMEOUT) -> bool:
-        """Show the present work items; False if no worker answers."""
-        items = await _work_items(self.task.handle, within)
+    async def look_back(self) -> None:
+        """Show the work items of a task that has ended."""
+        items = await self._ledger.work_items_of(self._task.id, self._task.started_at)
+        self._show(items or await work_items_by_query(self._task.handle, LAST_QUERY_TIMEOUT) or ())
+
+    async def _look(self) -> None:
+        items = await self._ledger.work_items_of(self._task.id, self._task.started_at)
         if items is None:
-            return False
-        self._workers.answered()
-        self.display.show(items)
-        return True
+            self._say_once(f"{self._ledger.problem}; asking the task itself")
+            if (items := await work_items_by_query(self._task.handle, QUERY_TIMEOUT)) is not None:
+                self._workers.news()
+        elif not items and self._is_unknown_for_long():
+            items = await self._asked_task()
+        self._show(items or ())
+        if self._workers.is_due:
+            await self._workers.look(await described(self._task.handle))
 
+    def _is_unknown_for_long(self) -> bool:
+        now = monotonic()
+        return now - self._began >= _UNKNOWN_SECONDS and now - self._asked >= _ASK_AGAIN_SECONDS
 
-@dataclass
-class WorkerWatch:
-    """Says, once for each silence, that no worker answers.
+    async def _asked_task(self) -> list[WorkItem] | None:
+        """What the task says of itself, where the ledger has nothing of it although it has begun."""
+        self._asked = monotonic()
+        found = await described(self._task.handle)
+        if found is None or not has_begun(found):
+            return None
+        items = await work_items_by_query(self._task.handle, QUERY_TIMEOUT)
+        if items is not None:
+            self._workers.news()
+        if items:
+            self._say_once(
+                "the ledger has nothing of this task, asking the task itself: "
+                "is TASQ_DATABASE_URL the same as the worker's?"
+            )
+        return items
 
-    Attributes:
-        say: Takes the line.
-    """
-
-    client: Client
-    task_queue: str
-    say: Callable[[str], None]
-    last_answer: float = field(default_factory=monotonic)
-    said: set[str] = field(default_factory=set)
-
-    def answered(self) -> None:
-        """A worker has answered."""
-        self.last_answer = monotonic()
-        self.said.clear()
-
-    async def silent(self) -> None:
-        """No worker has answered this time."""
-        queue, silence = self.task_queue, monotonic() - self.last_answer
-        if silence >= _SILENCE_SECONDS and not await _has_workers(self.client, queue):
-            self._say_once(f"no worker polls task queue {queue!r}: start one with .venv/bin/python worker.py")
-        elif silence >= _LONG_SILENCE_SECONDS:
-            self._say_once(f"no worker of task queue {queue!r} has answered for {_LONG_SILENCE_SECONDS:g} s")
+    def _show(self, items: Sequence[WorkItem]) -> None:
+        states = {item.id: str(item.state) for item in items}
+        if items and states != self._states:
+            self._states = states
+            self._workers.news()
+        if items:
+            self._display.show(items)
 
     def _say_once(self, line: str) -> None:
-        if line not in self.said:
-            self.said.add(line)
-            self.say(line)
+        if line not in self._said:
+            self._said.add(line)
+            self._display.say(line)
 
 
-async def _work_items(handle: Handle, within: timedelta) -> list[WorkItem] | None:
-    """The task's own answer; None if nobody gives it, for which `outcome_of` will learn the reason."""
+async def described(handle: Handle) -> WorkflowExecutionDescription | None:
+    """What the server knows of the workflow, without asking a worker; None if it does not answer."""
+    try:
+        return await handle.describe(rpc_timeout=QUERY_TIMEOUT)
+    except RPCError:
+        return None
+
+
+async def work_items_by_query(handle: Handle, within: timedelta) -> list[WorkItem] | None:
+    """The task's own answer; None if no worker gives one."""
     try:
         items: list[WorkItem] = await handle.query(
             "work_items", result_type=list[WorkItem], rpc_timeout=within
@@ -241,21 +283,6 @@ async def _work_items(handle: Handle, within: timedelta) -> list[WorkItem] | Non
     except WorkflowQueryFailedError:  # a worker answers, but this workflow has no work items
         return []
     return items
-
-
-async def _has_workers(client: Client, task_queue: str) -> bool:
-    try:
-        described = await client.workflow_service.describe_task_queue(
-            DescribeTaskQueueRequest(
-                namespace=client.namespace,
-                task_queue=TaskQueue(name=task_queue),
-                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-            )
-        )
-    except RPCError:
-        return True  # who may not ask cannot tell
-    oldest = datetime.now(UTC) - _POLLER_FRESHNESS
-    return any(poller.last_access_time.ToDatetime(UTC) >= oldest for poller in described.pollers)
 
 
 async def outcome_of(handle: Handle) -> Outcome:

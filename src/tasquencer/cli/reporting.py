@@ -11,16 +11,25 @@ from pydantic import JsonValue
 from tasquencer.cli.display import display_of
 from tasquencer.cli.errors import ExitCode, complain
 from tasquencer.cli.following import FollowedTask, Outcome, follow
+from tasquencer.cli.ledger_view import LedgerView
 from tasquencer.cli.rendering import cost_label, printable
 from tasquencer.core.wording import one_line
+from tasquencer.settings import Settings
 
 __all__ = ["follow_and_report"]
 
 
-async def follow_and_report(task: FollowedTask, *, as_json: bool) -> ExitCode:
-    """Show the task until it ends, then its answer on standard output or what went wrong."""
-    with display_of(task.id, task.max_retries) as display:
-        outcome = await follow(task, display)
+async def follow_and_report(task: FollowedTask, settings: Settings, *, as_json: bool) -> ExitCode:
+    """Show the task until it ends, then its answer on standard output or what went wrong.
+
+    Args:
+        task: What to follow.
+        settings: They name the ledger that has its work items.
+        as_json: Print the end as JSON.
+    """
+    async with LedgerView(settings) as ledger:
+        with display_of(task.id, task.max_retries) as display:
+            outcome = await follow(task, display, ledger)
     if as_json:
         print(json.dumps(_json(task.id, outcome), ensure_ascii=False), flush=True)
     elif outcome.error_type is None:

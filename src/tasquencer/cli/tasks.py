@@ -204,10 +204,11 @@ async def _watch(task_id: str, *, as_json: bool) -> ExitCode:
 
 
 async def _report(task: FollowedTask, *, as_json: bool) -> ExitCode:
+    from tasquencer.cli.connections import read_settings
     from tasquencer.cli.reporting import follow_and_report
 
     try:
-        return await follow_and_report(task, as_json=as_json)
+        return await follow_and_report(task, read_settings(), as_json=as_json)
     except asyncio.CancelledError:  # Ctrl-C
         quoted = shlex.quote(task.id)
         note = (

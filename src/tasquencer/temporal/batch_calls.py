@@ -24,6 +24,7 @@ __all__ = [
     "END",
     "FOLLOW",
     "LOAD",
+    "PAUSED",
     "RECORD",
     "TASK_WORKFLOW",
     "BatchCalls",
@@ -44,6 +45,9 @@ CANCEL = "tasquencer.cancel_batch_rows"
 FOLLOW = "tasquencer.follow_batch_rows"
 END = "tasquencer.end_batch"
 """Names of the activities."""
+
+PAUSED = "paused"
+"""Name in the workflow's memo: who has paused the batch, and why."""
 
 _CANCEL_TIMEOUT = timedelta(minutes=1)
 _LOAD_TIMEOUT = timedelta(seconds=30)

@@ -39,7 +39,7 @@ from tasquencer.batch.store import BatchState, RowPage
 from tasquencer.batch.window import MOST_UNRECORDED, BatchWindow
 from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.core.policy import Verdict
-from tasquencer.temporal.batch_calls import TASK_WORKFLOW, BatchCalls, Followed
+from tasquencer.temporal.batch_calls import PAUSED, TASK_WORKFLOW, BatchCalls, Followed
 from tasquencer.temporal.batches import completed_row, lost_row
 from tasquencer.temporal.failures import task_error
 from tasquencer.temporal.scope import to_the_end
@@ -57,6 +57,9 @@ _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 """Between two looks at the tasks of an earlier run. The pause doubles after each look that found nothing,
 because a task may sleep for hours."""
+
+_NOTES_PAUSE = "pause-in-memo"
+"""Earlier releases do not write a pause to the workflow's memo."""
 
 _AFTER_SINGLE_TASKS = Priority(priority_key=4)
 """The calls of a batch give way to those of single tasks."""
@@ -100,6 +103,8 @@ class BatchEngine:
         self._paused = pause
         if self._begun is not None:
             self._begun.pause(pause)
+        if workflow.patched(_NOTES_PAUSE):
+            workflow.upsert_memo({PAUSED: None if pause is None else pause.model_dump()})
         self._has_changed = True
         return pause
 

@@ -1,0 +1,184 @@
+"""Following a task reads the ledger and leaves the running workflow alone."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import openai
+import pytest
+import pytest_asyncio
+from temporalio.client import Client
+from temporalio.worker import (
+    HandleQueryInput,
+    Interceptor,
+    Worker,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+)
+
+from activities import ACTIVITIES
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.sql import SqlLedger
+from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal.ai_calls import AiCalls
+from tests.cli.processes import finish, start, until
+from tests.support.answers import Hold, ok, rate_limited, stall, status
+from tests.support.patience import eventually
+from tests.support.provider import ScriptedProvider
+from workflows import WORKFLOWS
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_queries = Counter[str]()
+
+
+class CountsQueries(Interceptor):
+    def workflow_interceptor_class(
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002 (the SDK's name)
+    ) -> type[WorkflowInboundInterceptor]:
+        return _Counting
+
+
+class _Counting(WorkflowInboundInterceptor):
+    async def handle_query(self, input: HandleQueryInput) -> Any:  # noqa: A002 (the SDK's name)
+        _queries[input.query] += 1
+        return await super().handle_query(input)
+
+
+@dataclass
+class Scene:
+    """A worker of this process, which counts the queries that it answers."""
+
+    environment: dict[str, str]
+    hold: Hold = field(default_factory=Hold)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scene(
+    dev_server: EmbeddedTemporal, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Scene]:
+    folder = tmp_path_factory.mktemp("following")
+    (folder / "temporal.toml").touch()
+    url, queue = f"sqlite:///{folder / 'ledger.db'}", f"following-{uuid4()}"
+    hold = Hold()
+    script = {
+        "moons": [status(503), ok("Io, Europa.")],
+        "held": [stall(hold, ok("at last"))],
+        "lost sight of": [stall()],
+        "waits": [rate_limited("3000"), ok("done")],
+    }
+    async with (
+        ScriptedProvider(script, then=ok("an answer")) as provider,
+        openai.AsyncOpenAI(api_key="test", base_url=provider.base_url, max_retries=0) as model,
+    ):
+        plugin = TasquencerPlugin(SqlLedger(url), calls=AiCalls(model, "m"))
+        client = await Client.connect(dev_server.address, plugins=[plugin])
+        async with Worker(
+            client,
+            task_queue=queue,
+            workflows=WORKFLOWS,
+            activities=ACTIVITIES,
+            interceptors=[CountsQueries()],
+        ):
+            environment = {
+                **{name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")},
+                "TEMPORAL_ADDRESS": dev_server.address,
+                "TEMPORAL_CONFIG_FILE": str(folder / "temporal.toml"),
+                "TASQ_DATABASE_URL": url,
+                "TASQ_TASK_QUEUE": queue,
+            }
+            yield Scene(environment, hold)
+
+
+@pytest.fixture(autouse=True)
+def _count_from_zero() -> None:
+    _queries.clear()
+
+
+async def test_run_and_watch_send_no_query(scene: Scene) -> None:
+    ran = await finish("run", "moons", "--initial-interval", "2s", environment=scene.environment)
+    assert (ran.code, ran.stdout) == (0, "Io, Europa.\n")
+    assert "first try failed after" in ran.stderr and "retry 1 of 3 waits: 2 s backoff" in ran.stderr
+    task_id = ran.stderr.split()[-1]
+    watched = await finish("watch", task_id, environment=scene.environment)
+    assert (watched.code, "retry 1 of 3 completed after" in watched.stderr) == (0, True)
+    assert not _queries
+
+
+async def test_the_current_work_item_is_found_without_a_query(scene: Scene) -> None:
+    running = await start("run", "waits", "--id", "acted-on", environment=scene.environment)
+    await running.says("retry 1 of 3 waits")
+    acted = await finish(
+        "cancel", "acted-on", "--work-item", "current", "--yes", environment=scene.environment
+    )
+    assert (acted.code, acted.stderr.endswith(" is canceled\n")) == (0, True), acted.stderr
+    assert (await running.finish()).code == 1
+    assert not _queries
+
+
+async def test_a_batch_shows_its_progress_and_its_pause_without_a_query(scene: Scene, tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "held"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    out = tmp_path / "r.jsonl"
+    running = await start(
+        "batch", str(prompts), "--id", "seen", "--out", str(out), environment=scene.environment
+    )
+    await until(lambda: "2 of 3" in running.stderr, lambda: running.stderr)
+    paused = await finish(
+        "batch", "pause", "seen", "--actor", "anna", "--reason", "lunch", environment=scene.environment
+    )
+    assert paused.code == 0, paused.stderr
+    said = await finish("batch", "status", "seen", environment=scene.environment)
+    assert "2 of 3 · paused by anna: lunch" in said.stdout
+    await running.says("paused by anna: lunch")
+    assert (await finish("batch", "resume", "seen", environment=scene.environment)).code == 0
+    said = await finish("batch", "status", "seen", environment=scene.environment)
+    assert "paused" not in said.stdout
+    scene.hold.release()
+    assert (await running.finish()).code == 0
+    assert not _queries
+
+
+async def test_a_task_that_the_ledger_does_not_have_is_asked_itself(scene: Scene, tmp_path: Path) -> None:
+    elsewhere = {**scene.environment, "TASQ_DATABASE_URL": f"sqlite:///{tmp_path / 'other.db'}"}
+    running = await start("run", "lost sight of", "--id", "elsewhere", environment=elsewhere)
+    await running.says("the ledger has nothing of this task, asking the task itself: is TASQ_DATABASE_URL")
+    await running.says("first try")
+    assert _queries["work_items"] >= 1
+    assert not (tmp_path / "other.db").exists()
+    running.interrupt()
+    await running.finish()
+
+
+async def test_a_ledger_that_cannot_be_reached_does_not_end_the_command(scene: Scene) -> None:
+    nowhere = {**scene.environment, "TASQ_DATABASE_URL": "postgresql://tasq@127.0.0.1:1/tasq"}
+    ran = await finish("run", "anything", "--id", "without-ledger", environment=nowhere)
+    assert (ran.code, ran.stdout) == (0, "an answer\n"), ran.stderr
+    assert "the ledger at postgresql://tasq@127.0.0.1:1/tasq is unavailable: " in ran.stderr
+    assert "first try completed after" in ran.stderr
+
+
+async def test_work_items_of_an_earlier_task_with_the_same_id_are_not_shown(scene: Scene) -> None:
+    async with SqlLedger(scene.environment["TASQ_DATABASE_URL"]) as ledger:
+        ran = await finish("run", "again", "--id", "again", environment=scene.environment)
+        assert ran.code == 0
+        (first,) = await ledger.work_items_of("again")
+        client = await Client.connect(scene.environment["TEMPORAL_ADDRESS"])
+        await client.start_workflow(
+            "AiAgentTask", {"prompt": "again"}, id="again", task_queue=scene.environment["TASQ_TASK_QUEUE"]
+        )
+
+        async def probe() -> bool:
+            return len(await ledger.work_items_of("again")) == 2
+
+        await eventually(probe, "the second task's work item")
+        watched = await finish("watch", "again", environment=scene.environment)
+        assert watched.stderr.count("first try") == 1
+        assert (await ledger.work_items_of("again"))[0] == first
