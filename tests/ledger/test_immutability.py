@@ -106,8 +106,10 @@ TAKEN = [
     "UPDATE OR REPLACE work_items SET oid = 1 WHERE id = 'started'",
     "UPDATE OR REPLACE ai_jobs SET work_item_id = 'failed' WHERE work_item_id = 'started'",
     "UPDATE OR REPLACE ai_jobs SET _rowid_ = 1 WHERE work_item_id = 'started'",
-    "INSERT OR REPLACE INTO ai_jobs (rowid, work_item_id, prompt, max_retries, attempt, status) "
-    "VALUES (1, 'another', 'Why?', 3, 0, 'started')",
+    (
+        "INSERT OR REPLACE INTO ai_jobs (rowid, work_item_id, prompt, max_retries, attempt, status) "
+        "VALUES (1, 'another', 'Why?', 3, 0, 'started')"
+    ),
     SAME_ATTEMPT.replace("INTO work_items (id", "INTO work_items (rowid, id")
     .replace("SELECT 'another'", "SELECT 1, 'another'")
     .replace("lineage, attempt, 'initialized'", "lineage, 7, 'initialized'"),

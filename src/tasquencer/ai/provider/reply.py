@@ -46,8 +46,8 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,{\[]', re.DOTALL)
 """What each value of a JSON text has at least one of, skipping what stands in strings."""
 
 _DEEPEST = 500
-"""Levels of lists and objects that JSON from a provider may have. Python's JSON parser has a limit too, but it
-differs between Python versions."""
+"""Levels of lists and objects that JSON from a provider may have. Python's JSON parser has a limit too, but
+it differs between Python versions."""
 
 _NESTING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 """What begins or ends a level, skipping what stands in strings."""

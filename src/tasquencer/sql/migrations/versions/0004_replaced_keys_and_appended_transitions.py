@@ -1,7 +1,7 @@
 """Triggers for two more ways around immutability.
 
-SQLite: a row may not take the key of an ended one, by UPDATE OR REPLACE or by its rowid. Both databases: a work
-item that has ended takes no further transition.
+SQLite: a row may not take the key of an ended one, by UPDATE OR REPLACE or by its rowid. Both databases: a
+work item that has ended takes no further transition.
 """
 
 import sqlalchemy as sa
@@ -42,7 +42,8 @@ def _guard_keys_on_sqlite(table: str, ended: str, message: str, *keys: list[str]
     names = ", ".join([*(column for key in keys for column in key), "rowid", "oid", "_rowid_"])
     taken = " OR ".join(held(key) for key in [*keys, ["rowid"]])
     op.execute(
-        f"CREATE TRIGGER {table}_no_taking BEFORE UPDATE OF {names} ON {table} FOR EACH ROW WHEN {taken} {refuse}"
+        f"CREATE TRIGGER {table}_no_taking BEFORE UPDATE OF {names} ON {table} FOR EACH ROW "
+        f"WHEN {taken} {refuse}"
     )
     op.execute(
         f"CREATE TRIGGER {table}_no_replace_rowid BEFORE INSERT ON {table} FOR EACH ROW "
@@ -52,7 +53,8 @@ def _guard_keys_on_sqlite(table: str, ended: str, message: str, *keys: list[str]
 
 def _end_transitions_on_sqlite() -> None:
     op.execute(
-        "CREATE TRIGGER work_item_transitions_no_append BEFORE INSERT ON work_item_transitions FOR EACH ROW "
+        "CREATE TRIGGER work_item_transitions_no_append "  # noqa: S608
+        "BEFORE INSERT ON work_item_transitions FOR EACH ROW "
         "WHEN EXISTS (SELECT 1 FROM work_item_transitions AS held "
         f"WHERE held.work_item_id = NEW.work_item_id AND held.next_state IN {_ENDED}) "
         f"BEGIN SELECT RAISE(ABORT, '{_NO_MORE}'); END"
@@ -68,8 +70,9 @@ def _end_transitions_on_postgresql() -> None:
         )
     )
     op.execute(
-        "CREATE FUNCTION refuse_transition_after_end() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        f"IF EXISTS (SELECT 1 FROM {schema}.work_item_transitions AS held "  # noqa: S608
+        "CREATE FUNCTION refuse_transition_after_end() "  # noqa: S608
+        "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF EXISTS (SELECT 1 FROM {schema}.work_item_transitions AS held "
         f"WHERE held.work_item_id = NEW.work_item_id AND held.next_state IN {_ENDED}) "
         f"THEN RAISE EXCEPTION '{_NO_MORE}' USING ERRCODE = 'restrict_violation'; END IF; "
         "RETURN NEW; END $$"
