@@ -126,7 +126,7 @@ async def test_a_child_workflow_goes_on_when_its_work_item_is_canceled_and_the_t
     async with tasks_on(dev_server.address, [SendsOnAnErrand, Errand], []) as tasks:
         handle = await tasks.start("SendsOnAnErrand")
         found = await until(tasks, handle, {"main": ["started"]})
-        errand = tasks.client.get_workflow_handle_for(Errand.run, found["main"][0].id)
+        errand = tasks.client.get_workflow_handle(found["main"][0].id)
         await eventually(lambda: is_running(errand), "the child workflow to run")
 
         await end_of(tasks, handle, "cancel_work_item")
