@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
@@ -22,7 +22,6 @@ RUN_EXAMPLES = examples(
     "tasq batch run results.failed.jsonl --out second-try.jsonl --max-retries 10",
 )
 
-_POLICY = "Policy"
 _OUTPUT = "Output"
 
 
@@ -79,6 +78,7 @@ Actor = Annotated[str | None, typer.Option(help="Who acts. Default: your user na
 
 @batch_commands.command(epilog=RUN_EXAMPLES)
 @options.with_call_options
+@options.with_policy_options(whole="batch", parts="rows")
 def run(
     file: Annotated[
         Path,
@@ -96,24 +96,7 @@ def run(
         typer.Option(metavar="FILE", help="Go on without the wrong lines, and put them there."),
     ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Tasks at once, 1 to 1000. Default: 50.")] = None,
-    policy: Annotated[
-        Literal["absorb_failures", "require_successes", "until_exhausted", "fail_fast"] | None,
-        typer.Option(
-            help="When the batch completes or fails. Default: absorb_failures.", rich_help_panel=_POLICY
-        ),
-    ] = None,
-    max_failures: Annotated[
-        int | None,
-        typer.Option(help="Rows that may fail. Default: any number.", rich_help_panel=_POLICY),
-    ] = None,
-    max_failure_fraction: Annotated[
-        float | None,
-        typer.Option(help="Part of the rows that may fail, 0 to 1.", rich_help_panel=_POLICY),
-    ] = None,
-    successes: Annotated[
-        int | None,
-        typer.Option(help="Answers that require_successes needs.", rich_help_panel=_POLICY),
-    ] = None,
+    policy: options.Policy = {},  # noqa: B006 (the decorator gives it)
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Of a batch that has completed, try what failed again.")
     ] = False,
@@ -142,14 +125,7 @@ def run(
     from tasquencer.cli.batch_running import id_of, run_batch, stage
     from tasquencer.cli.request import check_request
 
-    if policy is None and successes is not None:
-        policy = "require_successes"
-    limits = {
-        "policy.limit": max_failures,
-        "policy.fraction": max_failure_fraction,
-        "policy.successes": successes,
-    }
-    request = check_request({"concurrency": concurrency, "policy.name": policy, **limits}, parse_batch)
+    request = check_request({"concurrency": concurrency, **policy}, parse_batch)
     defaults = check_request(calls, _parse_defaults)
     if batch_id is not None:
         _check_id(batch_id)

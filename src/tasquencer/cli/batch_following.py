@@ -24,7 +24,7 @@ from temporalio.client import (
     WorkflowQueryRejectedError,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from tasquencer.batch.rows import BatchPause, BatchProgress
 from tasquencer.batch.store import Batch, BatchState, BatchStore
@@ -41,6 +41,7 @@ from tasquencer.cli.following import (
 from tasquencer.cli.worker_watch import WorkerWatch, has_begun
 from tasquencer.core.errors import LedgerUnavailable
 from tasquencer.temporal.batch_calls import BATCH_WORKFLOW, PAUSED
+from tasquencer.temporal.not_found import is_missing
 
 __all__ = [
     "BatchRun",
@@ -80,7 +81,7 @@ async def find_run(client: Client, batch_id: str) -> BatchRun | None:
     try:
         found = await handle.describe()
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND and not error.message.startswith("Namespace"):
+        if is_missing(error):
             return None
         raise
     if found.workflow_type != BATCH_WORKFLOW:

@@ -140,9 +140,11 @@ _PARTS = {
 def _explained_answer(error: RPCError) -> tuple[str, ExitCode]:
     from temporalio.service import RPCStatusCode as Status
 
+    from tasquencer.temporal.not_found import is_missing_namespace
+
     message = error.message.rstrip(".")
     match error.status:
-        case Status.NOT_FOUND if message.startswith("Namespace"):
+        case Status.NOT_FOUND if is_missing_namespace(error):
             hint = "set TEMPORAL_NAMESPACE, or create it: temporal operator namespace create"
             return f"Temporal: {message} ({hint})", ExitCode.UNREACHABLE
         case Status.UNAVAILABLE | Status.DEADLINE_EXCEEDED | Status.CANCELLED | Status.RESOURCE_EXHAUSTED:

@@ -34,7 +34,7 @@ from temporalio.exceptions import (
     TimeoutError as TimedOutError,
     WorkflowAlreadyStartedError,
 )
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from tasquencer.cli.display import Display
 from tasquencer.cli.errors import CommandFailed, ExitCode
@@ -42,6 +42,7 @@ from tasquencer.cli.ledger_view import LedgerView
 from tasquencer.cli.worker_watch import WorkerWatch, has_begun
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import WorkItem
+from tasquencer.temporal.not_found import is_missing
 
 __all__ = [
     "DRAFT_TYPE",
@@ -156,7 +157,7 @@ async def find_task(client: Client, task_id: str) -> FollowedTask:
         description = await handle.describe()
         started = await anext(handle.fetch_history_events(page_size=1))
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND and not error.message.startswith("Namespace"):
+        if is_missing(error):
             raise CommandFailed(
                 f"Temporal has no task {task_id!r} (any more): `tasq list` shows what the ledger knows"
             ) from None

@@ -1,4 +1,4 @@
-"""The options that every command which starts AI calls has."""
+"""The options that several commands have, each defined once: AI calls, policies, output."""
 
 from __future__ import annotations
 
@@ -12,33 +12,80 @@ import typer
 from tasquencer.cli.request import read_metadata
 from tasquencer.cli.times import parse_duration
 
-__all__ = ["Calls", "Detach", "Json", "TaskId", "seconds", "with_call_options"]
+__all__ = [
+    "Calls",
+    "Detach",
+    "Json",
+    "Policy",
+    "TaskId",
+    "seconds",
+    "with_call_options",
+    "with_policy_options",
+]
 
 _RETRIES = "Retries"
 _TIME = "Time limits"
+_POLICY = "Policy"
 
 Calls = dict[str, Any]
 """What the options say about the AI calls of a request: its fields by name."""
 
+Policy = dict[str, Any]
+"""What the options say about the policy of a request: its fields by name."""
 
-def with_call_options(command: Callable[..., None]) -> Callable[..., None]:
+_Option = tuple[str, Any]
+"""The field of a request that an option sets, and the option."""
+
+_Command = Callable[..., None]
+
+
+def with_call_options(command: _Command) -> _Command:
     """Give the command all options about AI calls; it takes them together, as its parameter `calls`."""
+
+    def read(calls: Calls) -> Calls:
+        return {**calls, "metadata": read_metadata(calls["metadata"] or ()) or None}
+
+    return _with_options(command, "calls", _CALL_OPTIONS, read)
+
+
+def with_policy_options(*, whole: str, parts: str) -> Callable[[_Command], _Command]:
+    """Give a command all options about policies; it takes them together, as its parameter `policy`.
+
+    Args:
+        whole: What the policy decides about, for the help text: a task, a batch.
+        parts: What may fail: prompts, rows.
+    """
+
+    def read(policy: Policy) -> Policy:
+        if policy["policy.name"] is None and policy["policy.successes"] is not None:
+            return {**policy, "policy.name": "require_successes"}
+        return policy
+
+    return lambda command: _with_options(command, "policy", _policy_options(whole, parts), read)
+
+
+def _with_options(
+    command: _Command,
+    together: str,
+    options: dict[str, _Option],
+    read: Callable[[dict[str, Any]], dict[str, Any]],
+) -> _Command:
+    """The command with these options in the place of its parameter `together`."""
     own = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     for parameter in own.parameters.values():
-        if parameter.name == "calls":
+        if parameter.name == together:
             parameters += [
                 inspect.Parameter(name, parameter.kind, default=None, annotation=option)
-                for name, (_, option) in _OPTIONS.items()
+                for name, (_, option) in options.items()
             ]
         else:
             parameters.append(parameter)
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        calls: Calls = {field: given.pop(name) for name, (field, _) in _OPTIONS.items()}
-        calls["metadata"] = read_metadata(calls["metadata"] or ()) or None
-        command(**given, calls=calls)
+        fields = {field: given.pop(name) for name, (field, _) in options.items()}
+        command(**given, **{together: read(fields)})
 
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -53,7 +100,7 @@ def seconds(text: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
-_OPTIONS: dict[str, tuple[str, Any]] = {
+_CALL_OPTIONS: dict[str, _Option] = {
     "system": (
         "system",
         Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")],
@@ -169,7 +216,23 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
         ],
     ),
 }
-"""By the name of a command's parameter: the field of a request that it sets, and the option."""
+"""By the name of a command's parameter."""
+
+
+def _policy_options(whole: str, parts: str) -> dict[str, _Option]:
+    names = Literal["absorb_failures", "require_successes", "until_exhausted", "fail_fast"]
+    about: dict[str, tuple[Any, str]] = {
+        "policy": (names, f"When the {whole} completes or fails. Default: absorb_failures."),
+        "max_failures": (int, f"{parts.capitalize()} that may fail. Default: any number."),
+        "max_failure_fraction": (float, f"Part of the {parts} that may fail, 0 to 1."),
+        "successes": (int, "Answers that require_successes needs."),
+    }
+    fields = ("policy.name", "policy.limit", "policy.fraction", "policy.successes")
+    return {
+        name: (field, Annotated[kind | None, typer.Option(help=text, rich_help_panel=_POLICY)])
+        for field, (name, (kind, text)) in zip(fields, about.items(), strict=True)
+    }
+
 
 TaskId = Annotated[str | None, typer.Option("--id", help="The task's id. Default: a new one.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Print the task's id and leave it running.")]

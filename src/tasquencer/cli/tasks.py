@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
 import typer
@@ -45,7 +45,6 @@ FAN_OUT_EXAMPLES = examples(
     "head -100 prompts.txt | tasq fan-out - --successes 10",
 )
 
-_POLICY = "Policy"
 
 WATCH_EXAMPLES = examples("tasq watch ai-agent-1a2b3c4d")
 
@@ -87,30 +86,14 @@ def run(
 
 
 @options.with_call_options
+@options.with_policy_options(whole="task", parts="prompts")
 def fan_out(
     file: Annotated[
         Path,
         typer.Argument(metavar="FILE", help="The prompts, one a line; - reads them from standard input."),
     ],
     concurrency: Annotated[int | None, typer.Option(help="AI calls at once. Default: 10.")] = None,
-    policy: Annotated[
-        Literal["absorb_failures", "require_successes", "until_exhausted", "fail_fast"] | None,
-        typer.Option(
-            help="When the task completes or fails. Default: absorb_failures.", rich_help_panel=_POLICY
-        ),
-    ] = None,
-    max_failures: Annotated[
-        int | None,
-        typer.Option(help="Prompts that may fail. Default: any number.", rich_help_panel=_POLICY),
-    ] = None,
-    max_failure_fraction: Annotated[
-        float | None,
-        typer.Option(help="Part of the prompts that may fail, 0 to 1.", rich_help_panel=_POLICY),
-    ] = None,
-    successes: Annotated[
-        int | None,
-        typer.Option(help="Answers that require_successes needs.", rich_help_panel=_POLICY),
-    ] = None,
+    policy: options.Policy = {},  # noqa: B006 (the decorator gives it)
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
     task_id: options.TaskId = None,
     detach: options.Detach = False,
@@ -126,19 +109,11 @@ def fan_out(
     from tasquencer.ai.fan_out import parse_fan_out
     from tasquencer.cli.following import FAN_OUT_TYPE
 
-    limits = {
-        "policy.limit": max_failures,
-        "policy.fraction": max_failure_fraction,
-        "policy.successes": successes,
-    }
-    if policy is None and successes is not None:
-        policy = "require_successes"
     request = check_request(
         {
             "prompts": read_prompts(file),
             "concurrency": concurrency,
-            "policy.name": policy,
-            **limits,
+            **policy,
             **calls,
         },
         parse_fan_out,

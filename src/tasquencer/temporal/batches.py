@@ -8,8 +8,7 @@ few seconds only: the calls that it waits for need places, too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,13 +21,13 @@ from temporalio.exceptions import (
     TerminatedError,
     TimeoutError as TimedOutError,
 )
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from tasquencer.ai.answer import AiAgentResult
 from tasquencer.batch.rows import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
 from tasquencer.batch.store import BatchStore, RowPage
 from tasquencer.core.entries import storable_text
-from tasquencer.core.errors import InvalidRequest, LedgerUnavailable
+from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import FailureKind
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import WorkItemState
@@ -48,6 +47,8 @@ from tasquencer.temporal.batch_calls import (
     RecordRequest,
 )
 from tasquencer.temporal.heartbeats import heartbeats
+from tasquencer.temporal.ledger_outage import retried_outages
+from tasquencer.temporal.not_found import is_missing
 
 __all__ = ["BatchActivities", "completed_row", "lost_row"]
 
@@ -129,7 +130,7 @@ class BatchActivities:
     @activity.defn(name=BEGIN)
     async def begin(self, batch_id: str) -> BatchCounts:
         """Begin the batch, or go on with what has no answer yet."""
-        with _waiting_for_the_ledger():
+        with retried_outages():
             async with heartbeats():
                 batch = await self._batches.find(batch_id)
                 if batch is None or batch.filled_at is None:
@@ -145,7 +146,7 @@ class BatchActivities:
     @activity.defn(name=LOAD)
     async def load(self, request: LoadRequest) -> RowPage:
         """Load a page of pending rows."""
-        with _waiting_for_the_ledger():
+        with retried_outages():
             return await self._batches.pending(
                 request.batch_id, after=request.after, limit=request.limit, most_bytes=_PAGE_BYTES
             )
@@ -153,13 +154,13 @@ class BatchActivities:
     @activity.defn(name=RECORD)
     async def record(self, request: RecordRequest) -> None:
         """Record outcomes."""
-        with _waiting_for_the_ledger():
+        with retried_outages():
             await self._batches.record(request.batch_id, request.outcomes)
 
     @activity.defn(name=END)
     async def end(self, request: EndRequest) -> None:
         """End the batch. Tasks that a terminated run has left and this one has not come to are canceled."""
-        with _waiting_for_the_ledger():
+        with retried_outages():
             async with heartbeats():
                 left = await self._batches.left_running(request.batch_id)
                 await self._following(request.batch_id).cancel(left)
@@ -168,13 +169,13 @@ class BatchActivities:
     @activity.defn(name=CANCEL)
     async def cancel(self, request: FollowRequest) -> None:
         """Ask the tasks to cancel."""
-        with _waiting_for_the_ledger():
+        with retried_outages():
             await self._following(request.batch_id).cancel(request.rows)
 
     @activity.defn(name=FOLLOW)
     async def follow(self, request: FollowRequest) -> Followed:
         """Look for a few seconds whether a task has ended; the last look takes until all have."""
-        with _waiting_for_the_ledger():
+        with retried_outages():
             async with heartbeats():
                 following = self._following(request.batch_id)
                 rows, taken = await following.divide(request.rows)
@@ -223,7 +224,7 @@ class _Following:
         try:
             first = await anext(handle.fetch_history_events(page_size=1))
         except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
+            if not is_missing(error):
                 raise
             return True  # it has gone meanwhile
         started = first.workflow_execution_started_event_attributes
@@ -243,7 +244,7 @@ class _Following:
                 try:
                     await handle.cancel()
                 except RPCError as error:  # it has ended, or never begun
-                    if error.status is not RPCStatusCode.NOT_FOUND:
+                    if not is_missing(error):
                         raise
 
         await asyncio.gather(*(one(row) for row in ours))
@@ -284,7 +285,7 @@ class _Following:
         except WorkflowFailureError as error:
             return lost_row(row, error.cause)
         except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND or error.message.startswith("Namespace"):
+            if not is_missing(error):
                 raise
             return await self._recorded(row, task_id)
 
@@ -300,14 +301,3 @@ class _Following:
             return lost_row(row, CancelledError())
         told = ApplicationError(item.failure.message, {"kind": item.failure.kind}, type="TaskFailed")
         return lost_row(row, told)
-
-
-@contextmanager
-def _waiting_for_the_ledger() -> Iterator[None]:
-    """An outage of the ledger is no bug: Temporal calls again, and the log says so in one line."""
-    try:
-        yield
-    except LedgerUnavailable as error:
-        raise ApplicationError(
-            str(error), type=LedgerUnavailable.__name__, category=ApplicationErrorCategory.BENIGN
-        ) from None

@@ -12,12 +12,14 @@ from temporalio import activity
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import AlreadyEnded, LedgerConflict, LedgerUnavailable
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Ledger, Settlement, WorkItemFilter
+from tasquencer.temporal.ledger_outage import outage_error
+from tasquencer.temporal.not_found import is_missing
 
 __all__ = [
     "LOCAL_RETRY_THRESHOLD",
@@ -109,10 +111,7 @@ class Bookkeeping:
             if not self._down:
                 _log.error("the ledger cannot be written, tasks wait for it: %s", problem)
             self._down = True
-            # Benign, so that the SDK does not log each of the many tries.
-            raise ApplicationError(
-                problem, type=LedgerUnavailable.__name__, category=ApplicationErrorCategory.BENIGN
-            ) from None
+            raise outage_error(problem) from None
         if self._down:
             self._down = False
             _log.warning("the ledger can be written again")
@@ -155,7 +154,7 @@ async def _run_has_ended() -> bool:
     try:
         described = await run.describe(rpc_timeout=_DESCRIBE_TIMEOUT)
     except RPCError as error:
-        return error.status is RPCStatusCode.NOT_FOUND
+        return is_missing(error)
     return described.status is not WorkflowExecutionStatus.RUNNING
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError
 from temporalio import workflow
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistory
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 from temporalio.worker import (
     Interceptor,
     Replayer,
@@ -29,6 +29,7 @@ from tasquencer.core.entries import LedgerEntry
 from tasquencer.ledger.contract import Settlement
 from tasquencer.ledger.memory import InMemoryLedger
 from tasquencer.temporal.bookkeeping import RECORD
+from tasquencer.temporal.not_found import is_missing
 from tasquencer.temporal.plugin import TasquencerPlugin
 
 __all__ = ["Histories", "TaskHistory", "Write"]
@@ -137,7 +138,7 @@ class Histories:
         try:
             history = await self._client.get_workflow_handle(told.task_id, run_id=run.id).fetch_history()
         except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
+            if not is_missing(error):
                 raise
             told.gaps.append(f"the history of run {run.id} is gone")
             return
@@ -170,7 +171,7 @@ class Histories:
         try:  # the list may not have it yet
             latest = await self._client.get_workflow_handle(task_id).describe()
         except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND or error.message.startswith("Namespace"):
+            if not is_missing(error):
                 raise
         else:
             found[latest.run_id] = _run(latest)

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import WorkflowExecutionStatus as Status
-from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeWorkflowExecutionRequest
 from temporalio.client import (
     Client,
@@ -24,13 +23,14 @@ from temporalio.client import (
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
 )
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.core.errors import InvalidRequest, LedgerUnavailable
+from tasquencer.core.errors import InvalidRequest
 from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement
 from tasquencer.ledger.reconciliation import Cause, Judgement, Run, RunStatus, judge, reason_of
 from tasquencer.temporal.heartbeats import heartbeats
+from tasquencer.temporal.ledger_outage import retried_outages
+from tasquencer.temporal.not_found import is_missing
 
 __all__ = [
     "DEFAULT_GRACE",
@@ -311,13 +311,9 @@ _STATUSES = {
 
 
 def _is_unknown_run(error: RPCError) -> bool:
-    if error.status is RPCStatusCode.INVALID_ARGUMENT:  # the ledger was told an id that is none of Temporal's
+    if error.status is RPCStatusCode.INVALID_ARGUMENT:  # the ledger holds an id that Temporal never issued
         return error.message.startswith("Invalid RunId")
-    missing_namespace = NamespaceNotFoundFailure.DESCRIPTOR.full_name
-    details = error.grpc_status.details
-    return error.status is RPCStatusCode.NOT_FOUND and not any(
-        detail.type_url.endswith(f"/{missing_namespace}") for detail in details
-    )
+    return is_missing(error)
 
 
 class ReconciliationActivity:
@@ -332,24 +328,19 @@ class ReconciliationActivity:
 
     @activity.defn(name=RECONCILE)
     async def reconcile(self, request: PageRequest) -> Page:
-        """Reconcile one page; again from its begin if that is interrupted."""
-        grace = timedelta(seconds=request.grace_seconds)
-        try:
+        """Reconcile one page. A retry begins the page again."""
+        client, seconds = activity.client(), request.forgotten_after_seconds
+        with retried_outages():
             async with heartbeats():
-                client, seconds = activity.client(), request.forgotten_after_seconds
                 reconciler = Reconciler(
                     client,
                     self._ledger,
-                    grace=grace,
+                    grace=timedelta(seconds=request.grace_seconds),
                     forgotten_after=(
                         await _retention(client) if seconds is None else timedelta(seconds=seconds)
                     ),
                 )
                 page, _ = await reconciler.page(request.after, request.size)
-        except LedgerUnavailable as error:
-            raise ApplicationError(
-                str(error), type=LedgerUnavailable.__name__, category=ApplicationErrorCategory.BENIGN
-            ) from None
         return page
 
 

@@ -17,7 +17,9 @@ from temporalio.client import (
     ScheduleUpdate,
     ScheduleUpdateInput,
 )
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
+
+from tasquencer.temporal.not_found import is_missing
 
 __all__ = [
     "RECONCILE_WORKFLOW",
@@ -77,7 +79,7 @@ async def remove_schedule(client: Client, task_queue: str) -> bool:
     try:
         await client.get_schedule_handle(schedule_id(task_queue)).delete()
     except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND or error.message.startswith("Namespace"):
+        if not is_missing(error):
             raise
         return False
     return True
