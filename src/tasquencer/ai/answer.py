@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import ConfigDict, JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
+from tasquencer.ai.usage import Usage
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.validation import LARGEST_INTEGER, keepable, problems_of, unknown_fields
 from tasquencer.core.work_item import WorkItem
@@ -15,12 +16,11 @@ MAXIMUM_ANSWER_BYTES = 1_920 * 1024
 """Bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
 
 
-class AiAnswer(BaseModel):
+class AiAnswer(Usage):
     """What an AI call returned: the result of a completed AI work item.
 
     Attributes:
         model: The model that answered, by the provider's word; else the one that was asked.
-        cost_usd: None where the price of the model or the usage is unknown.
         latency_seconds: From sending the request to having the whole answer.
     """
 
@@ -30,13 +30,10 @@ class AiAnswer(BaseModel):
     model: str | None = None
     finish_reason: str | None = None
     provider_request_id: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost_usd: float | None = None
     latency_seconds: float | None = None
 
 
-class AiAgentResult(BaseModel):
+class AiAgentResult(Usage):
     """The result of an AI agent task.
 
     Attributes:
@@ -52,9 +49,6 @@ class AiAgentResult(BaseModel):
     finish_reason: str | None
     work_item_id: str
     attempts: int
-    input_tokens: int | None
-    output_tokens: int | None
-    cost_usd: float | None
 
     @classmethod
     def of(cls, work_item: WorkItem, attempts: int) -> AiAgentResult:
@@ -66,9 +60,7 @@ class AiAgentResult(BaseModel):
             finish_reason=answer.finish_reason,
             work_item_id=work_item.id,
             attempts=attempts,
-            input_tokens=answer.input_tokens,
-            output_tokens=answer.output_tokens,
-            cost_usd=answer.cost_usd,
+            **answer.usage.model_dump(),
         )
 
 
@@ -122,7 +114,7 @@ def _check_answer(answer: AiAnswer, limit: int) -> None:
             keepable(answer.model_dump())
         except ValueError as error:
             raise InvalidRequest([f"result: {error}"]) from None
-    for name in ("input_tokens", "output_tokens", "cost_usd", "latency_seconds"):
+    for name in (*Usage.model_fields, "latency_seconds"):
         value = getattr(answer, name)
         if value is not None and not 0 <= value <= LARGEST_INTEGER:
             raise InvalidRequest([f"result.{name}: must be a number from 0 to {LARGEST_INTEGER}"])

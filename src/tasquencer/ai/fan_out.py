@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.request import CallOptions
+from tasquencer.ai.usage import Usage
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.named_policy import NamedPolicy, policy_by_name
 from tasquencer.core.validation import FilledText, Whole, limit_size, validated
@@ -89,7 +90,7 @@ class PromptFailure(BaseModel):
     message: str
 
 
-class PromptResult(BaseModel):
+class PromptResult(Usage):
     """What became of one prompt.
 
     Attributes:
@@ -109,9 +110,6 @@ class PromptResult(BaseModel):
     finish_reason: str | None = None
     work_item_id: str
     attempts: int
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost_usd: float | None = None
     failure: PromptFailure | None = None
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 from pydantic import JsonValue
 
 from tasquencer.ai.job import AiJob, conversation_text
+from tasquencer.ai.usage import Usage
 from tasquencer.core.entries import DomainRecord
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.work_item import WorkItem, WorkItemState
@@ -42,9 +43,7 @@ def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
             "last_error": str(work_item.failure) if work_item.failure else None,
             "finish_reason": facts.get("finish_reason"),
             "provider_request_id": facts.get("provider_request_id"),
-            "input_tokens": facts.get("input_tokens"),
-            "output_tokens": facts.get("output_tokens"),
-            "cost_usd": facts.get("cost_usd"),
+            **{name: facts.get(name) for name in Usage.model_fields},
             "latency_seconds": facts.get("latency_seconds"),
         },
     )

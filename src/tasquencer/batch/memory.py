@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from tasquencer.ai.record import AI_JOBS
+from tasquencer.ai.usage import UsageSum
 from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
 from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
 from tasquencer.ledger.contract import (
@@ -63,16 +64,13 @@ class InMemoryBatches(BatchStore):
         """See `BatchStore.counts`."""
         outcomes = list(self._outcomes.get(batch_id, {}).values())
         states = [outcome.state for outcome in outcomes]
-        costs = [outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None]
         return BatchCounts(
             pending=len(self._rows.get(batch_id, {})) - len(outcomes),
             completed=states.count(RowState.COMPLETED),
             failed=states.count(RowState.FAILED),
             canceled=states.count(RowState.CANCELED),
             ended=max((outcome.number for outcome in outcomes), default=0),
-            input_tokens=sum(outcome.input_tokens or 0 for outcome in outcomes),
-            output_tokens=sum(outcome.output_tokens or 0 for outcome in outcomes),
-            cost_usd=sum(costs) if costs else None,
+            **UsageSum.total(outcomes).model_dump(),
         )
 
     async def retrying(self, batch_id: str) -> int:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from tasquencer.ai.request import AiAgentRequest, parse_request
+from tasquencer.ai.usage import Usage, UsageSum
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.named_policy import NamedPolicy, policy_by_name
 from tasquencer.core.validation import FilledText, RequestModel, Whole, validated
@@ -113,7 +114,7 @@ class RowFailure(BaseModel):
     message: str = ""
 
 
-class RowOutcome(BaseModel):
+class RowOutcome(Usage):
     """How a row's task ended. Its answer is in the ledger, by the work item's id.
 
     Attributes:
@@ -131,13 +132,10 @@ class RowOutcome(BaseModel):
     ended_at: AwareDatetime | None = None
     work_item_id: str | None = None
     attempts: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost_usd: float | None = None
     failure: RowFailure | None = None
 
 
-class BatchCounts(BaseModel):
+class BatchCounts(UsageSum):
     """How many rows of a batch are in each state, and what the answers took.
 
     Attributes:
@@ -152,9 +150,6 @@ class BatchCounts(BaseModel):
     failed: int = 0
     canceled: int = 0
     ended: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float | None = None
 
 
 class BatchPause(RequestModel):
@@ -192,7 +187,7 @@ class AiBatchRequest(RequestModel):
     carried: CarriedBatch | None = None
 
 
-class BatchProgress(BaseModel):
+class BatchProgress(UsageSum):
     """What the query `progress` answers.
 
     Attributes:
@@ -209,9 +204,6 @@ class BatchProgress(BaseModel):
     failed: int
     canceled: int
     running: int
-    input_tokens: int
-    output_tokens: int
-    cost_usd: float | None
     paused: BatchPause | None = None
 
     @property
@@ -220,7 +212,7 @@ class BatchProgress(BaseModel):
         return self.completed + self.failed + self.canceled
 
 
-class AiBatchResult(BaseModel):
+class AiBatchResult(UsageSum):
     """The result of a batch; the answers are in the ledger."""
 
     model_config = ConfigDict(frozen=True)
@@ -229,9 +221,6 @@ class AiBatchResult(BaseModel):
     completed: int
     failed: int
     canceled: int
-    input_tokens: int
-    output_tokens: int
-    cost_usd: float | None
 
 
 def parse_batch(raw: object) -> AiBatchRequest:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
+from tasquencer.ai.usage import Usage
 from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowFailure, RowOutcome, RowState
 
 __all__ = ["Batch", "BatchState", "BatchStore", "RowAnswer", "RowPage", "UnansweredRow"]
@@ -54,7 +55,7 @@ class RowPage(BaseModel):
     is_last: bool
 
 
-class RowAnswer(BaseModel):
+class RowAnswer(Usage):
     """A completed row with its answer, which the ledger keeps with the work item."""
 
     model_config = ConfigDict(frozen=True)
@@ -67,9 +68,6 @@ class RowAnswer(BaseModel):
     finish_reason: str | None
     work_item_id: str
     attempts: int
-    input_tokens: int | None
-    output_tokens: int | None
-    cost_usd: float | None
 
 
 class UnansweredRow(BaseModel):

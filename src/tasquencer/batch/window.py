@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from tasquencer.ai.usage import Usage
 from tasquencer.batch.rows import (
     AiBatchRequest,
     AiBatchResult,
@@ -63,8 +64,7 @@ class BatchWindow:
             RowState.CANCELED: found.canceled,
         }
         self._number = found.ended
-        self._input_tokens, self._output_tokens = found.input_tokens, found.output_tokens
-        self._cost_usd = found.cost_usd
+        self._usage = found.usage
         self._loaded: deque[BatchRow] = deque()
         self._all_loaded = False
         left = [] if carried is None else carried.unrecorded
@@ -162,10 +162,7 @@ class BatchWindow:
         counted = outcome.model_copy(update={"number": self._number, "ended_at": at})
         self._unrecorded[outcome.position] = counted
         self._states[outcome.state] += 1
-        self._input_tokens += outcome.input_tokens or 0
-        self._output_tokens += outcome.output_tokens or 0
-        if outcome.cost_usd is not None:
-            self._cost_usd = (self._cost_usd or 0.0) + outcome.cost_usd
+        self._usage = Usage.total([self._usage, outcome])
         if outcome.failure is not None and outcome.state is not RowState.COMPLETED:
             failure = outcome.failure
             self.last_failure = f"{outcome.row_id}: {failure.type}: {failure.message}"
@@ -224,9 +221,7 @@ class BatchWindow:
             "completed": self._states[RowState.COMPLETED],
             "failed": self._states[RowState.FAILED],
             "canceled": self._states[RowState.CANCELED],
-            "input_tokens": self._input_tokens,
-            "output_tokens": self._output_tokens,
-            "cost_usd": self._cost_usd,
+            **self._usage.model_dump(),
         }
 
     def _batch_counts(self) -> BatchCounts:

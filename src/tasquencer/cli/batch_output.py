@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
+from tasquencer.ai.usage import Usage
 from tasquencer.cli.errors import CommandFailed, ExitCode
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ class Answers:
                 self._to.flush()
                 return
             for answer in page:
-                told = answer.model_dump(exclude={"position", "number", "row_id"})
-                self._to.write(_line({"id": answer.row_id, **told}))
+                facts = answer.model_dump(exclude={"position", "number", "row_id"})
+                used = {name: facts.pop(name) for name in Usage.model_fields}
+                self._to.write(_line({"id": answer.row_id, **facts, **used}))
             self._after = page[-1].number if self._unordered else page[-1].position
             self.gone += sum(answer.text is None for answer in page)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from tasquencer.ai.usage import Usage
 from tasquencer.cli.rendering import Records, sum_of
 from tasquencer.core.work_item import Transition, WorkItem
 
@@ -42,7 +43,7 @@ def shown(
         "totals": {
             "work_items": len(items),
             "states": dict(Counter(item.state.value for item in items)),
-            **{name: sum_of(records, name) for name in ("input_tokens", "output_tokens", "cost_usd")},
+            **{name: sum_of(records, name) for name in Usage.model_fields},
         },
     }
 

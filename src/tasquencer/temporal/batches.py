@@ -82,9 +82,7 @@ def completed_row(row: OpenRow, result: object) -> RowOutcome:
         state=RowState.COMPLETED,
         work_item_id=answer.work_item_id,
         attempts=answer.attempts,
-        input_tokens=answer.input_tokens,
-        output_tokens=answer.output_tokens,
-        cost_usd=answer.cost_usd,
+        **answer.usage.model_dump(),
     )
 
 

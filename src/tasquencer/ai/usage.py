@@ -1,0 +1,47 @@
+"""Tokens and cost: what an answer used, or many attempts together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Usage", "UsageSum"]
+
+
+class Usage(BaseModel):
+    """Tokens and cost. Models inherit it, so that their JSON has the three fields among their own.
+
+    Attributes:
+        input_tokens, output_tokens: None where the provider did not report them.
+        cost_usd: None where the price of the model or the tokens are unknown.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """The three fields alone."""
+        return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens, cost_usd=self.cost_usd)
+
+    @classmethod
+    def total(cls, parts: Iterable[Usage]) -> Self:
+        """All parts together, each field where it is known; a field that no part knows has its default."""
+        sums: dict[str, float] = {}
+        for part in parts:
+            for name in Usage.model_fields:
+                if (value := getattr(part, name)) is not None:
+                    sums[name] = sums.get(name, 0) + value
+        return cls.model_validate(sums)
+
+
+class UsageSum(Usage):
+    """Tokens and cost of many rows: tokens that no row reports count as 0."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
