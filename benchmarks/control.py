@@ -37,10 +37,10 @@ from tasquencer.ai.provider.client import make_client
 from tasquencer.devkit.http_server import Exchange, HttpServer
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
-from tasquencer.settings import Settings
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.temporal.ai_calls import HEARTBEAT_INTERVAL
+from tasquencer.temporal.running import Tuning
 
 __all__ = ["HangingProvider", "Measurement"]
 
@@ -277,12 +277,11 @@ async def _worker(address: str, base_url: str, ledger: str, heartbeat: timedelta
 
 async def _work(address: str, base_url: str, ledger: str, heartbeat: timedelta) -> None:
     """Be the worker that `worker.py` makes, until killed; only the interval of the heartbeats may differ."""
-    settings = Settings(database_url=ledger, model="hanging", task_queue=TASK_QUEUE)
-    tuning = worker.Tuning(100, None, timedelta(0), None, heartbeat_interval=heartbeat)
+    tuning = Tuning(grace_period=timedelta(0), heartbeat_interval=heartbeat)
     async with make_client(api_key="not-needed", base_url=base_url) as provider:
-        calls = AiCalls(provider, settings.model, heartbeat_interval=heartbeat)
+        calls = AiCalls(provider, "hanging", heartbeat_interval=heartbeat)
         client = await Client.connect(address, plugins=[TasquencerPlugin(SqlLedger(ledger), calls=calls)])
-        running = worker._worker(client, settings, tuning)
+        running = worker.make_worker(client, TASK_QUEUE, tuning)
         async with running:
             while not running.is_running:  # it opens its ledger first
                 await asyncio.sleep(0.01)

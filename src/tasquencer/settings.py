@@ -6,11 +6,14 @@ The OpenAI client reads `OPENAI_API_KEY` and `OPENAI_BASE_URL` by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_TASK_QUEUE", "Settings"]
+from tasquencer.core.errors import WrongSetting
+
+__all__ = ["DEFAULT_MODEL", "DEFAULT_TASK_QUEUE", "Settings", "named_setting"]
 
 DEFAULT_TASK_QUEUE = "ai-agent"
 DEFAULT_MODEL = "gpt-5-mini"
@@ -39,6 +42,15 @@ class Settings:
             model=environment.get("TASQ_MODEL") or DEFAULT_MODEL,
             task_queue=environment.get("TASQ_TASK_QUEUE") or DEFAULT_TASK_QUEUE,
         )
+
+
+@contextmanager
+def named_setting(name: str) -> Iterator[None]:
+    """Turn a `ValueError` of the block into a `WrongSetting` that names the setting."""
+    try:
+        yield
+    except ValueError as error:
+        raise WrongSetting(name, str(error)) from error
 
 
 def _default_database_url() -> str:

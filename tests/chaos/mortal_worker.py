@@ -29,7 +29,9 @@ import openai
 import sqlalchemy as sa
 
 import worker
+from tasquencer.ai.provider import client as provider_client
 from tasquencer.ai.provider.client import make_client
+from tasquencer.cli.worker_options import run_program
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.ledger.contract import Settlement
 from tasquencer.sql import SqlLedger
@@ -117,7 +119,7 @@ if __name__ == "__main__":
     _disk_full = Path(os.environ["CHAOS_DISK_FULL"])
     with (
         patch.object(worker, "SqlLedger", _MortalLedger),
-        patch.object(worker, "make_client", _mortal_client),
+        patch.object(provider_client, "make_client", _mortal_client),
         patch.object(TaskScope, "continue_as_new", _mortal_continue_as_new),
     ):
-        worker.run()
+        run_program(worker.main)

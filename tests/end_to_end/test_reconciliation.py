@@ -12,9 +12,8 @@ from temporalio.client import ScheduleActionExecutionStartWorkflow, ScheduleDesc
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
-import worker as worker_program
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.settings import Settings
+from tasquencer.temporal.running import schedule_reconciliation
 from tasquencer.temporal.schedules import create_schedule, schedule_id
 from tests.end_to_end.stage import Stage
 from tests.support.answers import ok
@@ -79,14 +78,12 @@ async def test_a_worker_that_is_told_so_creates_no_schedule(stage: Stage) -> Non
 async def test_a_worker_that_may_create_no_schedule_says_what_to_do_and_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = Settings(database_url="sqlite://", task_queue="queue")
-    tuning = worker_program.Tuning(1, None, timedelta(0), None, reconcile_every=timedelta(minutes=5))
     async with await WorkflowEnvironment.start_time_skipping(
         test_server_existing_path=executable("temporal-test-server"),
         test_server_startup_timeout=timedelta(seconds=PATIENCE_SECONDS),
     ) as server_without_schedules:
         with caplog.at_level(logging.WARNING):
-            await worker_program._schedule_reconciliation(server_without_schedules.client, settings, tuning)
+            await schedule_reconciliation(server_without_schedules.client, "queue", timedelta(minutes=5))
     (record,) = [record for record in caplog.records if record.name == "tasquencer.worker"]
     assert record.getMessage().startswith("cannot create schedule tasq-reconcile-queue")
     assert "run `tasq reconcile` now and then, or set TASQ_RECONCILE_EVERY=0" in record.getMessage()

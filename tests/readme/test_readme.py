@@ -155,6 +155,6 @@ async def test_the_readme_s_own_task_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_settings_that_are_listed_are_the_ones_that_are_read() -> None:
     listed = set(re.findall(r"TASQ_[A-Z_]+", README))
-    sources = [ROOT / "worker.py", ROOT / "src/tasquencer/settings.py"]
+    sources = [ROOT / "src/tasquencer" / name for name in ("cli/worker_options.py", "settings.py")]
     read = {name for source in sources for name in re.findall(r"TASQ_[A-Z_]+", source.read_text())}
     assert listed == read

@@ -29,6 +29,7 @@ from tasquencer.devkit.http_server import Exchange
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import TasquencerPlugin, schedules
+from tasquencer.temporal.versioning import Version, Versioning
 from tasquencer.testing import InMemoryLedger
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, Hold, ok, rate_limited
@@ -39,7 +40,6 @@ from tests.support.tasks import Tasks
 from tests.upgrades.deployments import QUICK_DRAINAGE, Deployment
 from tests.upgrades.test_patching import NEW_PATH, OLD_PATH, in_backoff, wake
 from tests.upgrades.variants import Careless, First, Patched, look_up
-from worker import Version, Versioning
 
 Handle = WorkflowHandle[Any, Any]
 

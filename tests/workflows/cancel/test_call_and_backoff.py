@@ -21,8 +21,8 @@ from tasquencer.ai.provider.client import make_client
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.http_server import Exchange
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tasquencer.settings import Settings
 from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal.running import Tuning
 from tasquencer.testing import InMemoryLedger
 from tests.activities.calling import KEY, MODEL, activities_for
 from tests.support import answers
@@ -167,8 +167,7 @@ async def test_many_calls_at_once_and_only_those_asked_for(dev_server: EmbeddedT
 
 async def test_in_the_call_with_the_options_of_the_worker_process(dev_server: EmbeddedTemporal) -> None:
     source, ledger, queue = random.Random(7), InMemoryLedger(), f"queue-{uuid4()}"
-    tuning = worker_process.Tuning(10, None, timedelta(0), None)
-    settings = Settings(database_url="sqlite://", model=MODEL, task_queue=queue)
+    tuning = Tuning(concurrent_calls=10, grace_period=timedelta(0))
     async with (
         ScriptedProvider([answers.stall() for _ in range(6)]) as provider,
         make_client(api_key=KEY, base_url=provider.base_url) as model,
@@ -176,7 +175,7 @@ async def test_in_the_call_with_the_options_of_the_worker_process(dev_server: Em
     ):
         plugin = TasquencerPlugin(ledger, calls=AiCalls(model, MODEL))
         client = await Client.connect(dev_server.address, plugins=[plugin])
-        await stack.enter_async_context(worker_process._worker(client, settings, tuning))
+        await stack.enter_async_context(worker_process.make_worker(client, queue, tuning))
         now = Scene(Tasks(client, queue, ledger), provider)
         took: list[float] = []
         for number in range(6):

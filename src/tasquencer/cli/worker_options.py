@@ -1,0 +1,156 @@
+"""The command line of a worker: its options, what it logs, and how its process ends.
+
+An application's `worker.py` takes the options that it wants, and adds its own:
+
+    def main(concurrent_calls: ConcurrentCalls = 100, log_level: LogLevelOption = LogLevel.INFO) -> None:
+        set_up_logging(log_level)
+        with errors_as_exit_status():
+            asyncio.run(serve(…))
+
+    run_program(main)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, NoReturn
+
+import typer
+
+from tasquencer.core.errors import LedgerError, TasquencerError, TemporalUnreachable
+from tasquencer.temporal.versioning import Versioning
+
+__all__ = [
+    "BuildId",
+    "CallsPerSecond",
+    "ConcurrentCalls",
+    "DeploymentName",
+    "GracePeriod",
+    "HeartbeatInterval",
+    "LogLevel",
+    "LogLevelOption",
+    "MetricsAddress",
+    "ReconcileEvery",
+    "VersioningOption",
+    "errors_as_exit_status",
+    "run_program",
+    "set_up_logging",
+]
+
+
+class LogLevel(StrEnum):
+    """How much the worker logs."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+ConcurrentCalls = Annotated[
+    int, typer.Option(envvar="TASQ_CONCURRENT_CALLS", min=1, help="AI calls this worker makes at once.")
+]
+CallsPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        envvar="TASQ_CALLS_PER_SECOND",
+        min=0.001,
+        help="AI calls a second on the whole task queue. Tell every worker the same: the last to poll "
+        "decides. Temporal divides it among the partitions of the queue (four unless configured), and "
+        "lets each begin with a call. Default: no limit.",
+    ),
+]
+GracePeriod = Annotated[
+    float,
+    typer.Option(
+        envvar="TASQ_GRACE_PERIOD",
+        min=0,
+        help="Seconds that calls under way have to end after SIGTERM or SIGINT; by default as long as an "
+        "attempt may take.",
+    ),
+]
+HeartbeatInterval = Annotated[
+    float,
+    typer.Option(
+        envvar="TASQ_HEARTBEAT_INTERVAL",
+        min=0.1,
+        help="Seconds between two heartbeats of a call: so long a cancel may take to reach it. Each is a "
+        "billable action on Temporal Cloud.",
+    ),
+]
+MetricsAddress = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TASQ_METRICS_ADDRESS", help="Serve Prometheus metrics there, for example 127.0.0.1:9464."
+    ),
+]
+LogLevelOption = Annotated[
+    LogLevel, typer.Option(envvar="TASQ_LOG_LEVEL", case_sensitive=False, help="How much is logged.")
+]
+DeploymentName = Annotated[
+    str,
+    typer.Option(
+        envvar="TEMPORAL_DEPLOYMENT_NAME",
+        help="Turn worker versioning on: the name of the deployment. Needs --build-id too.",
+    ),
+]
+BuildId = Annotated[
+    str,
+    typer.Option(envvar="TEMPORAL_WORKER_BUILD_ID", help="The version of the code in that deployment."),
+]
+VersioningOption = Annotated[
+    Versioning,
+    typer.Option(
+        envvar="TASQ_VERSIONING",
+        help="With versioning: a task ends on the build that it began on, or moves to the current one.",
+    ),
+]
+ReconcileEvery = Annotated[
+    float,
+    typer.Option(
+        envvar="TASQ_RECONCILE_EVERY",
+        min=0,
+        help="Seconds between two runs of the schedule that settles what closed tasks have left open. "
+        "Created if it is not there; 0: do not.",
+    ),
+]
+
+
+def set_up_logging(level: LogLevel) -> None:
+    """Log to standard error, without the lines of other packages that may hold credentials."""
+    logging.basicConfig(level=level.value, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx2", "httpcore2", "openai"):  # they log URLs and headers
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextmanager
+def errors_as_exit_status() -> Iterator[None]:
+    """Report an expected error of the block in one line, and end the process.
+
+    The exit status is 3 if Temporal or the database cannot be reached or used, and 2 if a setting is wrong.
+    """
+    try:
+        yield
+    except TasquencerError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(3 if isinstance(error, LedgerError | TemporalUnreachable) else 2) from error
+
+
+def run_program(main: Callable[..., None]) -> NoReturn:
+    """Run `main` with the options of the command line, and end the process."""
+    status: object = 0
+    try:
+        typer.run(main)
+    except SystemExit as end:
+        status = end.code or 0
+    # While the interpreter shuts down, a thread of the SDK may block or abort it (temporalio/sdk-python#300),
+    # and a supervisor would not restart the worker.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
