@@ -170,8 +170,8 @@ def batches() -> Batches:
         run_id=name,
         task_type="AiAgentTask",
         recipe=RetryRecipe(),
-        new_id=lambda: str(uuid4()),
-        random=random.random,
+        new_id=lambda *_: str(uuid4()),
+        random=lambda _: random.random(),
         record_of=ai_job_record,
     )
     now = partial(datetime.now, UTC)

@@ -43,8 +43,8 @@ class Story:
             run_id=f"{task_id}-run",
             task_type="AiAgentTask",
             recipe=RetryRecipe(max_retries=max_retries),
-            new_id=lambda: f"{task_id}-{next(numbers)}",
-            random=lambda: 0.0,
+            new_id=lambda *_: f"{task_id}-{next(numbers)}",
+            random=lambda *_: 0.0,
             record_of=ai_job_record,
         )
         job = AiJob(messages=[ChatMessage(role="user", content="Name three moons.")], model="small")
@@ -95,8 +95,8 @@ class ReviewStory(Story):
             run_id=f"{task_id}-run",
             task_type="ReviewedDraft",
             recipe=RetryRecipe(max_retries=0),
-            new_id=lambda: f"{task_id}-{next(numbers)}",
-            random=lambda: 0.0,
+            new_id=lambda *_: f"{task_id}-{next(numbers)}",
+            random=lambda *_: 0.0,
             record_of=record_of,
         )
         job = AiJob(messages=[ChatMessage(role="user", content="Write.")], model="small")

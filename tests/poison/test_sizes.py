@@ -188,8 +188,8 @@ def carried(prompts: list[str], max_retries: int) -> CarriedTask:
         run_id=str(uuid4()),
         task_type="AiFanOutTask",
         recipe=RetryRecipe(max_retries=max_retries),
-        new_id=lambda: str(uuid4()),
-        random=lambda: 0.5,
+        new_id=lambda *_: str(uuid4()),
+        random=lambda *_: 0.5,
         policy=absorb_failures(),
     )
     gone = Failure.of(FailureKind.RATE_LIMITED, "m" * 2_000, retry_after_seconds=12.5, outcome_unknown=True)

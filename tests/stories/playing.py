@@ -52,8 +52,8 @@ class Play:
             policy=bare.policy.decide(),
             record_of=ai_job_record,
             deadline=bare.deadline,
-            new_id=lambda: f"w{next(numbers)}",
-            random=lambda: 0.0,
+            new_id=lambda *_: f"w{next(numbers)}",
+            random=lambda *_: 0.0,
         )
         for lineage, prompt in bare.prompts.items():
             job = AiJob(messages=[ChatMessage(role="user", content=prompt)])

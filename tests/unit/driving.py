@@ -35,8 +35,8 @@ def task(
         run_id="run-1",
         task_type="Test",
         recipe=recipe or RetryRecipe(),
-        new_id=lambda: f"{prefix}{next(numbers)}",
-        random=random,
+        new_id=lambda *_: f"{prefix}{next(numbers)}",
+        random=lambda _: random(),
         **options,
     )
 

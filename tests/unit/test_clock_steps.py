@@ -84,7 +84,7 @@ class Server:
 
 def carried_on(state: TaskState, recipe: RetryRecipe, number: int) -> TaskState:
     carried = CarriedTask.model_validate_json(state.carry().model_dump_json())
-    fresh = task(recipe=recipe, random=lambda: 0.5, prefix=f"run{number}-")
+    fresh = task(recipe=recipe, random=lambda *_: 0.5, prefix=f"run{number}-")
     fresh.resume(carried)
     return fresh
 
@@ -94,7 +94,7 @@ def test_steps_of_the_clock_make_nothing_early_unbounded_negative_or_out_of_orde
     recipe: RetryRecipe, script: list[tuple[float, float, float, float | None, bool]]
 ) -> None:
     server, ledger = Server(), InMemoryLedger()
-    state = task(recipe=recipe, random=lambda: 0.5)
+    state = task(recipe=recipe, random=lambda *_: 0.5)
     item = state.begin("work", now=server.now())
     seen: dict[str, tuple[timedelta, float]] = {}
     for number, (in_the_wait, in_the_call, seconds, retry_after, continues) in enumerate(script):

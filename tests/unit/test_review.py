@@ -301,8 +301,8 @@ def test_the_longest_task_can_continue_as_new() -> None:
         run_id=next(ids),
         task_type="ReviewedDraft",
         recipe=recipe,
-        new_id=lambda: next(ids),
-        random=lambda: 0.1234567,
+        new_id=lambda *_: next(ids),
+        random=lambda *_: 0.1234567,
         record_of=record_of,
     )
     job = asked.job().model_copy(update={"metadata": {"large": "x" * (MAXIMUM_CONVERSATION_BYTES - 200)}})

@@ -103,7 +103,7 @@ def test_the_wait_is_never_shortened_for_the_deadline() -> None:
 
 
 def test_jitter_counts_against_the_deadline() -> None:
-    state = task(recipe=RetryRecipe(jitter=1), random=lambda: 0.5, deadline=after(1.4))
+    state = task(recipe=RetryRecipe(jitter=1), random=lambda *_: 0.5, deadline=after(1.4))
     state.begin("job", now=NOON)
     failed(state, "w0")  # 1 s + 1 s × 0.5 = 1.5 s
 

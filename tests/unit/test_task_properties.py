@@ -153,8 +153,8 @@ class History:
             run_id=f"run-{next(self.runs)}",
             task_type="Test",
             recipe=self.recipe,
-            new_id=lambda: f"item-{next(self.ids)}",
-            random=self.seed.random,
+            new_id=lambda *_: f"item-{next(self.ids)}",
+            random=lambda _: self.seed.random(),
             policy=POLICIES[self.policy],
             deadline=self.deadline,
         )

@@ -265,7 +265,7 @@ def test_the_hook_sees_the_payload_the_recipe_and_the_outcome() -> None:
         seen.append(change)
 
     recipe = RetryRecipe(max_retries=7)
-    state = task(recipe=recipe, random=lambda: 0.25, on_work_item_state_changed=hook)
+    state = task(recipe=recipe, random=lambda *_: 0.25, on_work_item_state_changed=hook)
     state.begin({"ask": 1}, now=NOON)
     failed(state, "w0")
 

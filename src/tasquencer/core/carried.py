@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
+from tasquencer.core.policy import Verdict
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.wording import one_line
-from tasquencer.core.work_item import WorkItem
+from tasquencer.core.work_item import Transition, WorkItem
 
 __all__ = ["CarriedLineage", "CarriedTask", "lean_work_items"]
 
@@ -41,6 +42,7 @@ class CarriedTask(BaseModel):
         hurried: Work items whose wait an operator has ended and that only wait for their turn: by id, the
             actor and the reason.
         left_behind: Ids of open work items that a reset has left behind and that are yet to be replaced.
+        verdict: What the policy said last; with FAIL, `decisive` is the transition on which it decided.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +55,8 @@ class CarriedTask(BaseModel):
     left_behind: set[str] = set()
     deadline: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
+    verdict: Verdict = Verdict.CONTINUE
+    decisive: Transition | None = None
 
 
 def lean_work_items(work_items: Iterable[WorkItem]) -> list[WorkItem]:

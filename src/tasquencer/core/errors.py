@@ -96,7 +96,17 @@ class TooManyWorkItems(TasquencerError):
 
 
 class TaskMisused(TasquencerError):
-    """The workflow's code uses `Task` in a way that cannot work; the message says how to mend it."""
+    """The workflow's code uses `Task` in a way that cannot work; the message says what to change."""
+
+    @classmethod
+    def by(cls, culprit: str, error: Exception) -> TaskMisused:
+        """The error for a function of the user's that raised."""
+        return cls(f"{culprit} raised {type(error).__name__}: {error}")
+
+    @classmethod
+    def returned(cls, culprit: str, value: object, expected: str) -> TaskMisused:
+        """The error for a function of the user's that returned something else than it may."""
+        return cls(f"{culprit} must return {expected}, it returned {type(value).__name__} {value!r:.80}")
 
 
 class TemporalUnreachable(TasquencerError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
+from fractions import Fraction
 
 from tasquencer.core.work_item import Transition, WorkItemState
 
@@ -84,31 +86,42 @@ def fail_fast(transition: Transition, counts: Counts) -> Verdict:
     return Verdict.CONTINUE if counts.open_lineages else Verdict.COMPLETE
 
 
-def absorb_failures(limit: int | None = None, fraction: float | None = None) -> TaskPolicy:
+def absorb_failures(
+    limit: int | None = None, fraction: float | Fraction | Decimal | None = None
+) -> TaskPolicy:
     """Complete once every lineage has ended, however it ended; fail when more is lost than allowed.
 
     Begin all lineages before the first one ends, so that a fraction means a fraction of all.
 
     Args:
         limit: This many lineages may end without a result; None: any number.
-        fraction: This part of all lineages may, 0 to 1; None: any part.
+        fraction: This part of all lineages may, 0 to 1; None: any part. 0.29 of 100 are 29.
 
     Raises:
         ValueError: a negative limit, or a fraction that is not from 0 to 1.
     """
     if limit is not None and limit < 0:
         raise ValueError("limit must not be negative")
-    if fraction is not None and not 0 <= fraction <= 1:
-        raise ValueError("fraction must be from 0 to 1")
+    share = None if fraction is None else _share(fraction)
 
     def policy(transition: Transition, counts: Counts) -> Verdict:
         too_many = limit is not None and counts.lost_lineages > limit
-        too_large = fraction is not None and counts.lost_lineages > fraction * counts.lineages
+        too_large = share is not None and counts.lost_lineages > share * counts.lineages
         if too_many or (too_large and transition.next_state in _BAD):
             return Verdict.FAIL
         return Verdict.CONTINUE if counts.open_lineages else Verdict.COMPLETE
 
     return policy
+
+
+def _share(fraction: float | Fraction | Decimal) -> Fraction:
+    try:
+        share = fraction if isinstance(fraction, Fraction) else Fraction(str(fraction))
+    except ValueError:
+        share = Fraction(-1)
+    if not 0 <= share <= 1:
+        raise ValueError(f"fraction must be a number from 0 to 1, found {fraction!r}")
+    return share
 
 
 def require_successes(successes: int) -> TaskPolicy:

@@ -12,24 +12,24 @@ teardown calls neither hook nor policy (Tasquencer's calls the hook; see docs/se
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import JsonValue
 
+from tasquencer.core.books import Books
 from tasquencer.core.carried import CarriedLineage, CarriedTask, lean_work_items
-from tasquencer.core.entries import DomainRecord, LedgerEntry
-from tasquencer.core.errors import IllegalTransition, TaskMisused, TooManyWorkItems, UnknownWorkItem
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import TaskMisused, TooManyWorkItems
 from tasquencer.core.explanation import TaskFailure, explain
 from tasquencer.core.failure import Failure
 from tasquencer.core.hooks import NextAttempt, RecordOf, StateChange, StateChangeHook, retry_by_recipe
 from tasquencer.core.lineage import MAIN_LINEAGE, Lineage
-from tasquencer.core.policy import Counts, TaskPolicy, Verdict, until_exhausted
+from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.wording import moment
-from tasquencer.core.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
 __all__ = ["TASK_ACTOR", "TaskState"]
 
@@ -37,7 +37,7 @@ TASK_ACTOR = "task"
 """The actor of a transition that no person or program asked for."""
 
 
-class TaskState:
+class TaskState(Books):
     """The work items of one task and what follows from each event.
 
     Args:
@@ -47,8 +47,8 @@ class TaskState:
         record_of: Makes the domain record that is written beside each transition.
         deadline: No attempt starts at or after this time, where a lineage brings no deadline of its own.
         started_at: When the task began; only kept and carried along.
-        new_id: Gives a new unique id.
-        random: Gives a random number in [0, 1).
+        new_id: Gives the id of a work item, from its lineage and its attempt; unique.
+        random: Gives a random number in [0, 1), from the id of the work item that it is for.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class TaskState:
         run_id: str,
         task_type: str,
         recipe: RetryRecipe,
-        new_id: Callable[[], str],
-        random: Callable[[], float],
+        new_id: Callable[[str, int], str],
+        random: Callable[[str], float],
         policy: TaskPolicy = until_exhausted,
         on_work_item_state_changed: StateChangeHook = retry_by_recipe,
         record_of: RecordOf | None = None,
         deadline: datetime | None = None,
         started_at: datetime | None = None,
     ) -> None:
-        self.task_id = task_id
+        super().__init__(task_id, record_of)
         self.recipe = recipe
         self.deadline = deadline
         self.started_at = started_at
@@ -75,90 +75,24 @@ class TaskState:
         self._task_type = task_type
         self._policy = policy
         self._hook = on_work_item_state_changed
-        self._record_of = record_of
         self._new_id = new_id
         self._random = random
-        self._work_items: dict[str, WorkItem] = {}
-        self._sequences: dict[str, int] = {}
-        self._lineages: dict[str, Lineage] = {}
-        self._entries: list[LedgerEntry] = []
-        self._ended: list[str] = []
-        self._states = Counter[WorkItemState]()
-        self._standings = Counter[WorkItemState | None]()
         self._decisive: Transition | None = None
 
     # Reading
 
-    def work_items(self) -> list[WorkItem]:
-        """All work items, oldest first."""
-        return list(self._work_items.values())
-
-    def work_item(self, work_item_id: str) -> WorkItem:
-        """The work item with this id. Raises `UnknownWorkItem`."""
-        try:
-            return self._work_items[work_item_id]
-        except KeyError:
-            raise UnknownWorkItem(work_item_id, self.task_id) from None
-
-    def find(self, work_item_id: str) -> WorkItem | None:
-        """The work item with this id, if there is one: after a reset another one may have taken its place."""
-        return self._work_items.get(work_item_id)
-
-    def open_work_items(self) -> list[WorkItem]:
-        """Those that are initialized or started, oldest first."""
-        return [item for item in self._work_items.values() if not item.state.is_terminal]
-
-    def latest(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
-        """The last work item of a lineage. Raises `TaskMisused` if it was never begun."""
-        if lineage not in self._lineages:
-            raise TaskMisused(f"lineage {lineage!r} was never begun: call attempts() first")
-        return self._work_items[self._lineages[lineage].work_item_ids[-1]]
-
-    def before(self, work_item: WorkItem) -> WorkItem | None:
-        """The work item that came before this one in its lineage."""
-        ids = self._lineages[work_item.lineage].work_item_ids
-        return self._work_items[ids[work_item.attempt - 1]] if work_item.attempt else None
-
     def recipe_of(self, work_item: WorkItem) -> RetryRecipe:
         """The recipe of the work item's lineage."""
-        return self._lineages[work_item.lineage].recipe
+        return self.lineages[work_item.lineage].recipe
 
     def max_retries(self, work_item: WorkItem) -> int:
         """How many retries the work item's lineage has."""
         return self.recipe_of(work_item).max_retries
 
-    def counts(self) -> Counts:
-        """How many work items and lineages stand how."""
-        return Counts(
-            initialized=self._states[WorkItemState.INITIALIZED],
-            started=self._states[WorkItemState.STARTED],
-            completed=self._states[WorkItemState.COMPLETED],
-            failed=self._states[WorkItemState.FAILED],
-            canceled=self._states[WorkItemState.CANCELED],
-            open_lineages=self._standings[None],
-            completed_lineages=self._standings[WorkItemState.COMPLETED],
-            failed_lineages=self._standings[WorkItemState.FAILED],
-            canceled_lineages=self._standings[WorkItemState.CANCELED],
-        )
-
     @property
     def left_out_retries(self) -> bool:
         """Whether a retry was left out because of a deadline: decided a second time, it might not be."""
-        return any(lineage.too_late is not None for lineage in self._lineages.values())
-
-    @property
-    def has_entries(self) -> bool:
-        """Whether something is to be recorded."""
-        return bool(self._entries)
-
-    def just_ended(self) -> list[str]:
-        """Ids of the work items whose end is to be recorded."""
-        return list(self._ended)
-
-    def take_entries(self) -> list[LedgerEntry]:
-        """What is to be recorded since the last call, in order."""
-        entries, self._entries, self._ended = self._entries, [], []
-        return entries
+        return any(lineage.too_late is not None for lineage in self.lineages.values())
 
     # Events
 
@@ -176,11 +110,11 @@ class TaskState:
         Returns the work item that is to be started next; of a carried lineage that is already
         settled, its last one.
         """
-        known = self._lineages.get(lineage)
+        known = self.lineages.get(lineage)
         if self.verdict is Verdict.FAIL:
             raise TaskMisused(f"lineage {lineage!r} cannot begin: the task has failed")
         if known is None:
-            known = self._lineages[lineage] = Lineage(
+            known = self.lineages[lineage] = Lineage(
                 recipe or self.recipe, deadline or self.deadline, payload, begun=True
             )
             return self._initialize(
@@ -214,7 +148,7 @@ class TaskState:
     def expire(self, work_item_id: str, *, now: datetime) -> bool:
         """Give the work item up if it could only start at or after its lineage's deadline; whether it was."""
         item = self.work_item(work_item_id)
-        lineage = self._lineages[item.lineage]
+        lineage = self.lineages[item.lineage]
         if lineage.deadline is None or now < lineage.deadline:
             return False
         lineage.expired = True
@@ -271,11 +205,8 @@ class TaskState:
         old = self.work_item(work_item_id)
         if old.state.is_terminal:
             raise TaskMisused(f"work item {old.id!r} has ended, nothing can take its place")
-        del self._work_items[old.id], self._sequences[old.id]
-        self._states[old.state] -= 1
-        self._entries = [entry for entry in self._entries if entry.work_item.id != old.id]
         fresh: dict[str, Any] = {
-            "id": self._new_id(),
+            "id": self._new_id(old.lineage, old.attempt),
             "run_id": self._run_id,
             "state": WorkItemState.INITIALIZED,
             "created_at": now,
@@ -283,8 +214,8 @@ class TaskState:
             "worker": None,
         }
         item = old.model_copy(update=fresh)
-        self._lineages[old.lineage].work_item_ids[-1] = item.id
-        self._conclude(self._note(None, item, now, TASK_ACTOR, reason), may_continue=True)
+        transition = self.put_in_place(item, old, actor=TASK_ACTOR, reason=reason)
+        self._conclude(transition, may_continue=True)
         return item
 
     def adopt(self, known: LedgerEntry, entries: list[LedgerEntry]) -> list[LedgerEntry]:
@@ -304,8 +235,7 @@ class TaskState:
             raise TaskMisused(f"work item {present.id!r} is {present.state}, the ledger's end is not its own")
         fields = ("state", "result", "failure", "started_at", "ended_at", "worker")
         item = present.model_copy(update={name: getattr(known.work_item, name) for name in fields})
-        self._keep(item, present.state)
-        record = self._record(item)
+        record = self.correct(item)
         told = item.model_copy(update={"payload": None})
         entry = LedgerEntry(transition=known.transition, work_item=told, record=record)
         canceled = (item.id, WorkItemState.CANCELED)
@@ -317,7 +247,7 @@ class TaskState:
         """Cancel what is open, of one lineage or of all; neither hook nor policy is asked."""
         for item in self.open_work_items():
             if lineage in (None, item.lineage):
-                self._move(item, WorkItemState.CANCELED, now, TASK_ACTOR, reason)
+                self.move(item, WorkItemState.CANCELED, now, TASK_ACTOR, reason)
 
     # The end
 
@@ -326,16 +256,16 @@ class TaskState:
         if self.verdict is not Verdict.FAIL or self._decisive is None:
             raise TaskMisused("the task has not failed")
         item = self._culprit(self._decisive)
-        return explain(item, self._lineages[item.lineage], self._decisive, self.before(item))
+        return explain(item, self.lineages[item.lineage], self._decisive, self.before(item))
 
     def _culprit(self, decisive: Transition) -> WorkItem:
         """The work item that failed the task: the one that just ended badly, else the last that did."""
         bad = (WorkItemState.FAILED, WorkItemState.CANCELED)
         if decisive.next_state not in bad:
-            ended = [item for item in self._work_items.values() if item.state in bad and item.ended_at]
+            ended = [item for item in self.work_items() if item.state in bad and item.ended_at]
             if ended:
                 return max(ended, key=lambda item: item.ended_at or decisive.at)
-        return self._work_items[decisive.work_item_id]
+        return self.work_item(decisive.work_item_id)
 
     # Continuing as new
 
@@ -349,34 +279,33 @@ class TaskState:
                     recipe=lineage.recipe,
                     deadline=lineage.deadline,
                 )
-                for name, lineage in self._lineages.items()
+                for name, lineage in self.lineages.items()
             },
-            work_items=lean_work_items(self._work_items.values()),
+            work_items=lean_work_items(self.work_items()),
             payloads={
                 item.id: item.payload
                 for item in open_items
-                if item.payload != self._lineages[item.lineage].first_payload
+                if item.payload != self.lineages[item.lineage].first_payload
             },
-            sequences={item.id: self._sequences[item.id] for item in open_items},
+            sequences={item.id: self.sequence(item.id) for item in open_items},
             deadline=self.deadline,
             started_at=self.started_at,
+            verdict=self.verdict,
+            decisive=self._decisive,
         )
 
     def resume(self, carried: CarriedTask) -> None:
         """Take up what an earlier run carried along. Nothing is recorded again."""
-        if self._work_items:
+        if self.work_items():
             raise TaskMisused("only a new task can resume")
         self.deadline, self.started_at = carried.deadline, carried.started_at
+        self.verdict, self._decisive = carried.verdict, carried.decisive
         for name, lineage in carried.lineages.items():
-            self._lineages[name] = Lineage(lineage.recipe, lineage.deadline, lineage.payload, begun=False)
+            self.lineages[name] = Lineage(lineage.recipe, lineage.deadline, lineage.payload, begun=False)
         for lean in carried.work_items:
             payload = carried.payloads.get(lean.id, carried.lineages[lean.lineage].payload)
             item = lean if lean.state.is_terminal else lean.model_copy(update={"payload": payload})
-            self._work_items[item.id] = item
-            self._sequences[item.id] = carried.sequences.get(item.id, 0)
-            self._states[item.state] += 1
-            self._lineages[item.lineage].work_item_ids.append(item.id)
-            self._recount(item.lineage)
+            self.take_over(item, carried.sequences.get(item.id, 0))
 
     # The machinery
 
@@ -391,7 +320,7 @@ class TaskState:
         reason: str | None,
     ) -> WorkItem:
         item = WorkItem(
-            id=self._new_id(),
+            id=self._new_id(lineage, attempt),
             task_id=self.task_id,
             run_id=self._run_id,
             task_type=self._task_type,
@@ -404,8 +333,7 @@ class TaskState:
             not_before=now + delay.duration,
             created_at=now,
         )
-        self._lineages[lineage].work_item_ids.append(item.id)
-        self._conclude(self._note(None, item, now, TASK_ACTOR, reason), may_continue=True)
+        self._conclude(self.add(item, actor=TASK_ACTOR, reason=reason), may_continue=True)
         return item
 
     def _change(
@@ -419,78 +347,40 @@ class TaskState:
         may_continue: bool = True,
         **facts: object,
     ) -> Verdict:
-        transition = self._move(self.work_item(work_item_id), state, now, actor, reason, **facts)
+        transition = self.move(self.work_item(work_item_id), state, now, actor, reason, **facts)
         return self._conclude(transition, may_continue=may_continue)
 
     def _conclude(self, transition: Transition, *, may_continue: bool) -> Verdict:
         """What follows from a transition: the hook's wish, then the policy's verdict."""
         if may_continue:
-            item = self._work_items[transition.work_item_id]
-            jitter = self._random() if item.state is WorkItemState.FAILED else 0.0
-            wish = self._hook(StateChange(item, transition, self.recipe_of(item), jitter))
+            item = self.work_item(transition.work_item_id)
+            jitter = self._random(item.id) if item.state is WorkItemState.FAILED else 0.0
+            wish = self._wish(StateChange(item, transition, self.recipe_of(item), jitter))
             if wish is not None:
                 self._follow(item, wish, transition.at)
         return self._decide(transition)
 
-    def _move(
-        self,
-        before: WorkItem,
-        state: WorkItemState,
-        now: datetime,
-        actor: str,
-        reason: str | None,
-        **facts: object,
-    ) -> Transition:
-        if state not in LEGAL_TRANSITIONS[before.state]:
-            raise IllegalTransition(before.id, before.state, state)
-        if state.is_terminal:
-            facts["ended_at"] = now
-        return self._note(before, before.model_copy(update={"state": state, **facts}), now, actor, reason)
+    def _wish(self, change: StateChange) -> NextAttempt | None:
+        try:
+            wish: object = self._hook(change)
+        except Exception as error:
+            raise TaskMisused.by("the hook `on_work_item_state_changed`", error) from error
+        if wish is not None and not isinstance(wish, NextAttempt):
+            expected = "a NextAttempt or None"
+            raise TaskMisused.returned("the hook `on_work_item_state_changed`", wish, expected)
+        return wish
 
-    def _note(
-        self, before: WorkItem | None, item: WorkItem, now: datetime, actor: str, reason: str | None
-    ) -> Transition:
-        sequence = 0 if before is None else self._sequences[item.id] + 1
-        transition = Transition(
-            work_item_id=item.id,
-            sequence=sequence,
-            previous_state=None if before is None else before.state,
-            next_state=item.state,
-            at=now,
-            actor=actor,
-            reason=reason,
-        )
-        self._sequences[item.id] = sequence
-        self._keep(item, None if before is None else before.state)
-        # The ledger has the payload from the first entry; it need not travel again.
-        told = item if before is None else item.model_copy(update={"payload": None})
-        entry = LedgerEntry(transition=transition, work_item=told, record=self._record(item))
-        self._entries.append(entry)
-        if item.state.is_terminal:
-            self._ended.append(item.id)
-        return transition
-
-    def _record(self, item: WorkItem) -> DomainRecord | None:
-        return None if self._record_of is None else self._record_of(item, self.recipe_of(item))
-
-    def _keep(self, item: WorkItem, previous_state: WorkItemState | None) -> None:
-        self._work_items[item.id] = item
-        if previous_state is not None:
-            self._states[previous_state] -= 1
-        self._states[item.state] += 1
-        self._recount(item.lineage)
-
-    def _recount(self, name: str) -> None:
-        lineage = self._lineages[name]
-        state = self._work_items[lineage.work_item_ids[-1]].state
-        standing = state if state.is_terminal else None
-        if lineage.counted:
-            self._standings[lineage.standing] -= 1
-        lineage.standing, lineage.counted = standing, True
-        self._standings[standing] += 1
+    def _judge(self, transition: Transition) -> Verdict:
+        try:
+            verdict: object = self._policy(transition, self.counts())
+        except Exception as error:
+            raise TaskMisused.by("the policy", error) from error
+        if not isinstance(verdict, Verdict):
+            raise TaskMisused.returned("the policy", verdict, "a Verdict")
+        return verdict
 
     def _follow(self, item: WorkItem, wish: NextAttempt, now: datetime) -> None:
-        lineage = self._lineages[item.lineage]
+        lineage = self.lineages[item.lineage]
         if not item.state.is_terminal:
             raise TaskMisused(f"a hook asked for another attempt while {item.id!r} is still {item.state}")
         if item.attempt >= lineage.recipe.max_retries:
@@ -506,7 +396,7 @@ class TaskState:
     def _decide(self, transition: Transition) -> Verdict:
         if self.verdict is Verdict.FAIL:
             return self.verdict
-        self.verdict = self._policy(transition, self.counts())
+        self.verdict = self._judge(transition)
         if self.verdict is Verdict.FAIL:
             self._decisive = transition
         if self.verdict is not Verdict.CONTINUE:

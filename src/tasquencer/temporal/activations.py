@@ -42,8 +42,8 @@ class Behaviour(IntEnum):
 
     RESULTS_FIRST = 72_001
     """Results of local activities come before the other news of their activation."""
-    DERIVED_IDS = 72_002
-    """Ids and jitter follow from the run, the lineage and the attempt, not from the order of decisions."""
+    SECOND_EDITION = 72_002
+    """Ids and jitter follow from run, lineage and attempt; the end of a run begins nothing new."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

@@ -22,8 +22,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
+from uuid import UUID, uuid5
 
 from pydantic import BaseModel, JsonValue
 from temporalio import workflow
@@ -40,6 +42,7 @@ from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.wording import attempt_label, duration
 from tasquencer.core.work_item import WorkItem, WorkItemState
+from tasquencer.temporal.activations import Behaviour, behaves
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import (
     as_application_error,
@@ -124,8 +127,8 @@ class Task:
             policy=policy,
             on_work_item_state_changed=on_work_item_state_changed,
             record_of=record,
-            new_id=lambda: str(workflow.uuid4()),
-            random=lambda: workflow.random().random(),
+            new_id=_new_id,
+            random=_random,
             started_at=info.workflow_start_time,
         )
         self._driver = TaskDriver(self._state, lambda: TaskScope.current().continue_as_new(), concurrency)
@@ -437,6 +440,27 @@ class ActiveWorkItem:
             await self._driver.fail(self._item, failure_of(error), worker_of(error))
             return True
         return False
+
+
+_IDS = UUID("6f1d6c1e-2c0b-5c53-9a54-0d5f4e6f3a10")
+"""Namespace of the work items' ids."""
+
+
+def _new_id(lineage: str, attempt: int) -> str:
+    """The id of a work item. It follows from the run: a decision made again gives the same id in any order.
+
+    Temporal changes the random seed of a run that a reset has made, so ids differ before and after a reset.
+    """
+    if not behaves(Behaviour.SECOND_EDITION):
+        return str(workflow.uuid4())
+    name = f"{workflow.info().workflow_id}/{workflow.random_seed()}/{lineage}/{attempt}"
+    return str(uuid5(_IDS, name))
+
+
+def _random(work_item_id: str) -> float:
+    if not behaves(Behaviour.SECOND_EDITION):
+        return workflow.random().random()
+    return Random(work_item_id).random()  # noqa: S311
 
 
 def _ended(how: str) -> ApplicationError:

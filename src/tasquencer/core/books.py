@@ -1,0 +1,206 @@
+"""The books of a task: its work items, their transitions, the counts, and what is still to be recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+
+from tasquencer.core.entries import DomainRecord, LedgerEntry
+from tasquencer.core.errors import IllegalTransition, TaskMisused, UnknownWorkItem
+from tasquencer.core.hooks import RecordOf
+from tasquencer.core.lineage import MAIN_LINEAGE, Lineage
+from tasquencer.core.policy import Counts
+from tasquencer.core.work_item import LEGAL_TRANSITIONS, Transition, WorkItem, WorkItemState
+
+__all__ = ["Books"]
+
+
+class Books:
+    """Keeps what has happened, and makes an entry for the ledger from each transition.
+
+    Args:
+        task_id: The task whose books these are.
+        record_of: Makes the domain record of a work item in its present state; None: there is none.
+    """
+
+    def __init__(self, task_id: str, record_of: RecordOf | None) -> None:
+        self.lineages: dict[str, Lineage] = {}
+        self.task_id = task_id
+        self._record_of = record_of
+        self._work_items: dict[str, WorkItem] = {}
+        self._sequences: dict[str, int] = {}
+        self._logs: dict[str, list[LedgerEntry]] = {}
+        self._entries: list[LedgerEntry] = []
+        self._ended: list[str] = []
+        self._states = Counter[WorkItemState]()
+        self._standings = Counter[WorkItemState | None]()
+
+    # Reading
+
+    def work_items(self) -> list[WorkItem]:
+        """All work items, oldest first."""
+        return list(self._work_items.values())
+
+    def find(self, work_item_id: str) -> WorkItem | None:
+        """The work item with this id, if there is one: after a reset another one may have taken its place."""
+        return self._work_items.get(work_item_id)
+
+    def work_item(self, work_item_id: str) -> WorkItem:
+        """The work item with this id. Raises `UnknownWorkItem`."""
+        try:
+            return self._work_items[work_item_id]
+        except KeyError:
+            raise UnknownWorkItem(work_item_id, self.task_id) from None
+
+    def open_work_items(self) -> list[WorkItem]:
+        """Those that are initialized or started, oldest first."""
+        return [item for item in self._work_items.values() if not item.state.is_terminal]
+
+    def latest(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
+        """The last work item of a lineage. Raises `TaskMisused` if it was never begun."""
+        if lineage not in self.lineages:
+            raise TaskMisused(f"lineage {lineage!r} was never begun: call attempts() first")
+        return self._work_items[self.lineages[lineage].work_item_ids[-1]]
+
+    def before(self, work_item: WorkItem) -> WorkItem | None:
+        """The work item that came before this one in its lineage."""
+        ids = self.lineages[work_item.lineage].work_item_ids
+        return self._work_items[ids[work_item.attempt - 1]] if work_item.attempt else None
+
+    def sequence(self, work_item_id: str) -> int:
+        """The sequence of the work item's last transition."""
+        return self._sequences[work_item_id]
+
+    def counts(self) -> Counts:
+        """How many work items and lineages stand how."""
+        return Counts(
+            initialized=self._states[WorkItemState.INITIALIZED],
+            started=self._states[WorkItemState.STARTED],
+            completed=self._states[WorkItemState.COMPLETED],
+            failed=self._states[WorkItemState.FAILED],
+            canceled=self._states[WorkItemState.CANCELED],
+            open_lineages=self._standings[None],
+            completed_lineages=self._standings[WorkItemState.COMPLETED],
+            failed_lineages=self._standings[WorkItemState.FAILED],
+            canceled_lineages=self._standings[WorkItemState.CANCELED],
+        )
+
+    # What is to be recorded
+
+    @property
+    def has_entries(self) -> bool:
+        """Return whether something is to be recorded."""
+        return bool(self._entries)
+
+    def just_ended(self) -> list[str]:
+        """Ids of the work items whose end is to be recorded."""
+        return list(self._ended)
+
+    def take_entries(self) -> list[LedgerEntry]:
+        """What is to be recorded since the last call, in order."""
+        entries, self._entries, self._ended = self._entries, [], []
+        kept = {entry.work_item.id for entry in entries}
+        for known in [known for known in self._logs if known not in kept]:
+            if (item := self._work_items.get(known)) is None or item.state.is_terminal:
+                del self._logs[known]
+        return entries
+
+    def log(self, work_item_id: str) -> list[LedgerEntry]:
+        """All entries of a work item that is open or has just ended, as far as this run has made them."""
+        return list(self._logs.get(work_item_id, []))
+
+    # Changing
+
+    def add(self, item: WorkItem, *, actor: str, reason: str | None) -> Transition:
+        """Take a new work item in, as the last one of its lineage."""
+        self.lineages[item.lineage].work_item_ids.append(item.id)
+        return self._note(None, item, item.created_at, actor, reason)
+
+    def put_in_place(self, item: WorkItem, old: WorkItem, *, actor: str, reason: str | None) -> Transition:
+        """Take a new work item in, in the place of the last one of its lineage, of which nothing stays."""
+        del self._work_items[old.id], self._sequences[old.id]
+        self._logs.pop(old.id, None)
+        self._states[old.state] -= 1
+        self._entries = [entry for entry in self._entries if entry.work_item.id != old.id]
+        self.lineages[old.lineage].work_item_ids[-1] = item.id
+        return self._note(None, item, item.created_at, actor, reason)
+
+    def take_over(self, item: WorkItem, sequence: int) -> None:
+        """Take in a work item that an earlier run of the task has recorded."""
+        self._work_items[item.id] = item
+        self._sequences[item.id] = sequence
+        self._states[item.state] += 1
+        self.lineages[item.lineage].work_item_ids.append(item.id)
+        self._recount(item.lineage)
+
+    def move(
+        self,
+        before: WorkItem,
+        state: WorkItemState,
+        now: datetime,
+        actor: str,
+        reason: str | None,
+        **facts: object,
+    ) -> Transition:
+        """Change a work item's state. Raises `IllegalTransition`."""
+        if state not in LEGAL_TRANSITIONS[before.state]:
+            raise IllegalTransition(before.id, before.state, state)
+        if state.is_terminal:
+            facts["ended_at"] = now
+        return self._note(before, before.model_copy(update={"state": state, **facts}), now, actor, reason)
+
+    def correct(self, item: WorkItem) -> DomainRecord | None:
+        """Put this in the place of a work item that has ended; its domain record."""
+        self._keep(item, self.work_item(item.id).state)
+        return self._record(item)
+
+    def _note(
+        self, before: WorkItem | None, item: WorkItem, now: datetime, actor: str, reason: str | None
+    ) -> Transition:
+        sequence = 0 if before is None else self._sequences[item.id] + 1
+        transition = Transition(
+            work_item_id=item.id,
+            sequence=sequence,
+            previous_state=None if before is None else before.state,
+            next_state=item.state,
+            at=now,
+            actor=actor,
+            reason=reason,
+        )
+        self._sequences[item.id] = sequence
+        self._keep(item, None if before is None else before.state)
+        # The ledger has the payload from the first entry; it need not travel again.
+        told = item if before is None else item.model_copy(update={"payload": None})
+        entry = LedgerEntry(transition=transition, work_item=told, record=self._record(item))
+        self._entries.append(entry)
+        self._logs.setdefault(item.id, []).append(entry)
+        if item.state.is_terminal:
+            self._ended.append(item.id)
+        return transition
+
+    def _record(self, item: WorkItem) -> DomainRecord | None:
+        if self._record_of is None:
+            return None
+        try:
+            record = self._record_of(item, self.lineages[item.lineage].recipe)
+        except Exception as error:
+            raise TaskMisused.by("the function given as `record`", error) from error
+        if record is not None and not isinstance(record, DomainRecord):
+            raise TaskMisused.returned("the function given as `record`", record, "a DomainRecord or None")
+        return record
+
+    def _keep(self, item: WorkItem, previous_state: WorkItemState | None) -> None:
+        self._work_items[item.id] = item
+        if previous_state is not None:
+            self._states[previous_state] -= 1
+        self._states[item.state] += 1
+        self._recount(item.lineage)
+
+    def _recount(self, name: str) -> None:
+        lineage = self.lineages[name]
+        state = self._work_items[lineage.work_item_ids[-1]].state
+        standing = state if state.is_terminal else None
+        if lineage.counted:
+            self._standings[lineage.standing] -= 1
+        lineage.standing, lineage.counted = standing, True
+        self._standings[standing] += 1
