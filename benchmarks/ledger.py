@@ -38,7 +38,7 @@ from benchmarks.figures import (
 )
 from tasquencer.ai.record import ai_job_record
 from tasquencer.ai.request import AiAgentRequest
-from tasquencer.core.entries import LedgerEntry, storable
+from tasquencer.core.entries import LedgerEntry, cleaned
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
@@ -68,7 +68,7 @@ class OneByOne(SqlLedger):
     """Each call of `record` is a transaction of its own; on PostgreSQL as many at once as connections."""
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        await self._write([storable(entry) for entry in entries])
+        await self._write([cleaned(entry) for entry in entries])
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class AiBatchTask:
                 else:
                     batch.start_rows()
                     batch.load_rows()
-                    batch.record_outcomes()
+                    batch.save_outcomes()
                     batch.follow_tasks()
                 await batch.changed()
         except (asyncio.CancelledError, ActivityError) as error:

@@ -2,10 +2,10 @@
 
 `python -m tests.chaos.mortal_worker` runs `worker.py` with its options and settings. Besides, it looks for
 wills (`tests.chaos.wills`) in the folder `CHAOS_WILLS`. One of `die`, `after failed`, 0.2 seconds kills
-the process 0.2 s after it has committed a batch in which a work item failed; with `pause` it stops (SIGSTOP)
+the process 0.2 s after it has committed entries in which a work item failed; with `pause` it stops (SIGSTOP)
 until somebody else continues it. The moments are `tests.chaos.plan.MOMENTS`:
 
-- `before STATE`, `after STATE`: around the commit of a batch in which a work item comes to that state;
+- `before STATE`, `after STATE`: around the commit of entries in which a work item comes to that state;
 - `before settled`, `after settled`: around the settlement of what a task has forgotten;
 - `request`, `response`: as the request leaves, as its answer begins to arrive;
 - `continue-as-new`: as a task goes on in a new run.

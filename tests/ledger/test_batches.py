@@ -98,9 +98,9 @@ async def test_outcomes_are_counted_and_no_longer_pending(batches: BatchStore) -
         ended(1, RowState.COMPLETED, 3, input_tokens=6),
         ended(4, RowState.CANCELED, 4),
     ]
-    await batches.record("b", outcomes)
-    await batches.record("b", outcomes[1:])  # delivered twice
-    await batches.record("b", [])
+    await batches.save("b", outcomes)
+    await batches.save("b", outcomes[1:])  # delivered twice
+    await batches.save("b", [])
     assert await batches.counts("b") == BatchCounts(
         pending=1,
         completed=2,
@@ -117,8 +117,8 @@ async def test_outcomes_are_counted_and_no_longer_pending(batches: BatchStore) -
 
 async def test_a_row_that_has_completed_stays_so_another_one_may_end_otherwise(batches: BatchStore) -> None:
     await filled_batch(batches, "b", ["x"] * 2)
-    await batches.record("b", [ended(0, RowState.COMPLETED, 1), ended(1, RowState.FAILED, 2)])
-    await batches.record("b", [ended(0, RowState.FAILED, 3), ended(1, RowState.COMPLETED, 4)])
+    await batches.save("b", [ended(0, RowState.COMPLETED, 1), ended(1, RowState.FAILED, 2)])
+    await batches.save("b", [ended(0, RowState.FAILED, 3), ended(1, RowState.COMPLETED, 4)])
     counts = await batches.counts("b")
     assert (counts.completed, counts.failed, counts.ended) == (2, 0, 4)
 
@@ -128,7 +128,7 @@ async def test_the_end_cancels_what_is_pending_and_a_new_begin_takes_up_what_has
 ) -> None:
     await filled_batch(batches, "b", ["x"] * 4)
     assert (await batches.begin("b")).pending == 4
-    await batches.record("b", [ended(0, RowState.COMPLETED, 1), ended(1, RowState.FAILED, 2)])
+    await batches.save("b", [ended(0, RowState.COMPLETED, 1), ended(1, RowState.FAILED, 2)])
     for _ in range(2):
         await batches.end("b", BatchState.FAILED)
         counts = await batches.counts("b")
@@ -154,7 +154,7 @@ async def test_answers_come_from_the_ledger_in_both_orders_page_by_page(
         ended(0, RowState.COMPLETED, 3),
         ended(3, RowState.COMPLETED, 4),
     ]
-    await batches.record("b", outcomes)
+    await batches.save("b", outcomes)
     found = await answers(batches, "position", -1)
     assert [(answer.position, answer.text) for answer in found] == [
         (0, "answer 0"),
@@ -182,7 +182,7 @@ async def test_answers_come_from_the_ledger_in_both_orders_page_by_page(
 async def test_what_has_no_answer_comes_as_it_was_given(batches: BatchStore) -> None:
     request = {"prompt": "two", "metadata": {"topic": "moons"}, "retry": {"jitter": 0.5}}
     await filled_batch(batches, "b", ["one", request, "three"], model="m")
-    await batches.record("b", [ended(1, RowState.FAILED, 1)])
+    await batches.save("b", [ended(1, RowState.FAILED, 1)])
     await batches.end("b", BatchState.CANCELED)
     first, second, third = await batches.unanswered("b", after=-1, limit=10, most_bytes=MUCH)
     assert (second.request, second.state) == (request, RowState.FAILED)
@@ -212,7 +212,7 @@ async def test_pending_rows_whose_tasks_are_open_are_left_running(
             await ledger.record([life.completed()])
     retry = Life(id="retry", task_id="b/row-4", run_id="b/row-4", attempt=1)
     await ledger.record([retry.initialized()])
-    await batches.record("b", [ended(3, RowState.FAILED, 1)])
+    await batches.save("b", [ended(3, RowState.FAILED, 1)])
     assert await batches.left_running("b") == [
         OpenRow(position=0, row_id="row-0", found=True),
         OpenRow(position=4, row_id="row-4", found=True),
@@ -233,7 +233,7 @@ async def test_a_page_ends_where_it_gets_too_large_but_has_one_row(sql_ledger: S
     assert await pending(batches, after=2, most_bytes=400) == (["row-3"], True)
     for position, length in enumerate((100, 5000, 100)):
         await answered(sql_ledger, position, "x" * length)
-    await batches.record("b", [ended(position, RowState.COMPLETED, position + 1) for position in range(3)])
+    await batches.save("b", [ended(position, RowState.COMPLETED, position + 1) for position in range(3)])
     assert [answer.position for answer in await answers(batches, "position", -1, most_bytes=1000)] == [0]
     assert [answer.position for answer in await answers(batches, "position", 0, most_bytes=1000)] == [1]
     assert [answer.position for answer in await answers(batches, "number", 2, most_bytes=1000)] == [2]

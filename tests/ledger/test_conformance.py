@@ -87,12 +87,12 @@ async def test_a_large_batch_is_one_call(ledger: Ledger) -> None:
 
 async def test_a_batch_delivered_twice_changes_nothing_and_is_no_error(ledger: Ledger) -> None:
     life = Life()
-    batches = [[life.initialized(), life.started()], [life.failed()]]
-    for batch in batches:
-        await ledger.record(batch)
+    writes = [[life.initialized(), life.started()], [life.failed()]]
+    for write in writes:
+        await ledger.record(write)
     before = (await only(ledger), await ledger.transitions("a"))
-    for batch in batches:
-        await ledger.record(batch)
+    for write in writes:
+        await ledger.record(write)
     assert (await only(ledger), await ledger.transitions("a")) == before
 
 
@@ -119,14 +119,14 @@ async def test_a_late_copy_of_an_early_entry_is_skipped(ledger: Ledger) -> None:
 
 
 async def test_the_same_batch_delivered_many_times_at_once_is_written_once(ledger: Ledger) -> None:
-    batch = Life().until(WorkItemState.COMPLETED)
-    await asyncio.gather(*(ledger.record(batch) for _ in range(20)))
+    write = Life().until(WorkItemState.COMPLETED)
+    await asyncio.gather(*(ledger.record(write) for _ in range(20)))
     assert len(await ledger.transitions("a")) == 3
 
 
 async def test_batches_of_many_tasks_at_once_are_all_written(ledger: Ledger) -> None:
-    batches = [Life(id=f"w{n}", run_id=f"r{n}").until(WorkItemState.COMPLETED) for n in range(50)]
-    await asyncio.gather(*(ledger.record(batch) for batch in batches))
+    writes = [Life(id=f"w{n}", run_id=f"r{n}").until(WorkItemState.COMPLETED) for n in range(50)]
+    await asyncio.gather(*(ledger.record(write) for write in writes))
     assert len(await all_ids(ledger, states={WorkItemState.COMPLETED})) == 50
 
 
@@ -215,7 +215,7 @@ CONFLICTS: dict[str, tuple[Callable[[], list[LedgerEntry]], str, str]] = {
         _begins_again, "a", "its transition 0 is initialized, the entry says started"),
     "attempt taken": (
         _attempt_taken, "b", "attempt 0 of lineage 'main' in run 'run' is already work item 'a'"),
-    "attempt taken within the batch": (
+    "attempt taken within the write": (
         _taken_in_batch, "c", "attempt 0 of lineage 'other' in run 'run' is already work item 'b'"),
     "state is not the transition's": (
         lambda: _altered(state=WorkItemState.STARTED), "b",
@@ -239,9 +239,9 @@ async def test_a_conflict_is_refused_precisely_and_nothing_of_its_batch_is_writt
     await ledger.record(Life().until(WorkItemState.COMPLETED))
     before = await only(ledger)
     neighbour = Life(id="n", lineage="neighbour")
-    batch = [neighbour.initialized(ai_job("pending")), *entries(), neighbour.started()]
+    write = [neighbour.initialized(ai_job("pending")), *entries(), neighbour.started()]
     with pytest.raises(LedgerConflict) as refusal:
-        await ledger.record(batch)
+        await ledger.record(write)
     assert (refusal.value.work_item_id, refusal.value.problem) == (work_item_id, problem)
     assert isinstance(refusal.value, AlreadyEnded) == (entries is _another_end)
     assert await all_ids(ledger) == ["a"]
@@ -252,10 +252,10 @@ async def test_a_conflict_is_refused_precisely_and_nothing_of_its_batch_is_writt
 
 async def test_a_skipped_entry_does_not_excuse_a_conflict_beside_it(ledger: Ledger) -> None:
     life = Life()
-    batch = life.until(WorkItemState.STARTED)
-    await ledger.record(batch)
+    write = life.until(WorkItemState.STARTED)
+    await ledger.record(write)
     with pytest.raises(LedgerConflict):
-        await ledger.record([*batch, *_gap()])
+        await ledger.record([*write, *_gap()])
 
 
 async def test_after_a_refusal_the_ledger_goes_on(ledger: Ledger) -> None:
@@ -282,14 +282,14 @@ async def test_later_entries_do_not_change_what_the_first_one_set(ledger: Ledger
     assert await only(ledger) == created.model_copy(update=started)
 
 
-@pytest.mark.parametrize("batches", [1, 2], ids=["in one batch", "in two batches"])
-async def test_an_entry_that_names_no_worker_leaves_the_one_before(ledger: Ledger, batches: int) -> None:
+@pytest.mark.parametrize("writes", [1, 2], ids=["in one write", "in two writes"])
+async def test_an_entry_that_names_no_worker_leaves_the_one_before(ledger: Ledger, writes: int) -> None:
     life = Life()
     entries = [life.initialized(), life.started(worker="w1")]
     end = life.completed()
     entries.append(end.model_copy(update={"work_item": end.work_item.model_copy(update={"worker": None})}))
-    for batch in [entries] if batches == 1 else [entries[:2], entries[2:]]:
-        await ledger.record(batch)
+    for write in [entries] if writes == 1 else [entries[:2], entries[2:]]:
+        await ledger.record(write)
     assert (await only(ledger)).worker == "w1"
 
 
@@ -302,16 +302,16 @@ async def test_a_start_that_is_told_again_later_stays_as_its_transition_says(led
     assert (await only(ledger)).started_at == log[1].at == after(1)
 
 
-@pytest.mark.parametrize("batches", [1, 2], ids=["in one batch", "in two batches"])
-async def test_an_operator_changes_the_wait(ledger: Ledger, batches: int) -> None:
+@pytest.mark.parametrize("writes", [1, 2], ids=["in one write", "in two writes"])
+async def test_an_operator_changes_the_wait(ledger: Ledger, writes: int) -> None:
     life = Life(delay_seconds=4, delay_reason=DelayReason.BACKOFF)
     entries = [
         life.initialized(),
         life.started(delay_seconds=1.5, delay_reason=DelayReason.OPERATOR, not_before=after(1)),
         life.completed(),
     ]
-    for batch in [entries] if batches == 1 else [entries[:1], entries[1:]]:
-        await ledger.record(batch)
+    for write in [entries] if writes == 1 else [entries[:1], entries[1:]]:
+        await ledger.record(write)
     item = await only(ledger)
     assert (item.delay_seconds, item.delay_reason, item.not_before) == (1.5, DelayReason.OPERATOR, after(1))
     assert item.payload == life.payload
@@ -368,9 +368,9 @@ async def test_nul_and_lone_surrogates_are_replaced_everywhere(ledger: Ledger) -
 
 
 async def test_a_batch_with_such_text_may_be_delivered_twice(ledger: Ledger) -> None:
-    batch = Life(id="a\x00", payload="\x00").until(WorkItemState.STARTED)
-    await ledger.record(batch)
-    await ledger.record(batch)
+    write = Life(id="a\x00", payload="\x00").until(WorkItemState.STARTED)
+    await ledger.record(write)
+    await ledger.record(write)
     assert await all_ids(ledger) == ["a\ufffd"]
 
 

@@ -1,4 +1,4 @@
-"""Batches that arrive together share a transaction, and nothing else."""
+"""Writes that arrive together share a transaction, and nothing else."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Transactions:
             raise LedgerConflict("bad", "planted")
 
 
-def batch(work_item_id: str) -> list[LedgerEntry]:
+def write_of(work_item_id: str) -> list[LedgerEntry]:
     return [Life(work_item_id).initialized()]
 
 
 async def added(transactions: Transactions, *ids: str) -> list[BaseException | None]:
-    """What `add` gave for each batch, all added at once."""
+    """What `add` gave for each write, all added together."""
     group = GroupCommit(transactions.write)
-    adding = [asyncio.ensure_future(group.add(batch(name))) for name in ids]
+    adding = [asyncio.ensure_future(group.add(write_of(name))) for name in ids]
     while not transactions.ids:
         await asyncio.sleep(0)
     transactions.release.set()
@@ -51,10 +51,10 @@ async def test_what_arrives_during_a_transaction_shares_the_next_one() -> None:
     assert len(transactions.ids) <= 2
 
 
-async def test_no_batch_is_acknowledged_before_its_transaction_has_ended() -> None:
+async def test_no_write_is_acknowledged_before_its_transaction_has_ended() -> None:
     transactions = Transactions()
     group = GroupCommit(transactions.write)
-    adding = asyncio.ensure_future(group.add(batch("a")))
+    adding = asyncio.ensure_future(group.add(write_of("a")))
     while not transactions.ids:
         await asyncio.sleep(0)
     assert not adding.done()
@@ -62,7 +62,7 @@ async def test_no_batch_is_acknowledged_before_its_transaction_has_ended() -> No
     await adding
 
 
-async def test_a_refused_batch_never_fails_its_neighbours() -> None:
+async def test_a_refused_write_never_fails_its_neighbours() -> None:
     transactions = Transactions()
     a, bad, c = await added(transactions, "a", "bad", "c")
     assert (a, c) == (None, None)
@@ -70,12 +70,12 @@ async def test_a_refused_batch_never_fails_its_neighbours() -> None:
     assert ["bad"] in transactions.ids
 
 
-async def test_an_outage_fails_every_batch_of_the_group_and_the_next_one_is_tried() -> None:
+async def test_an_outage_fails_every_write_of_the_group_and_the_next_one_is_tried() -> None:
     transactions = Transactions(LedgerUnavailable("a database", "gone"))
     outcomes = await added(transactions, *"abc")
     assert any(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
     group = GroupCommit(transactions.write)
-    await group.add(batch("d"))
+    await group.add(write_of("d"))
 
 
 async def test_a_bug_in_the_write_leaves_nobody_waiting() -> None:
@@ -87,7 +87,7 @@ async def test_a_bug_in_the_write_leaves_nobody_waiting() -> None:
 async def test_finish_waits_for_what_is_being_written() -> None:
     transactions = Transactions()
     group = GroupCommit(transactions.write)
-    adding = asyncio.ensure_future(group.add(batch("a")))
+    adding = asyncio.ensure_future(group.add(write_of("a")))
     while not transactions.ids:
         await asyncio.sleep(0)
     finishing = asyncio.ensure_future(group.finish())
@@ -102,7 +102,7 @@ async def test_finish_waits_for_what_is_being_written() -> None:
 async def test_a_caller_that_is_canceled_does_not_stop_the_others(canceled: int) -> None:
     transactions = Transactions()
     group = GroupCommit(transactions.write)
-    adding = [asyncio.ensure_future(group.add(batch(name))) for name in "ab"]
+    adding = [asyncio.ensure_future(group.add(write_of(name))) for name in "ab"]
     while not transactions.ids:
         await asyncio.sleep(0)
     adding[canceled].cancel()

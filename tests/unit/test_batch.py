@@ -158,13 +158,13 @@ def test_outcomes_are_numbered_once_and_recorded_together() -> None:
     one.start()
     one.end(ended(1), NOON)
     one.end(ended(1), NOON)  # told twice
-    assert [(outcome.position, outcome.number) for outcome in one.to_record()] == [(1, 1)]
+    assert [(outcome.position, outcome.number) for outcome in one.to_save()] == [(1, 1)]
     one.end(ended(0, RowState.FAILED), NOON)
-    assert one.waits_to_be_recorded == 1
+    assert one.unsaved == 1
     carried = one.carry()
     assert [outcome.number for outcome in carried.unrecorded] == [1, 2]
-    one.recorded()
-    assert [(outcome.position, outcome.number, outcome.ended_at) for outcome in one.to_record()] == [
+    one.saved()
+    assert [(outcome.position, outcome.number, outcome.ended_at) for outcome in one.to_save()] == [
         (0, 2, NOON)
     ]
 
@@ -233,8 +233,8 @@ def test_a_row_that_has_ended_and_is_recorded_since_the_page_was_read_is_not_sta
     one.start()
     one.forget([0])
     one.end(ended(1), NOON)
-    one.to_record()
-    one.recorded()
+    one.to_save()
+    one.saved()
     one.load(rows(0, 1, 2), after=-1, is_last=True)  # as it was before that
     assert started(one) == [0, 2]
 

@@ -14,13 +14,13 @@ from tasquencer.core.entries import DomainRecord
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
-from tasquencer.ledger.comparison import Recorded, differences
+from tasquencer.ledger.comparison import FullWorkItem, differences
 from tasquencer.testing import InMemoryLedger
 from tests.unit.driving import NOON, after, rate_limited, task
 
 STARTED, COMPLETED, CANCELED = WorkItemState.STARTED, WorkItemState.COMPLETED, WorkItemState.CANCELED
 
-Told = dict[str, Recorded]
+Told = dict[str, FullWorkItem]
 
 
 def job(item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
@@ -33,7 +33,7 @@ async def recorded(state: TaskState) -> Told:
     found = {}
     for item in state.work_items():
         rows = await ledger.domain_records("jobs", [item.id])
-        found[item.id] = Recorded(item, await ledger.transitions(item.id), {"jobs": rows[item.id]})
+        found[item.id] = FullWorkItem(item, await ledger.transitions(item.id), {"jobs": rows[item.id]})
     return found
 
 
@@ -76,7 +76,7 @@ def without(told: Told, work_item_id: str) -> Told:
 
 def extra(told: Told, state: WorkItemState) -> Told:
     item = told["w1"].work_item.model_copy(update={"id": "w9", "state": state})
-    return told | {"w9": Recorded(item, [])}
+    return told | {"w9": FullWorkItem(item, [])}
 
 
 def settled(told: Told) -> Told:
@@ -94,7 +94,7 @@ def settled(told: Told) -> Told:
     )
     item = one.work_item.model_copy(update={"state": CANCELED, "ended_at": after(90)})
     jobs = {"jobs": {**one.records["jobs"], "status": "canceled"}}
-    return told | {"w1": Recorded(item, [*one.transitions, step], jobs)}
+    return told | {"w1": FullWorkItem(item, [*one.transitions, step], jobs)}
 
 
 SECOND_3, SECOND_4 = "2026-11-23T12:00:03+00:00", "2026-11-23T12:00:04+00:00"

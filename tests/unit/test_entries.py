@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasquencer.core.entries import DomainRecord, LedgerEntry, storable
+from tasquencer.core.entries import DomainRecord, LedgerEntry, cleaned
 from tasquencer.core.failure import Failure, FailureKind
 from tests.unit.driving import NOON, failed, task
 
@@ -23,7 +23,7 @@ def entry_with(text: str) -> LedgerEntry:
 def test_ordinary_text_is_kept(text: str) -> None:
     entry = entry_with(text)
 
-    assert storable(entry) == entry
+    assert cleaned(entry) == entry
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,13 @@ def test_ordinary_text_is_kept(text: str) -> None:
     ],
 )
 def test_nul_and_lone_surrogates_are_replaced_everywhere(text: str, expected: str) -> None:
-    cleaned = storable(entry_with(text))
+    found = cleaned(entry_with(text))
 
-    assert cleaned.work_item.payload == {expected: [expected, 1, None]}
-    assert cleaned.record is not None
-    assert cleaned.record.values == {"list": [{"text": expected}], "number": 1}
-    assert storable(cleaned) == cleaned
-    cleaned.model_dump_json()
+    assert found.work_item.payload == {expected: [expected, 1, None]}
+    assert found.record is not None
+    assert found.record.values == {"list": [{"text": expected}], "number": 1}
+    assert cleaned(found) == found
+    found.model_dump_json()
 
 
 def test_everything_else_of_the_entry_stays_as_it_was() -> None:
@@ -51,10 +51,10 @@ def test_everything_else_of_the_entry_stays_as_it_was() -> None:
     failed(state, "w0", Failure.of(FailureKind.RATE_LIMITED, "a\x00b", retry_after_seconds=7, status=429))
     entry = state.take_entries()[2]
 
-    cleaned = storable(entry)
+    found = cleaned(entry)
 
-    assert cleaned.transition == entry.transition
-    assert cleaned.work_item == entry.work_item.model_copy(
+    assert found.transition == entry.transition
+    assert found.work_item == entry.work_item.model_copy(
         update={
             "failure": Failure.of(FailureKind.RATE_LIMITED, "a\ufffdb", retry_after_seconds=7, status=429)
         }

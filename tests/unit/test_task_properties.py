@@ -1,6 +1,6 @@
 """Random histories of a task, checked against DESIGN's invariants by an oracle of its own.
 
-A history drives `TaskState` through random outcomes over several lineages, records every batch in the
+A history drives `TaskState` through random outcomes over several lineages, records every entries in the
 ledger (some of them twice), and sometimes lets the task continue as new with only JSON crossing over.
 After each step it compares what the ledger holds with the invariants, each computed from scratch:
 
@@ -162,9 +162,9 @@ class History:
     # What the ledger says
 
     def record(self, *, twice: bool = False) -> None:
-        batch = self.state.take_entries()
+        entries = self.state.take_entries()
         for _ in range(1 + twice):
-            at_once(self.ledger.record(batch))
+            at_once(self.ledger.record(entries))
         wanted = WorkItemFilter(task_id="task", limit=10_000, oldest_first=True)
         self.items = at_once(self.ledger.work_items(wanted))
 

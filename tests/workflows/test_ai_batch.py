@@ -476,11 +476,11 @@ class FallingBatches(InMemoryBatches):
     mended = False
     refused = 0
 
-    async def record(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
         if not self.mended:
             self.refused += 1
             raise LedgerUnavailable("a database", "connection refused")
-        await super().record(batch_id, outcomes)
+        await super().save(batch_id, outcomes)
 
 
 async def test_an_outage_of_the_ledger_is_waited_for(dev_server: EmbeddedTemporal) -> None:

@@ -101,8 +101,8 @@ class InMemoryBatches(BatchStore):
         page = [row.model_copy(update={"request": merged(defaults, row.request)}) for row in left[:limit]]
         return RowPage(rows=page, is_last=len(left) <= len(page))
 
-    async def record(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
-        """See `BatchStore.record`."""
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+        """See `BatchStore.save`."""
         held = self._outcomes.setdefault(batch_id, {})
         for outcome in outcomes:
             known = held.get(outcome.position)

@@ -112,7 +112,7 @@ class BatchStore(ABC):
 
     @abstractmethod
     async def counts(self, batch_id: str) -> BatchCounts:
-        """How its rows stand, as far as it is recorded."""
+        """How its rows stand, as far as it is saved."""
 
     @abstractmethod
     async def retrying(self, batch_id: str) -> int:
@@ -127,7 +127,7 @@ class BatchStore(ABC):
         """Its pending rows after this position, as their tasks are to be started (with the defaults)."""
 
     @abstractmethod
-    async def record(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
         """How rows ended. A row that has completed stays as it is."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a batch does next: which rows to start, load and record, and when its policy ends it.
+"""What a batch does next: which rows to start, load and save, and when its policy ends it.
 
 Pure: the workflow tells what has happened, and asks. Rows are loaded in the order of their positions; the
 window is full when so many tasks are under way as the batch may have.
@@ -26,13 +26,13 @@ from tasquencer.batch.rows import (
 from tasquencer.core.policy import Counts, Verdict
 from tasquencer.core.work_item import Transition, WorkItemState
 
-__all__ = ["LARGEST_PAGE", "MOST_UNRECORDED", "BatchWindow"]
+__all__ = ["LARGEST_PAGE", "MOST_UNSAVED", "BatchWindow"]
 
 LARGEST_PAGE = 500
 """Rows on a page."""
 
-MOST_UNRECORDED = 200
-"""Outcomes that are recorded at once, without waiting for more."""
+MOST_UNSAVED = 200
+"""Outcomes that are saved immediately, without waiting for more."""
 
 _SMALLEST_PAGE = 20
 
@@ -68,8 +68,8 @@ class BatchWindow:
         self._loaded: deque[BatchRow] = deque()
         self._all_loaded = False
         left = [] if carried is None else carried.unrecorded
-        self._unrecorded = {outcome.position: outcome for outcome in left}
-        self._in_record: dict[int, RowOutcome] = {}
+        self._unsaved = {outcome.position: outcome for outcome in left}
+        self._being_saved: dict[int, RowOutcome] = {}
         self._ended_lately: set[int] = set()  # since the last page
         self.cursor = -1 if carried is None else carried.cursor
         self.open: dict[int, OpenRow] = {} if carried is None else {row.position: row for row in carried.open}
@@ -106,9 +106,9 @@ class BatchWindow:
         return nothing_left and self.verdict is Verdict.CONTINUE
 
     @property
-    def waits_to_be_recorded(self) -> int:
-        """Outcomes that the ledger does not have yet and nobody is recording."""
-        return len(self._unrecorded)
+    def unsaved(self) -> int:
+        """Outcomes that the ledger does not have yet and that are not being saved."""
+        return len(self._unsaved)
 
     def load(self, page: Sequence[BatchRow], *, after: int, is_last: bool) -> None:
         """These are the pending rows that come after this position.
@@ -119,13 +119,13 @@ class BatchWindow:
         if after != self.cursor:
             return
         for row in page:
-            known = (self.open, self._unrecorded, self._in_record, self._ended_lately)
+            known = (self.open, self._unsaved, self._being_saved, self._ended_lately)
             if not any(row.position in positions for positions in known):
                 self._loaded.append(row)
         if page:
             self.cursor = page[-1].position
         self._all_loaded = is_last
-        self._ended_lately = {*self._unrecorded, *self._in_record}
+        self._ended_lately = {*self._unsaved, *self._being_saved}
 
     def start(self, used: int = 0) -> list[BatchRow]:
         """The rows to start now; from now on they are open.
@@ -160,7 +160,7 @@ class BatchWindow:
         self._ended_lately.add(outcome.position)
         self._number += 1
         counted = outcome.model_copy(update={"number": self._number, "ended_at": at})
-        self._unrecorded[outcome.position] = counted
+        self._unsaved[outcome.position] = counted
         self._states[outcome.state] += 1
         self._usage = Usage.total([self._usage, outcome])
         if outcome.failure is not None and outcome.state is not RowState.COMPLETED:
@@ -178,24 +178,24 @@ class BatchWindow:
             self._all_loaded = False
             self.cursor = min(self.cursor, first - 1)
 
-    def to_record(self) -> list[RowOutcome]:
-        """The outcomes to record now, in the order of their numbers; call `recorded` when that is done."""
-        self._in_record = self._unrecorded
-        self._unrecorded = {}
-        return list(self._in_record.values())
+    def to_save(self) -> list[RowOutcome]:
+        """The outcomes to save now, in the order of their numbers; call `saved` when that is done."""
+        self._being_saved = self._unsaved
+        self._unsaved = {}
+        return list(self._being_saved.values())
 
-    def recorded(self) -> None:
-        """The ledger has what `to_record` gave."""
-        self._in_record = {}
+    def saved(self) -> None:
+        """The ledger has what `to_save` gave."""
+        self._being_saved = {}
 
     def carry(self) -> CarriedBatch:
-        """For the next run. What was loaded is loaded again, what is being recorded is recorded again."""
+        """For the next run. What was loaded is loaded again, what is being saved is saved again."""
         cursor = self._loaded[0].position - 1 if self._loaded else self.cursor
         return CarriedBatch(
             counts=self._batch_counts(),
             cursor=cursor,
             open=list(self.open.values()),
-            unrecorded=[*self._in_record.values(), *self._unrecorded.values()],
+            unrecorded=[*self._being_saved.values(), *self._unsaved.values()],
             paused=self.paused,
             last_failure=self.last_failure,
         )

@@ -83,8 +83,8 @@ async def _list(wanted: WorkItemFilter, page: int, *, as_json: bool) -> ExitCode
     from tasquencer.ai.record import AI_JOBS
     from tasquencer.cli.connections import open_ledger, read_settings
     from tasquencer.cli.display import print_table
-    from tasquencer.cli.records import listed
     from tasquencer.cli.rendering import listing_table
+    from tasquencer.cli.work_items_json import listed
 
     async with open_ledger(read_settings()) as ledger:
         found = await ledger.work_items(wanted)
@@ -116,8 +116,8 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
     from tasquencer.ai.record import AI_JOBS
     from tasquencer.cli.connections import open_ledger, read_settings
     from tasquencer.cli.display import print_table
-    from tasquencer.cli.records import shown
     from tasquencer.cli.rendering import attempts_table, printable, totals, transitions_table
+    from tasquencer.cli.work_items_json import shown
     from tasquencer.core.wording import one_line
 
     async with open_ledger(read_settings()) as ledger:

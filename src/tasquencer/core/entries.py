@@ -9,7 +9,7 @@ from pydantic_core import PydanticSerializationError
 
 from tasquencer.core.work_item import Transition, WorkItem
 
-__all__ = ["DomainRecord", "LedgerEntry", "storable", "storable_text"]
+__all__ = ["DomainRecord", "LedgerEntry", "cleaned", "cleaned_text"]
 
 
 class DomainRecord(BaseModel):
@@ -36,26 +36,26 @@ class LedgerEntry(BaseModel):
     record: DomainRecord | None = None
 
 
-def storable(entry: LedgerEntry) -> LedgerEntry:
+def cleaned(entry: LedgerEntry) -> LedgerEntry:
     """The entry with U+FFFD in the place of what databases cannot hold: NUL and lone surrogates."""
     try:
         if "\\u0000" not in entry.model_dump_json():
             return entry
     except PydanticSerializationError:
         pass
-    return LedgerEntry.model_validate(_cleaned(entry.model_dump()))
+    return LedgerEntry.model_validate(_cleaned_value(entry.model_dump()))
 
 
-def storable_text(text: str) -> str:
+def cleaned_text(text: str) -> str:
     """The text with U+FFFD in the place of what a database cannot hold: NUL characters, lone surrogates."""
     return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _cleaned(value: object) -> object:
+def _cleaned_value(value: object) -> object:
     if isinstance(value, str):
-        return storable_text(value)
+        return cleaned_text(value)
     if isinstance(value, Mapping):
-        return {_cleaned(key): _cleaned(part) for key, part in value.items()}
+        return {_cleaned_value(key): _cleaned_value(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_cleaned(part) for part in value]
+        return [_cleaned_value(part) for part in value]
     return value

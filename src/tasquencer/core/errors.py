@@ -133,7 +133,7 @@ class LedgerError(TasquencerError):
 
 
 class LedgerConflict(LedgerError):
-    """An entry contradicts what the ledger holds. Nothing of its batch was written."""
+    """An entry contradicts what the ledger holds. Nothing of that write is kept."""
 
     def __init__(self, work_item_id: str, problem: str) -> None:
         self.work_item_id = work_item_id

@@ -54,7 +54,7 @@ _PROBLEM_LENGTH = 300
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
-def _storable(text: str) -> str:
+def _checked_text(text: str) -> str:
     if "\x00" in text:
         raise ValueError("must not contain NUL characters")
     try:
@@ -83,7 +83,7 @@ def keepable(value: JsonValue) -> JsonValue:
         part, depth = waiting.pop()
         seen += 1
         if isinstance(part, str):
-            _storable(part)
+            _checked_text(part)
         elif isinstance(part, float) and not math.isfinite(part):
             raise ValueError("must not contain NaN or infinity (it is not valid JSON)")
         elif isinstance(part, dict | list):
@@ -102,7 +102,7 @@ def _no_truth(value: object) -> object:
     return value
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+Text = Annotated[str, AfterValidator(_checked_text)]
 FilledText = Annotated[Text, AfterValidator(_filled)]
 Whole = Annotated[int, BeforeValidator(_no_truth)]
 Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]

@@ -79,7 +79,7 @@ def delay_label(work_item: WorkItem, after: str | None = None) -> str:
 
 
 def record_label(entries: Sequence[LedgerEntry], max_retries: Callable[[WorkItem], int]) -> str:
-    """What a batch of entries records: `first try failed: rate_limited; retry 1 of 3 waits 2 s`.
+    """What these entries record together: `first try failed: rate_limited; retry 1 of 3 waits 2 s`.
 
     Args:
         entries: In order; of several about one work item the last counts.

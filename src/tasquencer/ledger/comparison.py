@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 
-__all__ = ["Difference", "Recorded", "differences"]
+__all__ = ["Difference", "FullWorkItem", "differences"]
 
 _FACTS = ("run_id", "task_type", "lineage", "attempt", "payload", "result", "failure")
 _TIMES = ("created_at", "started_at", "ended_at")
@@ -34,8 +34,8 @@ _STATUS = "status"
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A work item with all that is recorded of it.
+class FullWorkItem:
+    """A work item with its transitions and domain records.
 
     Attributes:
         records: Its domain records, by table.
@@ -59,7 +59,7 @@ class Difference:
 
 
 def differences(
-    told: Mapping[str, Recorded], held: Mapping[str, Recorded], *, under_way: bool
+    told: Mapping[str, FullWorkItem], held: Mapping[str, FullWorkItem], *, under_way: bool
 ) -> list[Difference]:
     """What the ledger tells differently about the work items of one task.
 
@@ -79,7 +79,7 @@ def differences(
     return found
 
 
-def _problems(history: Recorded | None, ledger: Recorded | None, *, under_way: bool) -> Iterator[str]:
+def _problems(history: FullWorkItem | None, ledger: FullWorkItem | None, *, under_way: bool) -> Iterator[str]:
     if ledger is None:
         yield "is missing in the ledger"
         return
@@ -101,11 +101,11 @@ def _problems(history: Recorded | None, ledger: Recorded | None, *, under_way: b
         yield from _record_problems(table, record, ledger.records.get(table), ahead=ahead)
 
 
-def _states(recorded: Recorded) -> list[WorkItemState]:
+def _states(recorded: FullWorkItem) -> list[WorkItemState]:
     return [step.next_state for step in recorded.transitions]
 
 
-def _other_states(history: Recorded, ledger: Recorded, *, under_way: bool) -> str | None:
+def _other_states(history: FullWorkItem, ledger: FullWorkItem, *, under_way: bool) -> str | None:
     """What is wrong with states that are not the same; None if the ledger only knows more."""
     told, held = _states(history), _states(ledger)
     more = held[len(told) :]
@@ -117,7 +117,7 @@ def _other_states(history: Recorded, ledger: Recorded, *, under_way: bool) -> st
     return f"went {' → '.join(told)}, in the ledger {' → '.join(held) or 'nowhere'}"
 
 
-def _transition_problems(history: Recorded, ledger: Recorded) -> Iterator[str]:
+def _transition_problems(history: FullWorkItem, ledger: FullWorkItem) -> Iterator[str]:
     for told, held in zip(history.transitions, ledger.transitions, strict=False):
         if told.next_state is not held.next_state:  # a lost start, and what followed
             return

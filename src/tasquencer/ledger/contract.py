@@ -39,7 +39,7 @@ class Ledger(ABC):
     used and holds the schema this release works with (`LedgerUnavailable`, `SchemaMismatch`).
 
     **Writing** happens only through `record`, at least once. One call is one transaction: either
-    all entries of the batch are in the ledger when it returns, or it raises and none is.
+    all its entries are in the ledger when it returns, or it raises and none is.
 
     - An entry whose transition the ledger already holds (same work item, same sequence, same next
       state) was delivered twice: it is skipped, domain record included.
@@ -57,12 +57,12 @@ class Ledger(ABC):
       is a database, the database itself refuses to update or delete them.
     - Text that a database cannot hold (NUL characters, lone surrogates) is stored with U+FFFD in
       its place.
-    - Any outage raises `LedgerUnavailable`; the caller may try the same batch again.
+    - Any outage raises `LedgerUnavailable`; the caller may try the same entries again.
 
     **Settling** (`settle`) ends what a run of a task has left open, or what the settlement names of it, as if
     the task had canceled it.
 
-    **Reading** sees every batch whose `record` has returned. Lists are newest first
+    **Reading** sees all entries whose `record` has returned. Lists are newest first
     (`created_at`, then attempt, descending) unless the filter says otherwise.
     """
 
@@ -85,7 +85,7 @@ class Ledger(ABC):
 
     @abstractmethod
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        """Write the batch in one transaction. Raises `LedgerConflict` or `LedgerUnavailable`."""
+        """Write the entries in one transaction. Raises `LedgerConflict` or `LedgerUnavailable`."""
 
     @abstractmethod
     async def settle(self, settlement: Settlement) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic import JsonValue
 
-from tasquencer.core.entries import LedgerEntry, storable
+from tasquencer.core.entries import LedgerEntry, cleaned
 from tasquencer.core.errors import LedgerConflict
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 from tasquencer.ledger.contract import (
@@ -47,7 +47,7 @@ class InMemoryLedger(Ledger):
         )
         try:
             for entry in entries:
-                self._write(storable(entry))
+                self._write(cleaned(entry))
         except LedgerConflict:
             self._work_items, self._transitions, self._records = saved
             raise

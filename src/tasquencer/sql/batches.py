@@ -176,8 +176,8 @@ class SqlBatches(BatchStore):
 
         return await self._read(work)
 
-    async def record(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
-        """See `BatchStore.record`."""
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+        """See `BatchStore.save`."""
         values = [
             {"same_batch": batch_id, "same_position": outcome.position}
             | outcome.model_dump(exclude={"position", "row_id"})

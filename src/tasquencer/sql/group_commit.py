@@ -1,7 +1,7 @@
-"""Group commit: batches that arrive while a transaction runs share the next one.
+"""Group commit: writes that arrive while a transaction runs share the next one.
 
-A commit costs the same for one batch as for fifty, so the more tasks a worker carries out at once, the less
-each pays. Nobody waits for company: the first batch is written at once.
+A commit costs the same for one write as for fifty, so the more tasks a worker carries out, the less each
+pays. No write waits for others: the first one begins a transaction immediately.
 """
 
 from __future__ import annotations
@@ -17,36 +17,34 @@ from tasquencer.core.errors import LedgerConflict
 __all__ = ["GroupCommit"]
 
 _LARGEST_GROUP = 64
-"""Batches in one transaction, so that a conflict among many does not make all of them wait long."""
-
-Batch = Sequence[LedgerEntry]
+"""Writes in one transaction. A conflict among many makes all of them wait, so the group must not be large."""
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    batch: Batch
+    entries: Sequence[LedgerEntry]
     written: asyncio.Future[None]
 
 
 class GroupCommit:
-    """Writes batches one group after the other, each group in one transaction.
+    """Carries out writes one group after the other, each group in one transaction.
 
     Args:
-        write: Writes the entries in one transaction; what it raises, nothing of them was written.
+        write: Writes the entries in one transaction; if it raises, none of them was written.
     """
 
-    def __init__(self, write: Callable[[Batch], Awaitable[None]]) -> None:
+    def __init__(self, write: Callable[[Sequence[LedgerEntry]], Awaitable[None]]) -> None:
         self._write = write
         self._waiting: deque[_Waiting] = deque()
         self._writer: asyncio.Task[None] | None = None
 
-    async def add(self, batch: Batch) -> None:
-        """Return once the batch is committed; raise what kept it from being so.
+    async def add(self, entries: Sequence[LedgerEntry]) -> None:
+        """Return once the entries are committed; raise the error that prevented it.
 
-        A batch that the ledger refuses never fails its neighbours. Who is cancelled while waiting does not
-        know whether the batch was written.
+        A write that the ledger refuses never fails the others of its group. A caller that is cancelled while
+        it waits does not know whether its entries were written.
         """
-        waiting = _Waiting(batch, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(entries, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_waiting())
@@ -70,7 +68,7 @@ class GroupCommit:
 
     async def _write_group(self, group: list[_Waiting]) -> None:
         try:
-            await self._write([entry for waiting in group for entry in waiting.batch])
+            await self._write([entry for waiting in group for entry in waiting.entries])
         except LedgerConflict as conflict:
             if len(group) == 1:
                 _end(group[0], conflict)

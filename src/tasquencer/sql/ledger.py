@@ -10,7 +10,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from pydantic import JsonValue
 
-from tasquencer.core.entries import LedgerEntry, storable
+from tasquencer.core.entries import LedgerEntry, cleaned
 from tasquencer.core.errors import LedgerConflict
 from tasquencer.core.work_item import Transition, WorkItem
 from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
@@ -97,9 +97,8 @@ class SqlLedger(Ledger):
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         """See `Ledger.record`."""
-        batch = [storable(entry) for entry in entries]
-        if batch:
-            await self._commits.add(batch)
+        if entries:
+            await self._commits.add([cleaned(entry) for entry in entries])
 
     async def settle(self, settlement: Settlement) -> list[str]:
         """See `Ledger.settle`."""
@@ -130,18 +129,18 @@ class SqlLedger(Ledger):
         found = self._domain_tables[table]
         return await self._read(lambda connection: domain_records_in(connection, found, work_item_ids))
 
-    async def _write(self, batch: Sequence[LedgerEntry]) -> None:
+    async def _write(self, entries: Sequence[LedgerEntry]) -> None:
         async def check_attempts() -> None:
-            taken = await self._read(lambda connection: taken_attempt(connection, batch))
+            taken = await self._read(lambda connection: taken_attempt(connection, entries))
             if taken is not None:
                 raise taken
 
         try:
             await self._change(
-                lambda connection: write(connection, batch, self._domain_tables), check_attempts
+                lambda connection: write(connection, entries, self._domain_tables), check_attempts
             )
         except _Refused as refused:
-            raise self._refusal(batch, refused.error) from refused.error
+            raise self._refusal(entries, refused.error) from refused.error
 
     async def _change_or_wait(self, work: Callable[[sa.Connection], T]) -> T:
         """Do the work in a transaction; what keeps being refused counts as an outage."""
@@ -178,9 +177,9 @@ class SqlLedger(Ledger):
                         raise _Refused(error) from error
         raise AssertionError("unreachable")
 
-    def _refusal(self, batch: Sequence[LedgerEntry], error: Exception) -> LedgerConflict:
-        others = f" (or one of the {len(batch) - 1} entries recorded with it)" if len(batch) > 1 else ""
-        return LedgerConflict(batch[0].work_item.id, f"{self._database.problem(error)}{others}")
+    def _refusal(self, entries: Sequence[LedgerEntry], error: Exception) -> LedgerConflict:
+        others = f" (or one of the {len(entries) - 1} entries recorded with it)" if len(entries) > 1 else ""
+        return LedgerConflict(entries[0].work_item.id, f"{self._database.problem(error)}{others}")
 
     async def _read(self, work: Callable[[sa.Connection], T]) -> T:
         for tries_left in reversed(range(_TRIES)):

@@ -1,7 +1,7 @@
 """Statements as the driver takes them: compiled once, their values bound without SQLAlchemy's way to do so.
 
 SQLAlchemy takes every row apart by name, looks up the types of its values and puts it together again, at
-each execution: the greater part of what a batch of the ledger took in Python.
+each execution: the greater part of what a write of the ledger took in Python.
 """
 
 from __future__ import annotations

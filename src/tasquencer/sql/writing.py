@@ -1,8 +1,8 @@
-"""Writing entries: which rows a batch adds and changes, and the statements for them.
+"""Writing entries: which rows they add and change, and the statements for that.
 
-`write` works within a transaction that the caller begins and commits. Two processes may write the same batch
-at the same time: the primary key of the transitions makes one of them wait for the other and then fail with
-an `IntegrityError`; tried again, it finds the rows and skips them.
+`write` works within a transaction that the caller begins and commits. Two processes may write the same
+entries at the same time. The primary key of the transitions makes one of them wait for the other and fail
+with an `IntegrityError`. Its next try finds the rows and skips them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Plan:
 def write(
     connection: sa.Connection, entries: Sequence[LedgerEntry], domain_tables: Mapping[str, sa.Table]
 ) -> None:
-    """Write what of the batch the ledger does not hold yet, within the connection's transaction.
+    """Write those entries that the ledger does not hold yet, within the connection's transaction.
 
     Raises:
         LedgerConflict: an entry contradicts what the ledger holds. Roll back.

@@ -25,14 +25,14 @@ __all__ = [
     "FOLLOW",
     "LOAD",
     "PAUSED",
-    "RECORD",
+    "SAVE",
     "TASK_WORKFLOW",
     "BatchCalls",
     "EndRequest",
     "FollowRequest",
     "Followed",
     "LoadRequest",
-    "RecordRequest",
+    "SaveRequest",
 ]
 
 BATCH_WORKFLOW = "AiBatchTask"
@@ -40,7 +40,7 @@ TASK_WORKFLOW = "AiAgentTask"
 
 BEGIN = "tasquencer.begin_batch"
 LOAD = "tasquencer.load_batch_rows"
-RECORD = "tasquencer.record_batch_rows"
+SAVE = "tasquencer.record_batch_rows"
 CANCEL = "tasquencer.cancel_batch_rows"
 FOLLOW = "tasquencer.follow_batch_rows"
 END = "tasquencer.end_batch"
@@ -76,8 +76,8 @@ class LoadRequest(BaseModel):
     limit: int
 
 
-class RecordRequest(BaseModel):
-    """Which outcomes to record."""
+class SaveRequest(BaseModel):
+    """Which outcomes to save."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -144,11 +144,11 @@ class BatchCalls:
         )
         return page
 
-    async def record(self, outcomes: list[RowOutcome]) -> None:
-        """Record how rows ended."""
+    async def save(self, outcomes: list[RowOutcome]) -> None:
+        """Save how rows ended."""
         # A local activity: one a second would use up the queue's limit of calls per second.
-        request = RecordRequest(batch_id=self._batch_id, outcomes=outcomes)
-        await _execute_locally(RECORD, request, RECORD_TIMEOUT)
+        request = SaveRequest(batch_id=self._batch_id, outcomes=outcomes)
+        await _execute_locally(SAVE, request, RECORD_TIMEOUT)
 
     async def cancel(self, rows: Sequence[OpenRow]) -> None:
         """Ask the tasks of these rows to cancel."""

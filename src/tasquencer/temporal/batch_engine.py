@@ -1,7 +1,7 @@
-"""The engine of a batch: starts its rows as child workflows, collects their ends and records them.
+"""The engine of a batch: starts its rows as child workflows, collects their ends and saves them.
 
-`tasquencer.batch.window` decides which rows to start, load and record. The engine carries that out in a
-workflow. Loading, recording and following run in the background, one of each at a time; `changed` returns
+`tasquencer.batch.window` decides which rows to start, load and save. The engine carries that out in a
+workflow. Loading, saving and following run in the background, one of each at a time; `changed` returns
 when one of them, a row or a pause has news.
 
 A child workflow outlives the run of the batch that started it. The next run learns of its end by asking
@@ -36,7 +36,7 @@ from tasquencer.batch.rows import (
     task_id_of,
 )
 from tasquencer.batch.store import BatchState, RowPage
-from tasquencer.batch.window import MOST_UNRECORDED, BatchWindow
+from tasquencer.batch.window import MOST_UNSAVED, BatchWindow
 from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.core.policy import Verdict
 from tasquencer.temporal.batch_calls import PAUSED, TASK_WORKFLOW, BatchCalls, Followed
@@ -50,8 +50,8 @@ _LONGEST_HISTORY = 7_000
 """Events after which a batch continues as new, if Temporal does not suggest it before. The rows that are then
 under way add up to 2,000."""
 
-_RECORD_SECONDS = 1.0
-"""How long an outcome waits for others to be recorded with."""
+_SAVE_SECONDS = 1.0
+"""How long an outcome waits for others to be saved with."""
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -86,7 +86,7 @@ class BatchEngine:
         self._bug: BaseException | None = None
         self._loading: asyncio.Task[RowPage] | None = None
         self._loading_after = -1
-        self._recording: asyncio.Task[None] | None = None
+        self._saving: asyncio.Task[None] | None = None
         self._following: asyncio.Task[Followed] | None = None
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         with contextlib.suppress(InvalidRequest):
@@ -171,10 +171,10 @@ class BatchEngine:
             page = self._calls.load(after=self._window.cursor, limit=self._window.page_size)
             self._loading = self._in_background(page)
 
-    def record_outcomes(self) -> None:
-        """Record the outcomes that the ledger does not have, a second's worth at a time."""
-        if self._window.waits_to_be_recorded and self._recording is None:
-            self._recording = self._in_background(self._record())
+    def save_outcomes(self) -> None:
+        """Save the outcomes that the ledger does not have, a second's worth at a time."""
+        if self._window.unsaved and self._saving is None:
+            self._saving = self._in_background(self._save_soon())
 
     def follow_tasks(self) -> None:
         """Look how the tasks end that another run of the batch has started."""
@@ -187,7 +187,7 @@ class BatchEngine:
         self._take_in()
 
     async def end(self) -> AiBatchResult:
-        """Cancel what is still under way, and record how everything ended.
+        """Cancel what is still under way, and save how everything ended.
 
         Raises:
             ApplicationError: of type `TaskFailed`, if the policy ended the batch or rows have disappeared.
@@ -199,7 +199,7 @@ class BatchEngine:
         return self._window.result()
 
     async def cancel(self) -> None:
-        """Cancel all rows under way, and record how everything ended. A cancel cannot interrupt it."""
+        """Cancel all rows under way, and save how everything ended. A cancel cannot interrupt it."""
         await to_the_end(self._end(BatchState.CANCELED))
 
     async def _carry_out(self, row: BatchRow) -> None:
@@ -239,9 +239,9 @@ class BatchEngine:
             page = self._loading.result()
             self._loading = None
             self._window.load(page.rows, after=self._loading_after, is_last=page.is_last)
-        if self._recording is not None and self._recording.done():
-            self._recording.result()
-            self._recording = None
+        if self._saving is not None and self._saving.done():
+            self._saving.result()
+            self._saving = None
         if self._following is not None and self._following.done():
             followed = Followed() if self._following.cancelled() else self._following.result()
             self._following = None
@@ -255,20 +255,20 @@ class BatchEngine:
             self._to_follow.pop(position, None)
         self._window.forget(followed.unknown)
 
-    async def _record(self) -> None:
+    async def _save_soon(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await workflow.wait_condition(
-                lambda: self._is_ending or self._window.waits_to_be_recorded >= MOST_UNRECORDED,
-                timeout=_RECORD_SECONDS,
+                lambda: self._is_ending or self._window.unsaved >= MOST_UNSAVED,
+                timeout=_SAVE_SECONDS,
                 timeout_summary="more outcomes to record",
             )
-        await self._write(self._window)
+        await self._save(self._window)
 
-    async def _write(self, window: BatchWindow) -> None:
+    async def _save(self, window: BatchWindow) -> None:
         workflow.set_current_details(_details(window.progress()))
-        if outcomes := window.to_record():
-            await self._calls.record(outcomes)
-            window.recorded()
+        if outcomes := window.to_save():
+            await self._calls.save(outcomes)
+            window.saved()
 
     async def _look(self, rows: list[OpenRow]) -> Followed:
         """Look once whether one of the tasks has ended; if none has, pause."""
@@ -291,13 +291,13 @@ class BatchEngine:
         await workflow.wait_condition(lambda: not self._starting)
         if self._following is not None:
             self._following.cancel()
-        if self._recording is not None:
-            await self._recording
+        if self._saving is not None:
+            await self._saving
         if (window := self._begun) is not None:
             if rows := list(window.open.values()):
                 await self._calls.cancel(rows)
                 self._take_ends(await self._calls.follow(rows, is_last=True))
-            await self._write(window)
+            await self._save(window)
         await self._calls.end(state)
 
     def _failure(self) -> ApplicationError | None:

@@ -26,7 +26,7 @@ from temporalio.service import RPCError
 from tasquencer.ai.answer import AiAgentResult
 from tasquencer.batch.rows import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
 from tasquencer.batch.store import BatchStore, RowPage
-from tasquencer.core.entries import storable_text
+from tasquencer.core.entries import cleaned_text
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import FailureKind
 from tasquencer.core.wording import one_line
@@ -38,13 +38,13 @@ from tasquencer.temporal.batch_calls import (
     END,
     FOLLOW,
     LOAD,
-    RECORD,
+    SAVE,
     TASK_WORKFLOW,
     EndRequest,
     Followed,
     FollowRequest,
     LoadRequest,
-    RecordRequest,
+    SaveRequest,
 )
 from tasquencer.temporal.heartbeats import heartbeats
 from tasquencer.temporal.ledger_outage import retried_outages
@@ -109,7 +109,7 @@ def lost_row(row: OpenRow, cause: BaseException | None) -> RowOutcome:
             told = one_line(str(cause), _MESSAGE_LENGTH)
             failure = RowFailure(type=type(cause).__name__, message=told)
     texts: dict[str, str] = failure.model_dump(exclude_none=True)
-    failure = RowFailure(**{name: storable_text(text) for name, text in texts.items()})
+    failure = RowFailure(**{name: cleaned_text(text) for name, text in texts.items()})
     return RowOutcome(position=row.position, row_id=row.row_id, state=state, failure=failure)
 
 
@@ -149,11 +149,11 @@ class BatchActivities:
                 request.batch_id, after=request.after, limit=request.limit, most_bytes=_PAGE_BYTES
             )
 
-    @activity.defn(name=RECORD)
-    async def record(self, request: RecordRequest) -> None:
-        """Record outcomes."""
+    @activity.defn(name=SAVE)
+    async def save(self, request: SaveRequest) -> None:
+        """Save outcomes."""
         with retried_outages():
-            await self._batches.record(request.batch_id, request.outcomes)
+            await self._batches.save(request.batch_id, request.outcomes)
 
     @activity.defn(name=END)
     async def end(self, request: EndRequest) -> None:
@@ -227,7 +227,7 @@ class _Following:
             return True  # it has gone meanwhile
         started = first.workflow_execution_started_event_attributes
         if not page.rows or page.rows[0].position != row.position:
-            return True  # its outcome is recorded
+            return True  # its outcome is saved
         (request, *_) = await self._client.data_converter.decode(started.input.payloads) or [None]
         return started.workflow_type.name == TASK_WORKFLOW and request == page.rows[0].request
 
@@ -285,9 +285,9 @@ class _Following:
         except RPCError as error:
             if not is_missing(error):
                 raise
-            return await self._recorded(row, task_id)
+            return await self._end_in_ledger(row, task_id)
 
-    async def _recorded(self, row: OpenRow, task_id: str) -> RowOutcome | None:
+    async def _end_in_ledger(self, row: OpenRow, task_id: str) -> RowOutcome | None:
         """How a task ended that Temporal has forgotten."""
         newest = await self._ledger.work_items(WorkItemFilter(task_id=task_id, limit=1))
         if not newest or not newest[0].state.is_terminal:

@@ -71,7 +71,7 @@ class TasquencerPlugin(SimplePlugin):
             activities += [
                 of_batches.begin,
                 of_batches.load,
-                of_batches.record,
+                of_batches.save,
                 of_batches.cancel,
                 of_batches.follow,
                 of_batches.end,

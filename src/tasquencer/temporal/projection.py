@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import LedgerConflict
-from tasquencer.ledger.comparison import Difference, Recorded, differences
+from tasquencer.ledger.comparison import Difference, FullWorkItem, differences
 from tasquencer.ledger.contract import Ledger
 from tasquencer.ledger.memory import InMemoryLedger
 from tasquencer.temporal.histories import TaskHistory, Write
@@ -77,7 +77,7 @@ async def rebuild(told: TaskHistory, ledger: Ledger) -> Rebuilt:
     return done
 
 
-def _length(recorded: Recorded) -> int:
+def _length(recorded: FullWorkItem) -> int:
     return len(recorded.transitions)
 
 
@@ -122,14 +122,14 @@ def _unreadable(unknown: set[str]) -> list[str]:
     return [f"domain table {table!r} is not known here: its rows are left out" for table in sorted(unknown)]
 
 
-async def _recorded(ledger: Ledger, task_id: str, tables: Sequence[str]) -> dict[str, Recorded]:
+async def _recorded(ledger: Ledger, task_id: str, tables: Sequence[str]) -> dict[str, FullWorkItem]:
     """All that the ledger holds of a task, oldest first."""
     items = await ledger.work_items_of(task_id)
     ids = [item.id for item in items]
     transitions = await ledger.transitions_of(ids)
     records = {table: await ledger.domain_records(table, ids) for table in tables}
     return {
-        item.id: Recorded(
+        item.id: FullWorkItem(
             item,
             transitions.get(item.id, []),
             {table: rows[item.id] for table, rows in records.items() if item.id in rows},
