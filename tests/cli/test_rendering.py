@@ -12,7 +12,6 @@ from tasquencer.cli.rendering import (
     cost_label,
     listing_table,
     live_table,
-    printable,
     totals,
     transitions_table,
 )
@@ -80,7 +79,6 @@ def test_lineages_are_named_once_there_are_several() -> None:
 def test_text_of_the_provider_cannot_steer_the_terminal_nor_rich() -> None:
     story = Story().start(0).fail(1, Failure.of(FailureKind.PROVIDER_ERROR, "\x1b[2J[bold]:smile: [/nope]"))
     assert "provider_error: \N{REPLACEMENT CHARACTER}[2J[bold]:smile: [/nope]" in drawn(live(story, at=1))
-    assert printable("a\tb\nc\x07\x9b") == "a\tb\nc\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

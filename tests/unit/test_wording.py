@@ -149,8 +149,8 @@ def test_the_table_of_a_task_shows_every_work_item_with_delay_and_failure() -> N
     assert plain(markdown_table(state.work_items(), three)) == [
         "| attempt | state | delay | took |",
         "| :-- | :-- | :-- | --: |",
-        r"| first try | ✗ failed: **rate\_limited**<br>slow down | none | 350 ms |",
-        r"| retry 1 of 3 | ✗ failed: **timed\_out**<br>no answer | 7 s asked by the provider | 2.5 s |",
+        r"| first try | ✗ failed: **rate_limited**<br>slow down | none | 350 ms |",
+        r"| retry 1 of 3 | ✗ failed: **timed_out**<br>no answer | 7 s asked by the provider | 2.5 s |",
         "| retry 2 of 3 | … waits until 2026-11-23 12:00:12 UTC | 2 s backoff |  |",  # 10.5 + 2 s
     ]
 
@@ -195,7 +195,7 @@ def test_the_table_stays_a_table_whatever_the_failure_says() -> None:
 def test_what_a_provider_says_is_never_taken_for_markup() -> None:
     state = task()
     state.begin("job", now=NOON)
-    said = "<b>bad</b> ![](http://example.org/i.png) [a](b) `c` *d* _e_ ~f~ &amp; \\ #"
+    said = "<b>bad</b> ![](i.png) [a](b) `c` *d* _e_ ~f~ &amp; \\ #"
     failed(state, "w0", Failure.of(FailureKind.REFUSED, said))
 
     row = plain(markdown_table(state.work_items(), three))[-1]

@@ -10,6 +10,7 @@ import typer
 
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
+from tasquencer.cli.output import say
 
 if TYPE_CHECKING:
     from tasquencer.cli.following import FollowedTask
@@ -124,7 +125,7 @@ async def _cancel_task(task_id: str) -> ExitCode:
         ended = status.name.lower().replace("_", " ") if status is not None else "not running"
         raise CommandFailed(f"task {task_id!r} has ended already: {ended}")
     await handle.cancel()
-    print(f"task {task_id} is being canceled", file=sys.stderr)
+    say(f"task {task_id} is being canceled")
     return ExitCode.COMPLETED
 
 
@@ -156,7 +157,7 @@ async def act(
     ids = done.get("work_item_ids", [done.get("work_item_id")])
     what = f"is {done['state']}" if "state" in done else "starts now"
     for work_item_id in ids:
-        print(f"work item {work_item_id} {what}", file=sys.stderr)
+        say(f"work item {work_item_id} {what}")
     return ExitCode.COMPLETED
 
 

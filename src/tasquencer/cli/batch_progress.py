@@ -15,7 +15,8 @@ from rich.text import Text
 
 from tasquencer.batch.rows import BatchProgress
 from tasquencer.cli.display import output_console
-from tasquencer.cli.rendering import cost_label, printable
+from tasquencer.cli.rendering import cost_label
+from tasquencer.core.display_text import terminal_line
 from tasquencer.core.wording import duration
 
 __all__ = ["BatchDisplay", "Pace", "batch_display", "progress_line"]
@@ -60,7 +61,7 @@ def progress_line(progress: BatchProgress, retrying: int, pace: float | None) ->
     parts += [f"{count:,} {name}" for name, count in counted if count]
     if progress.paused is not None:
         reason = f": {progress.paused.reason}" if progress.paused.reason else ""
-        parts.append(printable(f"paused by {progress.paused.actor}{reason}"))
+        parts.append(terminal_line(f"paused by {progress.paused.actor}{reason}"))
     if pace:
         parts.append(f"{pace:,.1f}/s" if pace < 10 else f"{pace:,.0f}/s")
     if progress.input_tokens or progress.output_tokens:
@@ -109,7 +110,7 @@ class _Lines:
             self.say(progress_line(progress, retrying, self._pace.rows_per_second()))
 
     def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+        self._console.print(terminal_line(line), soft_wrap=True)
 
 
 class _Bar:
@@ -125,7 +126,7 @@ class _Bar:
         self._line = progress_line(progress, retrying, self._pace.rows_per_second())
 
     def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+        self._console.print(terminal_line(line), soft_wrap=True)
 
     def render(self) -> RenderableType:
         if self._progress is None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import json
 import shlex
-import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +30,8 @@ from tasquencer.cli.batch_progress import batch_display, progress_line
 from tasquencer.cli.connections import connect_temporal, open_ledger, read_settings
 from tasquencer.cli.display import counting
 from tasquencer.cli.errors import CommandFailed, ExitCode, complain
-from tasquencer.cli.rendering import cost_label, printable
+from tasquencer.cli.output import print_answer, print_json, print_line, say
+from tasquencer.cli.rendering import cost_label
 from tasquencer.core.wording import one_line
 
 __all__ = ["act", "attach_to", "id_of", "print_status", "run_batch", "stage"]
@@ -54,9 +53,9 @@ def stage(file: Path, defaults: dict[str, JsonValue], rows: StagedRows, skip_inv
         with counting() as said:
             checked = check_lines(lines, defaults, rows, set_aside=aside, said=said)
     for problem in checked.problems:
-        _say(str(problem))
+        say(str(problem))
     if checked.wrong > len(checked.problems):
-        _say(f"and {checked.wrong - len(checked.problems):,} more")
+        say(f"and {checked.wrong - len(checked.problems):,} more")
     if checked.wrong and skip_invalid is None:
         lines_are = "1 line is wrong" if checked.wrong == 1 else f"{checked.wrong:,} lines are wrong"
         raise CommandFailed(
@@ -66,7 +65,7 @@ def stage(file: Path, defaults: dict[str, JsonValue], rows: StagedRows, skip_inv
     if not rows.count:
         raise CommandFailed(f"FILE: {name} has no prompts: write a JSON object a line", ExitCode.USAGE)
     if checked.wrong:
-        _say(f"{checked.wrong:,} wrong lines are in {skip_invalid}")
+        say(f"{checked.wrong:,} wrong lines are in {skip_invalid}")
 
 
 async def run_batch(
@@ -113,23 +112,23 @@ async def run_batch(
             try:
                 await _upload(rows, batches, batch_id)
             except asyncio.CancelledError:  # Ctrl-C
-                _say("stopped before the batch began; the same command goes on")
+                say("stopped before the batch began; the same command goes on")
                 raise
         counts = await batches.counts(batch_id)
         lost = counts.failed + counts.canceled
         run: BatchRun | None = None
         if found is not None and found.is_running:
-            _say(f"batch {batch_id} is under way: its concurrency and policy stay as they are")
+            say(f"batch {batch_id} is under way: its concurrency and policy stay as they are")
             run = found
         elif batch.state is BatchState.COMPLETED and not (retry_failed and lost):
             hint = f"; {lost:,} rows have no answer (--retry-failed tries them again)" if lost else ""
-            _say(f"batch {batch_id} has completed before{hint}")
+            say(f"batch {batch_id} has completed before{hint}")
         else:
             done = f", {counts.completed:,} of them are done already" if counts.completed else ""
-            _say(f"batch {batch_id}: {batch.rows:,} prompts{done}")
+            say(f"batch {batch_id}: {batch.rows:,} prompts{done}")
             run = await begin(client, batch, request, settings.task_queue)
         if detach:
-            print(json.dumps({"batch_id": batch_id}) if as_json else batch_id, flush=True)
+            print_json({"batch_id": batch_id}) if as_json else print_answer(batch_id)
             return ExitCode.COMPLETED
         return await _report(client, batches, batch, run, files, unordered=unordered, as_json=as_json)
 
@@ -184,11 +183,11 @@ async def _report(
                 with batch_display() as display:
                     outcome = await follow(client, run, batch, batches, display, answers.write_new)
             except asyncio.CancelledError:  # Ctrl-C
-                _say(_how_to_go_on(batch.id, files.out))
+                say(_how_to_go_on(batch.id, files.out))
                 raise
         await answers.write_all()
     if answers.gone:
-        _say(
+        say(
             f"{answers.gone:,} answers have no text: their work items are not in the ledger any more "
             "(`tasq ledger rebuild` brings back what Temporal still has; then the same file again)"
         )
@@ -196,7 +195,7 @@ async def _report(
         with replacing(files.failures) as failures:
             await write_unanswered(batches, batch.id, failures)
     progress = await recorded_progress(batches, batch)
-    _say(_footer(progress, batch.id, files))
+    say(_footer(progress, batch.id, files))
     if as_json:
         end: dict[str, JsonValue] = {
             "batch_id": batch.id,
@@ -205,7 +204,7 @@ async def _report(
         }
         if outcome.error_type is not None:
             end["error"] = {"type": outcome.error_type, "message": outcome.message}
-        print(json.dumps(end, ensure_ascii=False), flush=True)
+        print_json(end)
     if outcome.error_type is None:
         return ExitCode.COMPLETED
     complain(
@@ -266,18 +265,14 @@ async def print_status(batch_id: str, *, as_json: bool) -> ExitCode:
             **progress.model_dump(mode="json"),
             "retrying": retrying,
         }
-        print(json.dumps(told, ensure_ascii=False))
+        print_json(told)
     else:
-        print(f"batch {batch_id} is {state}: {progress_line(progress, retrying, None)}")
+        print_line(f"batch {batch_id} is {state}: {progress_line(progress, retrying, None)}")
     return ExitCode.COMPLETED
 
 
 async def act(batch_id: str, update: str, actor: str | None, reason: str | None) -> ExitCode:
     """Pause or resume a batch."""
     await act_on(await connect_temporal(), batch_id, update, actor or getpass.getuser(), reason)
-    _say(f"batch {batch_id} is paused" if update == "pause" else f"batch {batch_id} goes on")
+    say(f"batch {batch_id} is paused" if update == "pause" else f"batch {batch_id} goes on")
     return ExitCode.COMPLETED
-
-
-def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)

@@ -16,8 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tasquencer.cli.output import end_for_closed_pipe, print_text
 from tasquencer.cli.progress import progress_lines
 from tasquencer.cli.rendering import live_table
+from tasquencer.core.display_text import terminal_line
 from tasquencer.core.work_item import WorkItem
 
 __all__ = ["Display", "counting", "display_of", "output_console", "print_table"]
@@ -39,9 +41,14 @@ class Display(Protocol):
         """Something else worth knowing."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        end_for_closed_pipe()
+
+
 def output_console(*, stderr: bool = False) -> Console:
     """A console on standard output (or error) that never cuts or interprets what it prints."""
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
     return console
@@ -60,7 +67,7 @@ def print_table(draw: Callable[[bool], Table]) -> None:
         return
     with console.capture() as capture:
         console.print(table)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n"))
+    print_text("\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n"))
 
 
 _QUIET_SECONDS = 5.0
@@ -85,7 +92,7 @@ def counting() -> Iterator[Callable[[str], None]]:
     console = output_console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         with console.status("…") as status:
-            yield status.update
+            yield lambda line: status.update(terminal_line(line))
         return
     said = monotonic()
 
@@ -93,7 +100,7 @@ def counting() -> Iterator[Callable[[str], None]]:
         nonlocal said
         if monotonic() - said >= _QUIET_SECONDS:
             said = monotonic()
-            console.print(line, soft_wrap=True)
+            console.print(terminal_line(line), soft_wrap=True)
 
     yield say
 
@@ -110,7 +117,7 @@ class _Lines:
         self._items = items
 
     def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+        self._console.print(terminal_line(line), soft_wrap=True)
 
 
 class _LiveTable:
@@ -124,11 +131,11 @@ class _LiveTable:
         self._items = items
 
     def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+        self._console.print(terminal_line(line), soft_wrap=True)
 
     def render(self) -> RenderableType:
         if not self._items:
-            return Text(f"task {self._task_id}: no work item yet", style="dim")
+            return Text(f"task {terminal_line(self._task_id)}: no work item yet", style="dim")
         # A row may take two lines; what does not fit the screen cannot be redrawn.
         most_rows = max(1, (self._console.height - 5) // 2)
         return live_table(

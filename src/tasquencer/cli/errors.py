@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from tasquencer.cli.output import say
 from tasquencer.core.errors import (
     InvalidRequest,
     LedgerUnavailable,
@@ -51,8 +52,7 @@ class CommandFailed(Exception):
 
 def complain(message: str) -> None:
     """Write `error: …` on standard error, in one line that cannot steer the terminal."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
-    print("error:", line, file=sys.stderr, flush=True)
+    say(f"error: {message}")
 
 
 def end_with(command: Coroutine[Any, Any, ExitCode]) -> NoReturn:

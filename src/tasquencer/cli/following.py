@@ -40,7 +40,7 @@ from tasquencer.cli.display import Display
 from tasquencer.cli.errors import CommandFailed, ExitCode
 from tasquencer.cli.ledger_view import LedgerView
 from tasquencer.cli.worker_watch import WorkerWatch, has_begun
-from tasquencer.core.wording import one_line
+from tasquencer.core.display_text import markdown_line
 from tasquencer.core.work_item import WorkItem
 from tasquencer.temporal.not_found import is_missing
 
@@ -332,7 +332,7 @@ def _summary(request: Mapping[str, JsonValue]) -> str:
     if isinstance(prompts := request.get("prompts"), list):
         return f"{len(prompts)} prompts"
     asked = {name: request[name] for name in ("prompt", "messages") if name in request}
-    return one_line(AiAgentRequest.model_validate(asked).job().prompt, 80)
+    return markdown_line(AiAgentRequest.model_validate(asked).job().prompt, 80)
 
 
 async def send_update(handle: WorkflowHandle[Any, Any], name: str, payload: Mapping[str, object]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import sys
 from contextlib import asynccontextmanager
@@ -15,8 +14,10 @@ import typer
 
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
+from tasquencer.cli.output import print_json, print_line, say
 from tasquencer.cli.pruning import prune
 from tasquencer.cli.times import parse_since
+from tasquencer.core.display_text import terminal_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -91,7 +92,7 @@ def rebuild(
 async def _verify(
     task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
 ) -> ExitCode:
-    from tasquencer.cli.rendering import counted, printable
+    from tasquencer.cli.rendering import counted
     from tasquencer.temporal.projection import verify
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "differences": [], "gaps": []}
@@ -104,20 +105,20 @@ async def _verify(
             report["gaps"] += [f"task {told.task_id}: {gap}" for gap in found.gaps]
             if not as_json:
                 for one in found.differences:
-                    print(printable(str(one)), flush=True)
+                    print_line(str(one))
     _end(report, as_json=as_json)
     if not as_json:
         compared = (
             f"{counted(report['tasks'], 'task')}, {counted(report['work_items'], 'work item')} compared"
         )
-        print(f"{compared}: {counted(len(report['differences']), 'difference')}")
+        print_line(f"{compared}: {counted(len(report['differences']), 'difference')}")
     return ExitCode.FAILED if report["differences"] else ExitCode.COMPLETED
 
 
 async def _rebuild(
     task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
 ) -> ExitCode:
-    from tasquencer.cli.rendering import counted, printable
+    from tasquencer.cli.rendering import counted
     from tasquencer.temporal.projection import rebuild
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "transitions": 0, "added": [], "refused": []}
@@ -139,13 +140,13 @@ async def _rebuild(
                 report["added"].append(added)
                 if not as_json:
                     what = _added(len(done.work_items), done.transitions)
-                    print(printable(f"task {told.task_id}: {what}"), flush=True)
+                    print_line(f"task {told.task_id}: {what}")
     _end(report, as_json=as_json)
     for one in report["refused"]:
-        print(printable(f"not added: {one}"), file=sys.stderr)
+        say(f"not added: {one}")
     if not as_json:
         what = _added(report["work_items"], report["transitions"])
-        print(f"{counted(report['tasks'], 'task')} replayed: {what}")
+        print_line(f"{counted(report['tasks'], 'task')} replayed: {what}")
     return ExitCode.FAILED if report["refused"] else ExitCode.COMPLETED
 
 
@@ -156,13 +157,11 @@ def _added(work_items: int, transitions: int) -> str:
 
 
 def _end(report: dict[str, Any], *, as_json: bool) -> None:
-    from tasquencer.cli.rendering import printable
-    from tasquencer.core.wording import one_line
 
     for gap in report["gaps"]:
-        print(printable(f"gap: {one_line(gap, 500)}"), file=sys.stderr)
+        say(terminal_line(f"gap: {gap}", 500))
     if as_json:
-        print(json.dumps(report, ensure_ascii=False, default=str))
+        print_json(report)
 
 
 @asynccontextmanager
@@ -195,7 +194,7 @@ async def _told(
             elif task is not None:
                 raise CommandFailed(f"Temporal has no task {task!r}")
     if len(ids) > limit:
-        print(f"There are more tasks than {limit:,}: --limit, or --since", file=sys.stderr)
+        say(f"There are more tasks than {limit:,}: --limit, or --since")
 
 
 def _workflow_class(name: str) -> type:

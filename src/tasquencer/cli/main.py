@@ -12,6 +12,7 @@ import typer
 from tasquencer.cli import actions, batch, demo_command, ledger, reconcile, reviews, tasks, work_items
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
+from tasquencer.cli.output import print_line, replace_what_cannot_be_shown, silence
 
 __all__ = ["app", "main"]
 
@@ -50,7 +51,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print("tasq", version("tasquencer"))
+        print_line(f"tasq {version('tasquencer')}")
         raise typer.Exit
 
 
@@ -71,13 +72,14 @@ def tasq(
 def main() -> None:
     """Run the command that the command line names, and end the process."""
     logging.getLogger("tasquencer").addHandler(logging.NullHandler())  # its warnings are for workers
+    replace_what_cannot_be_shown()
     try:
         app()
     except SystemExit as end:
         if "temporalio" in sys.modules:
             # While the interpreter shuts down, a thread of the SDK may still call into it and abort the
             # process (temporalio/sdk-python#300); the exit status would be lost.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            silence()
             os._exit(end.code if isinstance(end.code, int) else 1)
+        silence()
         raise

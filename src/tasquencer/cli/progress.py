@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasquencer.cli.rendering import attempt_of, printable
-from tasquencer.core.wording import delay_label, duration, elapsed, one_line
+from tasquencer.cli.rendering import attempt_of
+from tasquencer.core.display_text import terminal_line
+from tasquencer.core.wording import delay_label, duration, elapsed
 from tasquencer.core.work_item import WorkItem, WorkItemState
 
 __all__ = ["progress_lines"]
@@ -36,7 +37,7 @@ def _event(item: WorkItem, after: str | None) -> str:
         case WorkItemState.INITIALIZED if item.delay_seconds > 0:
             return f"waits: {delay_label(item, after)}"
         case WorkItemState.FAILED if item.failure is not None:
-            return f"failed{spent}: {printable(one_line(str(item.failure), 500))}"
+            return f"failed{spent}: {terminal_line(str(item.failure), 500)}"
         case WorkItemState.INITIALIZED | WorkItemState.STARTED:
             return str(item.state)
         case state:

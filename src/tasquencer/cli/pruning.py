@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
+from tasquencer.cli.output import print_json, print_line
 from tasquencer.cli.times import parse_since
 
 if TYPE_CHECKING:
@@ -62,9 +62,11 @@ async def _prune(before: datetime, *, dry_run: bool, yes: bool, as_json: bool) -
         with counting() as progress:
             found = await prune(url, before, lambda done: progress(f"{_told(done)} removed"))
     if as_json:
-        print(json.dumps({**asdict(found), "dry_run": dry_run}))
+        print_json({**asdict(found), "dry_run": dry_run})
     else:
-        print(f"{_told(found)} {'would be removed' if dry_run else 'removed'}: ended before {moment(before)}")
+        print_line(
+            f"{_told(found)} {'would be removed' if dry_run else 'removed'}: ended before {moment(before)}"
+        )
     return ExitCode.COMPLETED
 
 

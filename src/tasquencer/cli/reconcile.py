@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
 from tasquencer.cli.options import seconds
+from tasquencer.cli.output import print_json, print_line, print_text, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +80,8 @@ async def _schedule(every: float | None, *, as_json: bool) -> ExitCode:
         done = "removed" if await remove_schedule(client, queue) else "is not there"
         done += "; a worker creates it when it starts, unless TASQ_RECONCILE_EVERY is 0"
     if as_json:
-        print(json.dumps({"schedule_id": name, "every_seconds": every}))
-    print(f"schedule {name} {done}", file=sys.stderr if as_json else sys.stdout)
+        print_json({"schedule_id": name, "every_seconds": every})
+    (say if as_json else print_line)(f"schedule {name} {done}")
     return ExitCode.COMPLETED
 
 
@@ -97,11 +97,11 @@ async def _reconcile(grace_seconds: float | None, *, dry_run: bool, yes: bool, a
         found, settled = await _all_pages(Reconciler(client, ledger, grace=grace, dry_run=dry_run))
     if as_json:
         report: dict[str, JsonValue] = found.model_dump(mode="json")
-        print(json.dumps(report | {"dry_run": dry_run, "work_items": _listed(settled)}, ensure_ascii=False))
+        print_json(report | {"dry_run": dry_run, "work_items": _listed(settled)})
         return ExitCode.COMPLETED
     if dry_run:
         _print_each(settled)
-    print(_summary(found, client, dry_run=dry_run))
+    print_text(_summary(found, client, dry_run=dry_run))
     return ExitCode.COMPLETED
 
 
@@ -136,10 +136,9 @@ def _listed(settled: Sequence[Settled]) -> list[JsonValue]:
 
 
 def _print_each(settled: Sequence[Settled]) -> None:
-    from tasquencer.cli.rendering import printable
 
     for one in settled:
-        print(printable(f"{one.work_item_id} of task {one.task_id}: {one.reason}"))
+        print_line(f"{one.work_item_id} of task {one.task_id}: {one.reason}")
 
 
 def _where(client: Client) -> str:

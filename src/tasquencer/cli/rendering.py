@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tasquencer.core.wording import attempt_label, delay_label, duration, elapsed, one_line
+from tasquencer.core.display_text import terminal_line
+from tasquencer.core.wording import attempt_label, delay_label, duration, elapsed
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "counted",
     "listing_table",
     "live_table",
-    "printable",
     "sum_of",
     "totals",
     "transitions_table",
@@ -56,13 +55,6 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def printable(text: str) -> str:
-    """The text without what would move the cursor or colour the terminal; line breaks and tabs stay."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-
-
 def attempt_of(item: WorkItem, max_retries: object) -> str:
     """`retry 2 of 3`, or `retry 2` where it is not known of how many."""
     return attempt_label(item.attempt, max_retries) if isinstance(max_retries, int) else item.label
@@ -85,7 +77,7 @@ def live_table(items: Sequence[WorkItem], *, max_retries: int | None, now: datet
     table = _table(*_LINEAGE[:several], "attempt", "state", "delay", "took", "failure")
     for item in shown:
         table.add_row(
-            *[Text(printable(item.lineage))][:several],
+            *[Text(terminal_line(item.lineage))][:several],
             Text(attempt_of(item, max_retries)),
             _state_now(item, now),
             Text(delay_label(item)),
@@ -112,14 +104,14 @@ def attempts_table(items: Sequence[WorkItem], records: Records, *, wide: bool = 
         if told := _decision(item) or _usage(record):
             outcome.append(f"{' · ' if outcome else ''}{told}")
         table.add_row(
-            *[Text(printable(item.lineage))][:several],
+            *[Text(terminal_line(item.lineage))][:several],
             Text(attempt_of(item, record.get("max_retries"))),
             Text(item.state, style=_STYLES[item.state]),
             Text(delay_label(item)),
             Text(started),
             Text(_took(item)),
             outcome,
-            *[Text(printable(item.worker or ""))][:wide],
+            *[Text(terminal_line(item.worker or ""))][:wide],
         )
     return table
 
@@ -129,10 +121,10 @@ def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = T
     more = ["delay", "took"] if wide else []
     table = _table("created", "task", "attempt", "state", *more, "failure")
     for item in items:
-        kind = Text(printable(item.failure.kind) if item.failure else "")
+        kind = Text(terminal_line(item.failure.kind) if item.failure else "")
         table.add_row(
             Text(item.created_at.strftime(_TIME)),
-            Text(printable(item.task_id)),
+            Text(terminal_line(item.task_id)),
             Text(attempt_of(item, records.get(item.id, {}).get("max_retries"))),
             Text(item.state, style=_STYLES[item.state]),
             *[Text(delay_label(item)), Text(_took(item))][: len(more)],
@@ -149,12 +141,12 @@ def transitions_table(items: Sequence[WorkItem], transitions: Mapping[str, Seque
         for change in transitions.get(item.id, ()):
             first = change.sequence == 0
             table.add_row(
-                Text(item.id if first else ""),
+                Text(terminal_line(item.id) if first else ""),
                 Text(item.label if first else ""),
                 Text(change.at.strftime(f"{_TIME}.%f")[:-3]),
                 Text(change.next_state, style=_STYLES[change.next_state]),
-                Text(printable(change.actor)),
-                Text(printable(change.reason or "")),
+                Text(terminal_line(change.actor)),
+                Text(terminal_line(change.reason or "")),
             )
     return table
 
@@ -218,8 +210,8 @@ def _took(item: WorkItem, now: datetime | None = None) -> str:
 def _failure(item: WorkItem, width: int = _MESSAGE_LENGTH) -> Text:
     if item.failure is None:
         return Text("")
-    message = printable(one_line(item.failure.message, width))
-    return Text.assemble((printable(item.failure.kind), "bold"), ": ", message)
+    message = terminal_line(item.failure.message, width)
+    return Text.assemble((terminal_line(item.failure.kind), "bold"), ": ", message)
 
 
 def _decision(item: WorkItem) -> str:
@@ -227,7 +219,7 @@ def _decision(item: WorkItem) -> str:
     if not isinstance(item.result, dict) or not isinstance(decision := item.result.get("decision"), str):
         return ""
     comments = item.result.get("comments")
-    return printable(one_line(f"{decision}: {comments}" if comments else decision, _MESSAGE_LENGTH))
+    return terminal_line(f"{decision}: {comments}" if comments else decision, _MESSAGE_LENGTH)
 
 
 def _usage(record: Mapping[str, JsonValue]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 
 from pydantic import JsonValue
 
@@ -12,7 +11,8 @@ from tasquencer.cli.display import display_of
 from tasquencer.cli.errors import ExitCode, complain
 from tasquencer.cli.following import FollowedTask, Outcome, follow
 from tasquencer.cli.ledger_view import LedgerView
-from tasquencer.cli.rendering import cost_label, printable
+from tasquencer.cli.output import print_answer, print_json, say
+from tasquencer.cli.rendering import cost_label
 from tasquencer.core.wording import one_line
 from tasquencer.settings import Settings
 
@@ -31,12 +31,12 @@ async def follow_and_report(task: FollowedTask, settings: Settings, *, as_json: 
         with display_of(task.id, task.max_retries) as display:
             outcome = await follow(task, display, ledger)
     if as_json:
-        print(json.dumps(_json(task.id, outcome), ensure_ascii=False), flush=True)
+        print_json(_json(task.id, outcome))
     elif outcome.error_type is None:
         text = _text(outcome.result)
-        print(printable(text) if sys.stdout.isatty() else text, flush=True)
+        print_answer(text)
     if outcome.error_type is None:
-        print(_footer(task.id, outcome.result), file=sys.stderr, flush=True)
+        say(_footer(task.id, outcome.result))
         return ExitCode.COMPLETED
     complain(
         f"{outcome.error_type}: {one_line(outcome.message, 2_000)} "

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasquencer.ai.review import Review, first_line, review_in
-from tasquencer.cli.rendering import printable
+from tasquencer.core.display_text import terminal_line
 from tasquencer.core.wording import duration, moment, one_line
 from tasquencer.core.work_item import WorkItem
 
@@ -56,12 +56,12 @@ def reviews_table(pending: Sequence[PendingReview], now: datetime, *, wide: bool
         table.add_column(name, overflow="fold", no_wrap=name == "waits")
     for one in pending:
         table.add_row(
-            Text(printable(one.item.task_id)),
-            *[Text(one.item.id)][:wide],
-            Text(printable(one.item.lineage)),
+            Text(terminal_line(one.item.task_id)),
+            *[Text(terminal_line(one.item.id))][:wide],
+            Text(terminal_line(one.item.lineage)),
             Text(_waits(one, now)),
             Text(_due(one, now), style="yellow" if one.has_reminded(now) else ""),
-            Text(printable(one_line(first_line(one.review.draft), 120 if wide else 40))),
+            Text(terminal_line(first_line(one.review.draft), 120 if wide else 40)),
         )
     return table
 
@@ -85,7 +85,7 @@ def listed_review(pending: PendingReview, now: datetime, *, whole: bool = False)
     return listed
 
 
-def heading(pending: PendingReview) -> str:
+def heading(pending: PendingReview) -> list[str]:
     """What a reviewer should know before the draft: how long it waits, what the last one asked for."""
     due = "" if pending.due_at is None else f", until {moment(pending.due_at)}"
     lines = [
@@ -93,7 +93,7 @@ def heading(pending: PendingReview) -> str:
     ]
     if pending.review.comments is not None:
         lines.append(f"the draft before was rejected: {one_line(pending.review.comments, _COMMENTS_SHOWN)}")
-    return printable("\n".join(lines))
+    return lines
 
 
 def _waits(pending: PendingReview, now: datetime) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from tasquencer.cli import options
 from tasquencer.cli.actions import Actor, Reason, Yes, act, confirm
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
+from tasquencer.cli.output import print_answer, print_json, say
 from tasquencer.cli.request import check_request, read_messages, read_prompt
 from tasquencer.cli.tasks import chosen_id, start_and_report
 
@@ -195,15 +195,15 @@ def _decide(
 
 
 def _show(pending: PendingReview, *, as_json: bool) -> None:
-    from tasquencer.cli.rendering import printable
     from tasquencer.cli.review_listing import heading, listed_review
 
     if as_json:
         _print_json(listed_review(pending, datetime.now(UTC), whole=True))
         return
-    print(heading(pending), file=sys.stderr, flush=True)
+    for line in heading(pending):
+        say(line)
     text = pending.review.draft
-    print(printable(text) if sys.stdout.isatty() else text, flush=True)
+    print_answer(text)
 
 
 async def _list(limit: int, *, as_json: bool) -> ExitCode:
@@ -217,9 +217,9 @@ async def _list(limit: int, *, as_json: bool) -> ExitCode:
     elif pending:
         print_table(lambda wide: reviews_table(pending, now, wide=wide))
     if len(found) > len(pending):
-        print(f"There are more than {limit}: --limit", file=sys.stderr)
+        say(f"There are more than {limit}: --limit")
     elif not found:
-        print("Nothing waits for a review.", file=sys.stderr)
+        say("Nothing waits for a review.")
     return ExitCode.COMPLETED
 
 
@@ -255,4 +255,4 @@ async def _pending_reviews(task_id: str | None, limit: int) -> list[PendingRevie
 
 
 def _print_json(value: JsonValue) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print_json(value, indent=2)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
@@ -15,6 +13,7 @@ import typer
 from tasquencer.cli import options
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
+from tasquencer.cli.output import print_answer, print_json, say
 from tasquencer.cli.request import check_request, read_messages, read_prompt, read_prompts
 
 if TYPE_CHECKING:
@@ -153,9 +152,9 @@ async def start_and_report(
     queue = read_settings().task_queue
     task = await start_task(client, request, task_id=task_id, task_queue=queue, task_type=task_type)
     if hint is not None:
-        print(hint, file=sys.stderr, flush=True)
+        say(hint)
     if detach:
-        print(json.dumps({"task_id": task.id}) if as_json else task.id, flush=True)
+        print_json({"task_id": task.id}) if as_json else print_answer(task.id)
         return ExitCode.COMPLETED
     return await _report(task, as_json=as_json)
 
@@ -190,5 +189,5 @@ async def _report(task: FollowedTask, *, as_json: bool) -> ExitCode:
             f"stopped watching; task {task.id} goes on. Watch it again: tasq watch {quoted} · "
             f"cancel it: tasq cancel {quoted}"
         )
-        print(note, file=sys.stderr, flush=True)
+        say(note)
         raise

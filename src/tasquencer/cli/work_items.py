@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +10,9 @@ import typer
 
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
+from tasquencer.cli.output import print_json, print_line, say
 from tasquencer.cli.times import parse_since
+from tasquencer.core.display_text import terminal_line
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -95,9 +95,9 @@ async def _list(wanted: WorkItemFilter, page: int, *, as_json: bool) -> ExitCode
     elif items:
         print_table(lambda wide: listing_table(items, records, wide=wide))
     if len(found) > len(items):
-        print(f"There are more: --page {page + 1}", file=sys.stderr)
+        say(f"There are more: --page {page + 1}")
     elif not items:
-        print("No such work items in the ledger.", file=sys.stderr)
+        say("No such work items in the ledger.")
     return ExitCode.COMPLETED
 
 
@@ -116,9 +116,8 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
     from tasquencer.ai.record import AI_JOBS
     from tasquencer.cli.connections import open_ledger, read_settings
     from tasquencer.cli.display import print_table
-    from tasquencer.cli.rendering import attempts_table, printable, totals, transitions_table
+    from tasquencer.cli.rendering import attempts_table, totals, transitions_table
     from tasquencer.cli.work_items_json import shown
-    from tasquencer.core.wording import one_line
 
     async with open_ledger(read_settings()) as ledger:
         items = await ledger.work_items_of(task_id)
@@ -132,18 +131,18 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
     if as_json:
         _print_json(shown(task_id, items, records, transitions))
         return ExitCode.COMPLETED
-    print(f"task {printable(task_id)} ({printable(items[0].task_type)})")
+    print_line(f"task {task_id} ({items[0].task_type})")
     if (prompt := records.get(items[0].id, {}).get("prompt")) is not None:
-        print(f"prompt: {printable(one_line(str(prompt), 200))}")
+        print_line(f"prompt: {terminal_line(str(prompt), 200)}")
     print_table(lambda wide: attempts_table(items, records, wide=wide))
     if with_transitions:
         print_table(lambda _: transitions_table(items, transitions))
-    print(totals(items, records))
+    print_line(totals(items, records))
     return ExitCode.COMPLETED
 
 
 def _print_json(value: JsonValue) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print_json(value, indent=2)
 
 
 database_commands = typer.Typer(
@@ -160,9 +159,9 @@ def upgrade() -> None:
     with readable_database_url():
         before, after = asyncio.run(upgrade(read_settings().database_url))
     if before == after:
-        print(f"The ledger already has schema {after}.")
+        print_line(f"The ledger already has schema {after}.")
     else:
-        print(f"The ledger went from {f'schema {before}' if before else 'no schema'} to schema {after}.")
+        print_line(f"The ledger went from {f'schema {before}' if before else 'no schema'} to schema {after}.")
 
 
 @database_commands.command(epilog=examples("tasq db version"))
@@ -174,7 +173,7 @@ def version() -> None:
 
     with readable_database_url():
         found = asyncio.run(schema_version(read_settings().database_url))
-        print(found or "none")
+        print_line(found or "none")
         try:
             asyncio.run(check_version(read_settings().database_url))
         except SchemaMismatch as mismatch:

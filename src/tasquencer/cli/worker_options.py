@@ -22,6 +22,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tasquencer.cli.log_format import LogFormatter
+from tasquencer.cli.output import say
 from tasquencer.core.errors import LedgerError, TasquencerError, TemporalUnreachable
 from tasquencer.temporal.versioning import Versioning
 
@@ -123,7 +125,9 @@ ReconcileEvery = Annotated[
 
 def set_up_logging(level: LogLevel) -> None:
     """Log to standard error, without the lines of other packages that may hold credentials."""
-    logging.basicConfig(level=level.value, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.value, handlers=[handler])
     for name in ("httpx2", "httpcore2", "openai"):  # they log URLs and headers
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -138,7 +142,7 @@ def errors_as_exit_status() -> Iterator[None]:
     try:
         yield
     except TasquencerError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        say(f"error: {error}")
         raise SystemExit(3 if isinstance(error, LedgerError | TemporalUnreachable) else 2) from error
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from operator import attrgetter
 
+from tasquencer.core.display_text import markdown_line
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 
@@ -75,7 +76,7 @@ def delay_label(work_item: WorkItem, after: str | None = None) -> str:
     }[work_item.delay_reason]
     if work_item.delay_reason is DelayReason.FIRST_TRY:
         return "none"
-    return f"{duration(work_item.delay_seconds)}{why}" + (f" after {after}" if after else "")
+    return f"{duration(work_item.delay_seconds)}{why}" + (f" after {markdown_line(after)}" if after else "")
 
 
 def record_label(entries: Sequence[LedgerEntry], max_retries: Callable[[WorkItem], int]) -> str:
@@ -95,7 +96,9 @@ def record_label(entries: Sequence[LedgerEntry], max_retries: Callable[[WorkItem
         if item.state is WorkItemState.INITIALIZED:
             told.append(f"{label} waits {duration(item.delay_seconds)}")
         else:
-            told.append(f"{label} {item.state}" + (f": {item.failure.kind}" if item.failure else ""))
+            told.append(
+                f"{label} {item.state}" + (f": {markdown_line(item.failure.kind)}" if item.failure else "")
+            )
     return "; ".join(told)
 
 
@@ -142,7 +145,7 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
         lines.append(
             _row(
                 [
-                    *([_markdown(item.lineage)] if lineages else []),
+                    *([markdown_line(item.lineage)] if lineages else []),
                     attempt_label(item.attempt, max_retries(item)).replace(" ", _UNBROKEN),
                     _state(item),
                     delay_label(item).replace(" ", _UNBROKEN, 2),
@@ -172,16 +175,8 @@ def _state(item: WorkItem) -> str:
         date, time, zone = moment(item.not_before).split()
         text = f"waits until {date} {time}{_UNBROKEN}{zone}"
     elif item.failure is not None:
-        kind, message = _markdown(item.failure.kind), _markdown(one_line(item.failure.message, 120))
+        kind, message = markdown_line(item.failure.kind), markdown_line(item.failure.message, 120)
         text = f"{item.state}: **{kind}**<br>{message}"
     else:
         text = item.state.value
     return f"{_MARKS[item.state]}{_UNBROKEN}{text}"
-
-
-_MARKUP = str.maketrans({character: f"\\{character}" for character in r"\`*_[]<>|!~&#"})
-
-
-def _markdown(text: str) -> str:
-    """The text as it is: what a provider says must not become a link, an image or another cell."""
-    return text.translate(_MARKUP)

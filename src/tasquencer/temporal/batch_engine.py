@@ -37,6 +37,7 @@ from tasquencer.batch.rows import (
 )
 from tasquencer.batch.store import BatchState, RowPage
 from tasquencer.batch.window import MOST_UNSAVED, BatchWindow
+from tasquencer.core.display_text import markdown_line
 from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.core.policy import Verdict
 from tasquencer.temporal.batch_calls import PAUSED, TASK_WORKFLOW, BatchCalls, Followed
@@ -351,5 +352,5 @@ def _details(progress: BatchProgress) -> str:
     }
     lines = ["| | |", "| --- | ---: |", *(f"| {name} | {figure:,} |" for name, figure in figures.items())]
     if progress.paused is not None:
-        lines.append(f"| paused by | {progress.paused.actor} |")
+        lines.append(f"| paused by | {markdown_line(progress.paused.actor, 120)} |")
     return "\n".join(lines)

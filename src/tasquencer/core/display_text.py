@@ -1,0 +1,87 @@
+"""Text from outside, made safe for the place that shows it: a terminal, a log, Markdown, a line of JSON.
+
+Prompts, answers, error messages, names of actors and ids are written by people, providers and models that
+nobody trusts. Everything that shows them passes them through one of these functions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["json_text", "markdown_line", "terminal_line", "terminal_text"]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+_CONTROLS = r"\x00-\x1f\x7f-\x9f"
+_INVISIBLE = (
+    "\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f"
+    "\\u3164\\ufeff\\uffa0\\ufff0-\\ufffb\\ud800-\\udfff"
+    "\\U00013430-\\U0001345f\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e0fff"
+)
+"""Characters that change the direction or the breaks of a line, take no space, or are half a character."""
+
+_HARMFUL = re.compile(f"[{_CONTROLS}{_INVISIBLE}]")
+_HARMFUL_IN_TEXT = re.compile(f"(?![\\n\\t])[{_CONTROLS}{_INVISIBLE}]")
+
+
+def terminal_text(text: str) -> str:
+    """The text without what could steer a terminal or mislead its reader. Line breaks and tabs stay."""
+    return _HARMFUL_IN_TEXT.sub(_REPLACEMENT, text.replace("\r\n", "\n"))
+
+
+def terminal_line(text: str, width: int | None = None) -> str:
+    """The text in one line that cannot steer a terminal; also for a line of a log.
+
+    Args:
+        text: From outside.
+        width: The most characters that the line may have.
+    """
+    line = _HARMFUL.sub(_REPLACEMENT, " ".join(text.split()))
+    return line if width is None or len(line) <= width else line[: width - 1] + "…"
+
+
+_MARKUP = re.compile(r"[\\`*\[\]<>|!~&#]|(?<![^\W_])_+|_+(?![^\W_])")
+"""An underscore between letters is no markup."""
+
+_LINK = re.compile(r"://|(?<![^\W_])www\.", re.IGNORECASE)
+_BLOCK = re.compile(r"([-+=:]|\d{1,9}(?=[.)]))")
+
+
+def markdown_line(text: str, width: int | None = None) -> str:
+    """The text in one line of Markdown that is shown as it is: no link, no image, no HTML, no table cell.
+
+    Bare addresses would become links even with a backslash, so `https://` is shown as `https[:]//`.
+
+    Args:
+        text: From outside.
+        width: The most characters of the text that are kept.
+    """
+    line = _MARKUP.sub(_escaped_markup, _LINK.sub(_unlinked, terminal_line(text, width)))
+    if found := _BLOCK.match(line):  # a list, a line below a heading, the alignment of a table
+        marker = found.group()
+        line = f"\\{line}" if not marker.isdecimal() else f"{marker}\\{line[len(marker) :]}"
+    return line
+
+
+def _escaped_markup(found: re.Match[str]) -> str:
+    return "".join(f"\\{character}" for character in found.group())
+
+
+def _unlinked(found: re.Match[str]) -> str:
+    return found.group()[:-1] + "[.]" if found.group().endswith(".") else "[:]//"
+
+
+def json_text(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    r"""The value as JSON that can be shown on a terminal, and is one line for every reader of lines.
+
+    Letters stay as they are. What `terminal_text` would replace is escaped, such as `\u2028`.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=default)
+    return _HARMFUL_IN_TEXT.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found.group())[1:-1]
