@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser check format bench bench-docs peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test browser pgbouncer check format bench bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -22,7 +22,7 @@ setup: $(STAMP) ## create .venv with everything, exactly as pinned in requiremen
 demo: setup ## run one task on this machine, with two failures on the way, and show each attempt
 	@$(BIN)/tasq demo $(DEMO_ARGS)
 
-test: setup browser ## run all tests (PYTEST_ARGS="-k name -x" to choose)
+test: setup browser pgbouncer ## run all tests (PYTEST_ARGS="-k name -x" to choose)
 	$(BIN)/pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
 
 check: setup ## formatter, linter, types, import floors, unused dependencies, exports, the README's commands
@@ -87,14 +87,25 @@ $(PEERS)/.installed: $(BIN)/uv benchmarks/peers/requirements.lock benchmarks/pee
 	npm ci --prefix benchmarks/peers --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-# The one test that needs more than Python packages: Temporal's Web UI in a real browser.
+# What tests need beside Python packages, installed where apt-get and its rights allow it.
+define INSTALL
+if [ "$$(id -u)" = 0 ]; then sudo=""; \
+elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
+else sudo="no"; fi; \
+apt() { $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$$@" >/dev/null; }; \
+if [ "$$sudo" != no ] && command -v apt-get >/dev/null && apt update && apt install --no-install-recommends -y
+endef
+
+# Temporal's Web UI in a real browser.
 browser:
 	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ]; then sudo=""; \
-	elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
-	else sudo="no"; fi; \
-	apt() { $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$$@" >/dev/null; }; \
-	if [ "$$sudo" != no ] && command -v apt-get >/dev/null && apt update \
-		&& apt install --no-install-recommends -y chromium fonts-liberation; \
+	$(INSTALL) chromium fonts-liberation; \
 	then command -v chromium; \
 	else echo "No Chromium or Chrome here, and it could not be installed: the browser test will not run." >&2; fi
+
+# The ledger behind a pooler.
+pgbouncer:
+	@if command -v pgbouncer || command -v /usr/sbin/pgbouncer; then exit 0; fi; \
+	$(INSTALL) pgbouncer; \
+	then command -v pgbouncer || command -v /usr/sbin/pgbouncer; \
+	else echo "No pgbouncer here, and it could not be installed: the tests of poolers will not run." >&2; fi

@@ -77,7 +77,7 @@ class Postgres:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "postgres"
-        self._user = support._other_user() if os.geteuid() == 0 else None
+        self._user = support.other_user() if os.geteuid() == 0 else None
         self._program = Path()
         self._process: ChildProcess | None = None
         self.port = free_port()

@@ -25,33 +25,7 @@ from tests.ledger.stories import START, Life, after, ai_job
 from tests.ledger.test_immutability import run
 from tests.support.postgres import EmbeddedPostgres
 
-# URLs
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("sqlite:///a/b.db", "sqlite:///a/b.db"),
-        ("sqlite+aiosqlite:////a/b.db", "sqlite:////a/b.db"),
-        ("sqlite://", "sqlite://"),
-        ("postgres://me:secret@host/db", "postgresql://me:***@host/db"),
-        ("postgresql://me:secret@host:5/db?sslmode=require", "postgresql://me:***@host:5/db"),
-        ("postgresql+asyncpg://host/db?password=secret", "postgresql://host/db"),
-    ],
-)
-def test_a_url_is_shown_without_driver_options_and_password(url: str, shown: str) -> None:
-    assert SqlLedger(url).database == shown
-
-
-@pytest.mark.parametrize(
-    "url", ["mysql://me:secret@host/db", "secret", "", "postgresql+psycopg://me:secret@host/db"]
-)
-def test_a_url_of_another_kind_is_refused_without_repeating_it(url: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"expected sqlite:///file\.db or postgresql://user@host/database"
-    ) as refusal:
-        SqlLedger(url)
-    assert "secret" not in "".join(traceback.format_exception(refusal.value))
+# Files
 
 
 async def test_the_folder_of_a_sqlite_file_is_created(tmp_path: Path) -> None:

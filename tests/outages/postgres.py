@@ -124,6 +124,12 @@ class Way:
         for writer, _ in self._open:
             writer.transport.abort()
 
+    def lead_to(self, port: int) -> None:
+        """Reset all connections, and carry new ones to this port."""
+        self.cut()
+        self._to = port
+        self.mend()
+
     def mend(self) -> None:
         """Let new connections through."""
         self._closed = False

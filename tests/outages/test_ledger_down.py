@@ -22,7 +22,7 @@ from tasquencer.core.errors import LedgerUnavailable
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import Ledger, WorkItemFilter
-from tasquencer.sql import SqlLedger, databases, upgrade
+from tasquencer.sql import SqlLedger, postgresql, schema_version, sqlite, upgrade
 from tasquencer.sql.databases import SqliteDatabase, database_at
 from tests.end_to_end.stage import Stage
 from tests.ledger.stories import Life
@@ -71,14 +71,19 @@ class Scene:
 
         await eventually(said, f"the log says {because!r}, not only {self._caplog.messages}")
 
-    async def goes_on(self) -> None:
-        """All tasks complete by themselves, with one attempt each; the log has one line for each change."""
+    async def completes(self) -> None:
+        """Let the calls end; all tasks complete by themselves, with one attempt each."""
+        self._answer.set()
         async with asyncio.timeout(PATIENCE_SECONDS):
             results = [await handle.result() for handle in self._handles]
         assert [result["attempts"] for result in results] == [1] * TASKS
         for handle in self._handles:
             (item,) = await self._tasks.work_items(handle)
             assert item.state is WorkItemState.COMPLETED
+
+    async def goes_on(self) -> None:
+        """As `completes`; the log has one line for each change."""
+        await self.completes()
         said = [line for line in self._caplog.messages if DOWN in line or BACK in line]
         assert [DOWN in line for line in said] == [True, False]
         with_traceback = [record for record in self._caplog.records if record.exc_info]
@@ -132,6 +137,63 @@ async def test_a_database_that_is_read_only_for_a_while(
         await now.goes_on()
 
 
+@asynccontextmanager
+async def failed_over(server: FallingPostgres) -> AsyncIterator[None]:
+    """What a failover leaves behind: the sessions that were open are read-only, new ones are writable."""
+    await server.run("ALTER DATABASE ledger SET default_transaction_read_only = off")  # of new sessions
+    await server.run("ALTER SYSTEM SET default_transaction_read_only = on")
+    await server.run("SELECT pg_reload_conf()")
+    await asyncio.sleep(0.5)  # until each session has read it; younger ones count as new ones
+    try:
+        yield
+    finally:
+        await server.run("ALTER SYSTEM RESET default_transaction_read_only")
+        await server.run("SELECT pg_reload_conf()")
+        await server.run("ALTER DATABASE ledger RESET default_transaction_read_only")
+
+
+@pytest.mark.postgresql
+async def test_sessions_that_a_failover_has_left_read_only_are_replaced(
+    scene: Callable[..., Any], falling: FallingPostgres
+) -> None:
+    async with scene(SqlLedger(falling.url)) as now, failed_over(falling), asyncio.timeout(60):
+        await now.completes()
+
+
+@pytest.mark.postgresql
+async def test_nobody_notices_a_failover_when_the_first_new_session_is_writable(
+    falling: FallingPostgres,
+) -> None:
+    async with SqlLedger(falling.url) as ledger:
+        lives = [Life(id=f"over-{number}", run_id="over", attempt=number) for number in range(2)]
+        await ledger.record([lives[0].initialized()])
+        await asyncio.sleep(1.1)  # a session younger than a second is not replaced
+        async with failed_over(falling):
+            await ledger.record([lives[1].initialized()])
+
+
+@pytest.mark.postgresql
+async def test_a_database_that_is_read_only_is_explained(falling: FallingPostgres) -> None:
+    url = falling.url.replace("/ledger", "/read_only")
+    await falling.run("CREATE DATABASE read_only")
+    await falling.run("ALTER DATABASE read_only SET default_transaction_read_only = on")
+    with pytest.raises(
+        LedgerUnavailable, match=r"CREATE TABLE in a read-only transaction \(the database is "
+    ):
+        await upgrade(url)
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_that_is_not_in_utf8_is_refused(falling: FallingPostgres, encoding: str) -> None:
+    name = encoding.lower()
+    await falling.run(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    url = falling.url.replace("/ledger", f"/{name}")
+    with pytest.raises(LedgerUnavailable, match=f"its encoding is {encoding}.* ENCODING 'UTF8'"):
+        await upgrade(url)
+    assert await schema_version(url) is None
+
+
 @pytest.mark.postgresql
 async def test_a_server_that_hangs(scene: Callable[..., Any], falling: FallingPostgres) -> None:
     async with scene(SqlLedger(falling.url)) as now:
@@ -149,7 +211,7 @@ async def test_a_connection_that_falls_silent_is_given_up_and_replaced(
 ) -> None:
     async with way_to(falling.port) as way:
         url = falling.url.replace(f":{falling.port}/", f":{way.port}/")
-        monkeypatch.setattr(databases, "_FAREWELL_SECONDS", 0.1)
+        monkeypatch.setattr(postgresql, "_FAREWELL_SECONDS", 0.1)
         ledger = SqlLedger(url)
         ledger._database = database_at(url, command_seconds=10)
         await ledger.open()
@@ -177,7 +239,7 @@ async def file(tmp_path: Path) -> Path:
 async def test_a_file_that_another_process_keeps_locked(
     scene: Callable[..., Any], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(databases, "_BUSY_SECONDS", 1.0)  # SQLite waits longer on a busy machine
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 1.0)  # SQLite waits longer on a busy machine
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         async with scene(SqlLedger(f"sqlite:///{file}")) as now:
             other.execute("BEGIN IMMEDIATE")

@@ -300,8 +300,13 @@ def test_a_postgresql_that_refuses(environment: pytest.MonkeyPatch, falling: Fal
         url = f"postgresql://locked:s3cret@127.0.0.1:{falling.port}/ledger"
         _refuses(environment, url, 'password authentication failed for user "locked"')
     _refuses(environment, falling.url + "?sslmode=require", "rejected SSL upgrade")
-    _refuses(environment, falling.url + "?sslmode=sometimes", "`sslmode` parameter must be one of")
-    _refuses(environment, falling.url + "?connect_timeout=3", '"connect_timeout"')
+    _refuses(
+        environment,
+        falling.url + "?sslmode=sometimes",
+        "sslmode in the database URL is 'sometimes'",
+        worker_status=2,
+    )
+    _refuses(environment, falling.url + "?no_such_setting=3", '"no_such_setting"')
     _refuses(environment, falling.url.replace("/ledger", "/nowhere"), 'database "nowhere" does not exist')
     _refuses(environment, falling.url.replace("/ledger", "/template1"), "has no schema, this release needs ")
 
@@ -333,7 +338,7 @@ def test_an_at_sign_in_a_password_must_be_escaped(
     _refuses(
         environment,
         url,
-        "the database URL has an @ too many: in a password it is written %40",
+        "the database URL contains an unescaped @: write it as %40 in the password",
         worker_status=2,
     )
 

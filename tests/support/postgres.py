@@ -29,7 +29,7 @@ from tasquencer.devkit.errors import DevkitError, ProcessFailed
 from tasquencer.devkit.processes import ChildProcess, free_port
 from tests.support.patience import PATIENCE_SECONDS
 
-__all__ = ["EmbeddedPostgres", "NoPostgres", "embedded_postgres", "skipping_without_postgres"]
+__all__ = ["EmbeddedPostgres", "NoPostgres", "embedded_postgres", "other_user", "skipping_without_postgres"]
 
 _NAME = "the embedded PostgreSQL"
 _PROGRAM_PARTS = ("bin/postgres", "bin/initdb", "lib", "share")
@@ -95,7 +95,7 @@ async def embedded_postgres(
         NoPostgres: no program was found.
         ProcessFailed: it did not come up.
     """
-    user = _other_user() if os.geteuid() == 0 else None
+    user = other_user() if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="tasquencer-postgres-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         home.chmod(0o755)
@@ -225,7 +225,8 @@ def _may_run(program: Path, user: tuple[int, int]) -> bool:
     return done.returncode == 0
 
 
-def _other_user() -> tuple[int, int]:
+def other_user() -> tuple[int, int]:
+    """Who runs what refuses to run as root."""
     for name in ("postgres", "nobody"):
         try:
             entry = pwd.getpwnam(name)

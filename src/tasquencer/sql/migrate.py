@@ -12,14 +12,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tasquencer.core.errors import SchemaMismatch
-from tasquencer.sql.databases import Database, SqliteDatabase, database_at
+from tasquencer.core.errors import LedgerUnavailable, SchemaMismatch
+from tasquencer.sql.databases import Database, PostgresDatabase, SqliteDatabase, database_at
 from tasquencer.sql.schema import SCHEMA_VERSION, SCHEMA_VERSIONS, VERSION_TABLE, schema_compatibility
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ __all__ = ["check_schema", "check_version", "declare", "schema_version", "upgrad
 _UPGRADE_COMMAND = "run `tasq db upgrade`"
 _NEWER_RELEASE = "update tasquencer (a newer release made this schema)"
 _LOCK_KEY = 0x7461_7371  # "tasq": PostgreSQL's advisory lock around an upgrade
-_LOCK_POLL_SECONDS = 0.1
 _ALEMBIC_IS_FREE = threading.Lock()  # Alembic keeps the migration under way in a module's globals
 
 
@@ -68,7 +66,7 @@ async def upgrade(database_url: str) -> tuple[str | None, str]:
     A newer schema that this release works on is left alone.
 
     Raises:
-        LedgerUnavailable: the database cannot be reached or used.
+        LedgerUnavailable: the database cannot be reached or used: it is read-only, say, or not in UTF-8.
         SchemaMismatch: the schema is newer than this release, which does not work on it.
     """
     # In a thread with a loop of its own: a migration may wait for the lock, which must not stop the caller's.
@@ -95,8 +93,10 @@ async def upgrade_database(database: Database) -> tuple[str | None, str]:
         if _is_behind(found):
             importlib.import_module("alembic.command")  # it takes a while: not while others wait for the lock
         return await database.write(lambda connection: _upgrade_sqlite(connection, database.name))
-    # What `read` runs is in no transaction. Here Alembic begins one for each migration.
-    return await database.read(lambda connection: _upgrade_postgresql(connection, database.name))
+    assert isinstance(database, PostgresDatabase)
+    async with database.locked(_LOCK_KEY):
+        # What `read` runs is in no transaction. Here Alembic begins one for each migration.
+        return await database.read(lambda connection: _upgrade_postgresql(connection, database.name))
 
 
 async def check_schema(database: Database) -> None:
@@ -159,11 +159,11 @@ def _upgrade_sqlite(connection: sa.Connection, name: str) -> tuple[str | None, s
 
 def _upgrade_postgresql(connection: sa.Connection, name: str) -> tuple[str | None, str]:
     connection = connection.execution_options(isolation_level="READ COMMITTED")
-    # Asked for again and again: who waits for a lock inside a statement keeps a snapshot meanwhile, and
-    # CREATE INDEX CONCURRENTLY waits for the end of all snapshots. The lock ends with the connection.
-    while not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK_KEY))).scalar():
-        connection.rollback()
-        time.sleep(_LOCK_POLL_SECONDS)
+    encoding = connection.scalar(sa.text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        problem = f"its encoding is {encoding}, which does not hold every text"
+        remedy = "create it with ENCODING 'UTF8' TEMPLATE template0"
+        raise LedgerUnavailable(name, f"{problem} ({remedy})")
     found = _usable_version(connection, name)
     connection.rollback()
     return _migrate(connection, found)
