@@ -228,7 +228,7 @@ async def test_pause_starts_nothing_more_and_lasts_into_the_next_run(tmp_path: P
         embedded_temporal(ui=False, dynamic_config=settings) as server,
         scene_on(server.address, tmp_path) as scene,
     ):
-        handle = await scene.start([f"late {number}" for number in range(30)], concurrency=2)
+        handle = await scene.start([f"late {number}" for number in range(12)], concurrency=2)
         await scene.asked("late 3")
         await handle.execute_update("pause", {"actor": "anna", "reason": "lunch"})
 
@@ -241,9 +241,9 @@ async def test_pause_starts_nothing_more_and_lasts_into_the_next_run(tmp_path: P
             await handle.execute_update("pause", {"actor": "anna", "reason": f"lunch {number}"})
         progress = await handle.query("progress")
         assert progress["paused"] == {"actor": "anna", "reason": "lunch 19"}
-        assert sum(scene.echo.asked.values()) == asked < 30
+        assert sum(scene.echo.asked.values()) == asked < 12
         await handle.execute_update("resume", {"actor": "anna"})
-        assert (await handle.result())["completed"] == 30
+        assert (await handle.result())["completed"] == 12
         assert len(await runs_of(handle)) > 1
         with pytest.raises(WorkflowUpdateFailedError):
             await (await scene.start(["wait"])).execute_update("pause", {"reason": "nobody"})

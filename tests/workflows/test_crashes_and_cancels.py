@@ -276,7 +276,12 @@ async def test_a_bug_in_the_workflow_pauses_the_task_until_it_is_mended_and_burn
 ) -> None:
     ledger = InMemoryLedger()
     async with tasks_on(dev_server.address, [Buggy], [ScriptedCalls().generate], ledger=ledger) as tasks:
-        handle = await tasks.start("Mended")
+        handle: WorkflowHandle[Any, Any] = await tasks.client.start_workflow(
+            "Mended",
+            id=f"Mended-{uuid4()}",
+            task_queue=tasks.task_queue,
+            task_timeout=timedelta(seconds=2),  # after a second failure the server waits for so long
+        )
 
         async def stuck() -> bool:
             return any(

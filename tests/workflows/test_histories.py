@@ -241,9 +241,14 @@ async def test_a_chain_of_runs_is_rebuilt_as_it_was(tmp_path: Path) -> None:
 
 
 async def test_a_chain_whose_first_run_is_gone_says_so(tmp_path: Path) -> None:
-    often = {"limit.historyCount.suggestContinueAsNew": 60}
+    quickly = {
+        "limit.historyCount.suggestContinueAsNew": 60,
+        # The server deletes a run only after its queues have noted how far they are.
+        "history.transferProcessorUpdateAckInterval": "1s",
+        "history.visibilityProcessorUpdateAckInterval": "1s",
+    }
     async with (
-        embedded_temporal(ui=False, dynamic_config=often) as server,
+        embedded_temporal(ui=False, dynamic_config=quickly) as server,
         archive(server.address, tmp_path, *[GONE] * 12) as kept,
     ):
         request = {"prompt": "?", "max_retries": 12, "retry": AT_ONCE}

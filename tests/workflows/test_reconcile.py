@@ -169,7 +169,7 @@ async def test_a_task_that_ran_into_temporal_s_timeout_is_settled(dev_server: Em
             "WaitForSomebody",
             id=f"times-out-{uuid4()}",
             task_queue=tasks.task_queue,
-            run_timeout=timedelta(seconds=20),
+            run_timeout=timedelta(seconds=8),
         )
         await in_state(tasks, handle, STARTED)
         with pytest.raises(WorkflowFailureError):

@@ -34,9 +34,11 @@ SOON = timedelta(seconds=20)
 """By then a cancel has reached the provider, on a busy machine too. Whatever else ends such a call takes
 longer."""
 
-DRAINED = 2.0
-"""Seconds in which a call that was wrongly begun would show; three times the time between two heartbeats
-and more. Only what must not happen is waited for like this."""
+DRAINED = 1.0
+"""Seconds in which a call that was wrongly begun would show: more than twice the time between two heartbeats.
+
+Use it only to show that something does not happen.
+"""
 
 
 @dataclass
