@@ -10,9 +10,12 @@ PEERS := .venv-peers
 COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header
 
+# A file's tests share its servers. tests/conftest.py chooses how many processes there are and which files begin.
+PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser pgbouncer check format bench bench-docs peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test test-all browser pgbouncer check format bench bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -22,8 +25,11 @@ setup: $(STAMP) ## create .venv with everything, exactly as pinned in requiremen
 demo: setup ## run one task on this machine, with two failures on the way, and show each attempt
 	@$(BIN)/tasq demo $(DEMO_ARGS)
 
-test: setup browser pgbouncer ## run all tests (PYTEST_ARGS="-k name -x" to choose)
-	$(BIN)/pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
+test: setup ## run the tests that find nearly everything, under 5 minutes (PYTEST_ARGS="-k name -x" to choose)
+	$(PYTEST) -m "not (browser or crash or outage or slow or upgrade)" $(PYTEST_ARGS)
+
+test-all: setup browser pgbouncer ## run all tests, those with browsers, crashes, outages and upgrades too
+	$(PYTEST) $(PYTEST_ARGS)
 
 check: setup ## formatter, linter, types, import floors, unused dependencies, exports, the README's commands
 	$(BIN)/ruff format --check .

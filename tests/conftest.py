@@ -1,20 +1,139 @@
-"""Servers that several test folders share: real ones, on free loopback ports, one set for each run."""
+"""What all tests share: real servers on free loopback ports, and how the tests are chosen and spread."""
 
 from __future__ import annotations
 
+import faulthandler
 import math
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 
 import pytest
+import temporalio.worker._workflow
 from hypothesis import settings
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import bookkeeping, writing
 from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
 
+SLOW = {
+    "crash": (
+        "tests/chaos/test_short.py::test_no_promise_is_broken_while_the_parts_are_killed",
+        "tests/end_to_end/test_batch.py",
+        "tests/end_to_end/test_worker.py::test_a_call_that_outlasts_the_grace_period_fails_and_the_next_worker_goes_on",
+        "tests/end_to_end/test_worker.py::test_a_worker_killed_in_a_call_costs_one_attempt_and_no_second_request",
+        "tests/end_to_end/test_worker.py::test_a_worker_killed_in_the_backoff_brings_no_request_forward",
+        "tests/workflows/test_lost_decisions.py",
+    ),
+    "outage": (
+        "tests/outages/test_ledger_down.py::test_a_server_that_is_killed_under_fifty_tasks_costs_two_lines_of_log",
+        "tests/outages/test_temporal_down.py",
+    ),
+    "slow": (
+        "tests/benchmarks/test_benchmarks.py::test_the_quick_form_runs_and_writes_its_table",
+        "tests/cli/test_batch.py::test_an_id_belongs_to_one_content",
+        "tests/cli/test_batch.py::test_answers_that_were_pruned_can_be_brought_back",
+        "tests/cli/test_histories.py::test_rebuild_fills_an_empty_ledger_on_postgresql",
+        "tests/cli/test_reviews.py::test_a_draft_that_is_rejected_comes_again",
+        "tests/devkit/test_local_model.py",
+        "tests/ledger/test_migrations.py::test_several_processes_may_upgrade_at_once",
+        "tests/poison/test_memory.py",
+        "tests/random_actions",
+        "tests/secrets/test_no_secret_is_kept.py::test_whatever_a_provider_says_about_the_key_is_not_kept",
+        "tests/workflows/test_reconcile.py::test_beside_tasks_under_way_it_never_settles_anything",
+    ),
+    "upgrade": ("tests/upgrades",),
+}
+"""The tests that only `make test-all` runs, by what makes them slow: folders, files, single tests.
+
+A test file can give its tests these markers itself, too.
+"""
+
+LONGEST = (
+    "tests/chaos/test_short.py",
+    "tests/upgrades/test_deployments.py",
+    "tests/benchmarks",
+    "tests/workflows/test_lost_decisions.py",
+    "tests/cli/test_batch.py",
+    "tests/cli/test_reviews.py",
+    "tests/end_to_end/test_worker.py",
+    "tests/workflows/cancel/test_bookkeeping.py",
+    "tests/workflows/test_ai_batch.py",
+    "tests/random_actions",
+    "tests/workflows/test_reconcile.py",
+    "tests/outages",
+    "tests/cli/test_histories.py",
+)
+"""What takes longest begins first, so that no process is left with a long file at the end."""
+
+SHORTEST = ("tests/stories", "tests/unit")
+"""What takes a second a file comes last."""
+
+_TEARDOWN_SECONDS = 300
+_STALL_SECONDS = 60
+_STDERR = pytest.StashKey[int]()
+
 settings.register_profile("patient", settings.default, deadline=None)
 settings.load_profile("patient")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep standard error as it is before pytest captures it."""
+    config.stash[_STDERR] = os.dup(2)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two a core: a test mostly waits for its servers."""
+    cores = os.cpu_count() or 1
+    return max(cores, min(2 * cores, 8))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow, and let the longest files begin first."""
+    for item in items:
+        for marker, places in SLOW.items():
+            if _is_in(item, places):
+                item.add_marker(marker)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    for turn, place in enumerate(LONGEST):
+        if _is_in(item, (place,)):
+            return turn
+    return len(LONGEST) + _is_in(item, SHORTEST)
+
+
+def _is_in(item: pytest.Item, places: Sequence[str]) -> bool:
+    test = item.nodeid.split("[")[0]
+    return any(test == place or test.startswith((f"{place}/", f"{place}::")) for place in places)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """End the process if the teardown hangs: after a failure pytest-timeout no longer looks at the time."""
+    faulthandler.dump_traceback_later(_TEARDOWN_SECONDS, exit=True, file=item.config.stash[_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_busy_machine_is_no_deadlock() -> Iterator[None]:
+    """Let workflow code stall for a minute instead of two seconds before the SDK calls it a deadlock.
+
+    The SDK then interrupts the code, and sometimes can no longer evict the workflow: the worker never ends.
+    """
+    create = temporalio.worker._workflow._WorkflowWorker.__init__
+
+    def create_patiently(self: object, *args: object, **options: object) -> None:
+        create(self, *args, **options)  # type: ignore[arg-type]
+        self._deadlock_timeout_seconds = _STALL_SECONDS  # type: ignore[attr-defined]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(temporalio.worker._workflow._WorkflowWorker, "__init__", create_patiently)
+        yield
 
 
 @pytest.fixture(scope="session")
