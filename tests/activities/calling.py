@@ -43,8 +43,11 @@ def free(model: str, input_tokens: int, output_tokens: int) -> float | None:
 async def activities_for(
     base_url: str, *, key: str = KEY, price: Price | None = free
 ) -> AsyncIterator[AiCalls]:
-    async with make_client(api_key=key, base_url=base_url) as client:
-        yield AiCalls(client, MODEL, price)
+    async with (
+        make_client(api_key=key, base_url=base_url) as client,
+        AiCalls(client, MODEL, price) as calls,
+    ):
+        yield calls
 
 
 def environment(limit_seconds: float = PATIENCE_SECONDS, **info: Any) -> ActivityEnvironment:

@@ -34,6 +34,8 @@ async def test_an_answer_carries_text_model_usage_cost_and_the_providers_name_fo
         "provider_request_id": "req_9",
         "input_tokens": 1000,
         "output_tokens": 10,
+        "cached_tokens": None,
+        "reasoning_tokens": None,
         "cost_usd": pytest.approx(1.01),
     }
 

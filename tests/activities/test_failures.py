@@ -331,9 +331,10 @@ async def test_a_provider_that_says_not_to_retry_is_heeded(said: str, transient:
     assert (failure.kind, failure.transient) == ("provider_error", transient)
 
 
-async def test_a_provider_that_says_to_retry_does_not_make_a_bad_request_good() -> None:
-    async with ScriptedProvider([answers.status(400, headers={"x-should-retry": "true"})]) as provider:
-        assert not (await failure_of(provider.base_url)).transient
+@pytest.mark.parametrize("code", [200, 400, 401, 404, 422, 500])
+async def test_a_provider_that_says_to_retry_is_heeded_for_any_status(code: int) -> None:
+    async with ScriptedProvider([answers.status(code, headers={"x-should-retry": "true"})]) as provider:
+        assert (await failure_of(provider.base_url)).transient
 
 
 async def test_the_message_is_one_line_that_says_what_the_provider_said() -> None:

@@ -48,10 +48,11 @@ async def sent(asked: AiJob) -> ProviderRequest:
     return request
 
 
-async def test_a_plain_job_sends_model_and_messages_and_nothing_else() -> None:
+async def test_a_plain_job_sends_model_and_messages_and_that_it_wants_no_stream() -> None:
     request = await sent(job("Say hello", metadata={"order": "7"}))
     assert request.path == "/v1/chat/completions"
-    assert request.body == {"model": MODEL, "messages": [{"role": "user", "content": "Say hello"}]}
+    messages = [{"role": "user", "content": "Say hello"}]
+    assert request.body == {"model": MODEL, "messages": messages, "stream": False}
 
 
 async def test_the_work_items_id_is_the_idempotency_key() -> None:
@@ -73,6 +74,7 @@ async def test_a_full_job_sends_all_its_fields() -> None:
     assert (await sent(asked)).body == {
         "model": "tiny-2",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}],
+        "stream": False,
         "temperature": 0,
         "max_tokens": 9,
         "response_format": {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
+
 import openai
 import pytest
 
@@ -54,3 +57,49 @@ def test_ordinary_words_stay(said: str) -> None:
 
 def test_a_placeholder_for_a_key_is_no_secret() -> None:
     assert Redactor.of(openai.AsyncOpenAI(api_key="ollama"))("try `ollama pull`") == "try `ollama pull`"
+
+
+def escaped(form: str) -> Callable[[str], str]:
+    return lambda key: "".join(form % ord(character) for character in key)
+
+
+FORMS: list[tuple[str, Callable[[str], str]]] = [
+    ("base64", lambda key: base64.b64encode(key.encode()).decode()),
+    ("base64 of a user and it", lambda key: base64.b64encode(f"me:{key}".encode()).decode()),
+    ("base64 of something and it", lambda key: base64.b64encode(f"a {key} b".encode()).decode()),
+    ("base64 for URLs", lambda key: base64.urlsafe_b64encode(f"??{key}??".encode()).decode()),
+    ("percent", escaped("%%%02X")),
+    ("percent in lower case", escaped("%%%02x")),
+    ("percent twice", escaped("%%25%02x")),
+    ("JSON", escaped("\\u%04x")),
+    ("JSON in JSON", escaped("\\\\u%04X")),
+    ("JSON in part", lambda key: key[:3] + escaped("\\u%04x")(key[3:15]) + key[15:]),
+    ("Python", escaped("\\x%02x")),
+    ("HTML", escaped("&#%d;")),
+    ("HTML, hexadecimal", escaped("&#x%02x;")),
+    ("hexadecimal", lambda key: key.encode().hex()),
+    ("hexadecimal in upper case", lambda key: key.encode().hex().upper()),
+    ("hexadecimal with blanks", lambda key: key.encode().hex(" ")),
+]
+
+
+@pytest.mark.parametrize("write", [row[1] for row in FORMS], ids=[row[0] for row in FORMS])
+@pytest.mark.parametrize("key", ["sk-test-0123456789abcdef", "not/shaped+like?a~key"])
+@pytest.mark.parametrize("part", [1.0, 0.7])
+def test_a_key_is_taken_out_in_any_form_whole_or_cut(
+    write: Callable[[str], str], key: str, part: float
+) -> None:
+    written = write(key)
+    said = f"the key {written[: int(len(written) * part)]} is wrong"
+    recorded = Redactor.of(openai.AsyncOpenAI(api_key=key))(said)
+    assert recorded.startswith("the key ")
+    assert recorded.endswith(" is wrong")
+    assert "[redacted]" in recorded
+    assert len(recorded) < len("the key [redacted] is wrong") + 14
+
+
+def test_what_is_around_an_escaped_key_stays_as_it_is() -> None:
+    key = "sk-test-0123456789abcdef"
+    said = f"50%25 of {escaped('%%%02X')(key)} \\u0041 &#65; {key.encode().hex()} end"
+    recorded = Redactor.of(openai.AsyncOpenAI(api_key=key))(said)
+    assert recorded == "50%25 of [redacted] \\u0041 &#65; [redacted] end"

@@ -21,6 +21,8 @@ class AiAnswer(Usage):
 
     Attributes:
         model: The model that answered, by the provider's word; else the one that was asked.
+        cached_tokens: The part of the input tokens that came from the provider's cache.
+        reasoning_tokens: The part of the output tokens that is reasoning.
         latency_seconds: From sending the request to having the whole answer.
     """
 
@@ -30,6 +32,8 @@ class AiAnswer(Usage):
     model: str | None = None
     finish_reason: str | None = None
     provider_request_id: str | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
     latency_seconds: float | None = None
 
 
@@ -114,7 +118,7 @@ def _check_answer(answer: AiAnswer, limit: int) -> None:
             keepable(answer.model_dump())
         except ValueError as error:
             raise InvalidRequest([f"result: {error}"]) from None
-    for name in (*Usage.model_fields, "latency_seconds"):
+    for name in (*Usage.model_fields, "cached_tokens", "reasoning_tokens", "latency_seconds"):
         value = getattr(answer, name)
         if value is not None and not 0 <= value <= LARGEST_INTEGER:
             raise InvalidRequest([f"result.{name}: must be a number from 0 to {LARGEST_INTEGER}"])

@@ -23,12 +23,14 @@ from temporalio import activity
 
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob
-from tasquencer.ai.provider.answers import judge, problem_of_schema
+from tasquencer.ai.provider.answers import judge, unfit
+from tasquencer.ai.provider.body import ACCEPTED_ENCODING
 from tasquencer.ai.provider.classify import classify
-from tasquencer.ai.provider.client import client_from, output_limit_field, read_reply
-from tasquencer.ai.provider.prices import Price, price_list
+from tasquencer.ai.provider.client import client_from, guard, output_limit_field, read_reply
+from tasquencer.ai.provider.prices import Price, own_prices, price_list
 from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.reply import Reply
+from tasquencer.ai.provider.schemas import SchemaChecks
 from tasquencer.ai.timeouts import call_limit
 from tasquencer.core.errors import TasquencerError
 from tasquencer.core.failure import Failure, FailureKind
@@ -43,7 +45,7 @@ HEARTBEAT_INTERVAL = timedelta(seconds=0.4)
 `max_heartbeat_throttle_interval` decides how many of them are really sent, so give it the same interval."""
 
 _QUICKLY_JUDGED = 64 * 1024
-"""Bytes of a body that are judged in less time than another thread takes to begin with it."""
+"""Bytes of a body that are judged in less time than it takes another thread to start."""
 
 CONNECT_LIMIT = timedelta(seconds=10)
 """A provider that cannot be connected to by then is not waited for as long as one that is working."""
@@ -63,11 +65,14 @@ class AiCalls:
     """The activity `generate`: give it to the plugin, `TasquencerPlugin(ledger, calls=AiCalls())`.
 
     Args:
-        client: Must have `max_retries=0`; `make_client` makes one that also reads errors with a cap. None: a
+        client: Must have `max_retries=0`; from now on it reads errors with a cap and stores no cookies. None:
+        a
             client that the environment describes (`OPENAI_API_KEY`, `OPENAI_BASE_URL`), made when the worker
             starts and closed when it has stopped.
         default_model: For jobs that name none; None: `TASQ_MODEL`, else `gpt-5-mini`.
-        price: From model and tokens to US dollars; the default is `genai-prices`' list.
+        price: From model, input and output tokens to US dollars; the default is the file that `TASQ_PRICES`
+        names,
+            then `genai-prices`' list. A cost that the provider reports counts first.
         heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
 
     Raises:
@@ -88,15 +93,17 @@ class AiCalls:
         self._default_model = default_model or os.environ.get("TASQ_MODEL") or DEFAULT_MODEL
         self._given_price = price
         self._heartbeat_interval = heartbeat_interval
+        self._schema_checks = SchemaChecks()
         self._closing = contextlib.AsyncExitStack()
         if client is not None:
             self._use(client)
 
     def _use(self, client: openai.AsyncOpenAI) -> None:
-        self._client = client
-        self._price = self._given_price or price_list(str(client.base_url))
+        self._client = guard(client)
+        self._price = self._given_price or price_list(str(client.base_url), own_prices(os.environ))
 
     async def __aenter__(self) -> Self:
+        await self._closing.enter_async_context(self._schema_checks)
         if self._given_client is None:
             self._use(await self._closing.enter_async_context(client_from(os.environ)))
         return self
@@ -129,9 +136,6 @@ class AiCalls:
             return Failure.of(
                 FailureKind.UNEXPECTED, "generate must be executed with RetryPolicy(maximum_attempts=1)"
             )
-        problem = problem_of_schema(job.output_schema) if job.output_schema is not None else None
-        if problem is not None:
-            return Failure.of(FailureKind.INVALID_REQUEST, f"output_schema is not a JSON Schema: {problem}")
         model = job.model or self._default_model
         limit = call_limit(info.start_to_close_timeout)
         seconds = limit.total_seconds() if limit is not None else None
@@ -142,21 +146,13 @@ class AiCalls:
         latency = None
         try:
             async with heartbeats(interval):
+                problem = await self._problem_of_schema(job)
+                if problem is not None:
+                    return Failure.of(FailureKind.INVALID_REQUEST, problem, model=model)
                 async with asyncio.timeout(seconds):
                     reply = await self._exchange(job, model, info.activity_id, seconds)
                 latency = time.monotonic() - begin
-                judging = partial(
-                    judge,
-                    reply,
-                    asked_model=model,
-                    output_schema=job.output_schema,
-                    price=self._price,
-                    clean=Redactor.of(self._client),
-                    now=datetime.now(UTC),
-                )
-                # Two megabytes of JSON, or a schema, would hold up every other call.
-                is_quick = job.output_schema is None and len(reply.body) <= _QUICKLY_JUDGED
-                outcome = judging() if is_quick else await asyncio.to_thread(judging)
+                outcome = await self._judge(reply, job, model)
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
             clean = Redactor.of(self._client)  # only now: the client may have fetched its key meanwhile
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
@@ -168,6 +164,30 @@ class AiCalls:
             return outcome.model_copy(update={"details": details})
         return outcome.model_copy(update={"latency_seconds": latency})
 
+    async def _problem_of_schema(self, job: AiJob) -> str | None:
+        if job.output_schema is None:
+            return None
+        problem = await self._schema_checks.problem_of_schema(job.output_schema)
+        return None if problem is None else f"output_schema is not a usable JSON Schema: {problem}"
+
+    async def _judge(self, reply: Reply, job: AiJob, model: str) -> AiAnswer | Failure:
+        clean = Redactor.of(self._client)
+        judging = partial(
+            judge,
+            reply,
+            asked_model=model,
+            output_schema=job.output_schema,
+            price=self._price,
+            clean=clean,
+            now=datetime.now(UTC),
+        )
+        # Two megabytes of JSON would hold up every other call.
+        outcome = judging() if len(reply.body) <= _QUICKLY_JUDGED else await asyncio.to_thread(judging)
+        if job.output_schema is None or isinstance(outcome, Failure):
+            return outcome
+        problem = await self._schema_checks.problem_of_output(outcome.text, job.output_schema)
+        return outcome if problem is None else unfit(outcome, reply, problem, clean)
+
     async def _exchange(
         self, job: AiJob, model: str, work_item_id: str, limit_seconds: float | None
     ) -> Reply:
@@ -175,6 +195,7 @@ class AiCalls:
         body: dict[str, Any] = {
             "model": model,
             "messages": [message.model_dump() for message in job.messages],
+            "stream": False,  # some gateways stream unless they are asked not to
         }
         if job.temperature is not None:
             body["temperature"] = job.temperature
@@ -188,7 +209,7 @@ class AiCalls:
             "/chat/completions",
             body=body,
             options={
-                "headers": {"Idempotency-Key": work_item_id},
+                "headers": {"Idempotency-Key": work_item_id, "Accept-Encoding": ACCEPTED_ENCODING},
                 "timeout": httpx2.Timeout(
                     limit_seconds, connect=connect if limit_seconds is None else min(connect, limit_seconds)
                 ),

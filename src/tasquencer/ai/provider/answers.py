@@ -5,24 +5,18 @@ A failure keeps what the provider billed (tokens, cost) and how it named the req
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-import jsonschema
-from jsonschema.validators import validator_for
 from pydantic import JsonValue
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
-from tasquencer.ai.provider.classify import heed_headers
+from tasquencer.ai.provider.classify import error_failure, heed_provider
+from tasquencer.ai.provider.finish import Finish, finish_of
 from tasquencer.ai.provider.prices import Price
 from tasquencer.ai.provider.redaction import storable
 from tasquencer.ai.provider.reply import (
-    MOST_VALUES,
     Clean,
     Reply,
     ReplyEnd,
@@ -30,23 +24,31 @@ from tasquencer.ai.provider.reply import (
     excerpt,
     nests_too_deeply,
     one_line,
-    provider_error_in,
     request_id,
-    token_count,
 )
+from tasquencer.ai.provider.reported import Report, report_in, says_something
+from tasquencer.ai.provider.schemas import Schema
+from tasquencer.ai.provider.stream import Unreadable, completion_in
+from tasquencer.ai.provider.usage import usage_in
 from tasquencer.core.failure import Failure, FailureKind
 
-__all__ = ["Completion", "Schema", "judge", "problem_of_schema"]
+__all__ = ["Completion", "judge", "unfit"]
 
-Schema = dict[str, JsonValue]
 Completion = Mapping[str, Any]
+
+_ERROR_FIELDS = ("error", "errors", "message", "msg", "detail", "error_message", "base_resp", "code")
+"""Fields that make an object without choices an error."""
 
 
 class _NotAnAnswer(Exception):
-    def __init__(
-        self, kind: FailureKind, message: str, *, outcome_unknown: bool = False, code: str | None = None
-    ):
-        self.failure = Failure.of(kind, message, outcome_unknown=outcome_unknown, provider_code=code)
+    def __init__(self, kind: FailureKind, message: str, *, outcome_unknown: bool = False) -> None:
+        self.failure = Failure.of(kind, message, outcome_unknown=outcome_unknown)
+
+
+class _Reported(Exception):
+    def __init__(self, what: str, report: Report) -> None:
+        self.what = what
+        self.report = report
 
 
 def judge(
@@ -57,7 +59,9 @@ def judge(
     Args:
         reply: The provider's reply.
         asked_model: Stands in where the reply does not say which model answered.
-        output_schema: A JSON Schema that the answer's text must satisfy as JSON.
+        output_schema: A JSON Schema was asked for: an answer that was cut off does not count. Whether the
+        answer
+            fits it is for `tasquencer.ai.provider.schemas` to say, see `unfit`.
         price: What the usage costs; an error of it means an unknown cost.
         clean: Makes foreign texts fit to be recorded.
         now: For a Retry-After that is a date; aware.
@@ -66,50 +70,53 @@ def judge(
     try:
         completion = _completion(reply, clean)
         facts = _facts(reply, completion, asked_model, price, clean)
-        if completion.get("error") or completion.get("object") == "error":
-            _report(completion, f"the provider answered an error with status {reply.status_code}", clean)
-        text = storable(_text(reply, completion, facts["finish_reason"], clean))
+        _raise_reported_error(reply, completion, clean)
+        text = storable(_text(reply, completion, clean, wants_whole=output_schema is not None))
         answer = AiAnswer.model_validate({"text": text} | facts)
+        if output_schema is not None and nests_too_deeply(text):
+            return unfit(answer, reply, "it is nested too deeply", clean)
         size = len(answer.model_dump_json().encode())
         if size > MAXIMUM_ANSWER_BYTES:
             limit = f"the limit is {MAXIMUM_ANSWER_BYTES:,}"
             raise _NotAnAnswer(FailureKind.TOO_LARGE, f"the answer has {size:,} bytes as JSON, {limit}")
-        if output_schema is not None:
-            _check_output(text, facts["finish_reason"], output_schema, clean)
         return answer
     except _NotAnAnswer as verdict:
-        known = {name: value for name, value in facts.items() if value is not None}
-        details = {"status_code": reply.status_code} | known | verdict.failure.details
-        return heed_headers(verdict.failure.model_copy(update={"details": details}), reply.headers, now)
+        failure = heed_provider(verdict.failure, reply.headers, Report(), now)
+    except _Reported as error:
+        failure = error_failure(reply.status_code, error.what, error.report, reply.headers, now)
+    return _with_facts(failure, reply, facts)
 
 
-def problem_of_schema(schema: Schema) -> str | None:
-    """Why this is no JSON Schema, or None if it is one."""
-    try:
-        validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        return error.message
-    except RecursionError:
-        return "it is nested too deeply"
-    return None
+def unfit(answer: AiAnswer, reply: Reply, problem: str, clean: Clean) -> Failure:
+    """The failure of an answer that does not fit the schema asked for."""
+    message = f"the output does not fit the schema asked for: {one_line(problem, clean)}"
+    facts = answer.model_dump(mode="json", exclude={"text", "latency_seconds"})
+    return _with_facts(Failure.of(FailureKind.INVALID_OUTPUT, message), reply, facts)
+
+
+def _with_facts(failure: Failure, reply: Reply, facts: Mapping[str, JsonValue]) -> Failure:
+    known = {name: value for name, value in facts.items() if value is not None}
+    details = {"status_code": reply.status_code} | known | failure.details
+    return failure.model_copy(update={"details": details})
 
 
 def _completion(reply: Reply, clean: Clean) -> Completion:
     if reply.end is ReplyEnd.OVERSIZED:
         raise _NotAnAnswer(FailureKind.TOO_LARGE, f"the answer has more than {len(reply.body):,} bytes")
-    if reply.end is ReplyEnd.INTERRUPTED:
-        message = f"the answer broke off after {len(reply.body):,} bytes"
-        raise _NotAnAnswer(FailureKind.PROVIDER_ERROR, message, outcome_unknown=True)
-    status = f"with status {reply.status_code}"
-    if reply.has_too_many_values:
-        _provider_error(f"JSON {status} that has more than {MOST_VALUES:,} values")
-    if nests_too_deeply(reply.text):
-        _provider_error(f"JSON {status} that is nested too deeply")
+    if reply.end is ReplyEnd.SHREDDED:
+        _provider_error(f"in too many parts to be read: {len(reply.body):,} bytes so far")
+    if reply.end is ReplyEnd.ENCODED:
+        encoding = one_line(reply.encoding, clean, 100)
+        _provider_error(f"with the content encoding {encoding!r}, which was not asked for")
     try:
-        completion = json.loads(reply.text, strict=False)
-    except ValueError:
-        what = "a web page" if reply.is_html else "malformed JSON" if reply.text.strip() else "an empty body"
-        _provider_error(f"{what} {status}: {excerpt(reply.text, clean)}".removesuffix(": "))
+        completion = completion_in(reply)
+    except Unreadable as problem:
+        if problem.broke_off and reply.end is ReplyEnd.INTERRUPTED:
+            message = f"the answer broke off after {len(reply.body):,} bytes"
+            raise _NotAnAnswer(FailureKind.PROVIDER_ERROR, message, outcome_unknown=True) from None
+        what = "a web page" if reply.is_html else str(problem)
+        message = f"{what} with status {reply.status_code}: {excerpt(reply.text, clean)}".removesuffix(": ")
+        _provider_error(message, outcome_unknown=problem.broke_off and "events" in what)
     if isinstance(completion, list) and completion and isinstance(completion[0], dict):
         completion = completion[0]  # Google's errors are a list of one
     return completion if isinstance(completion, dict) else {}
@@ -118,33 +125,18 @@ def _completion(reply: Reply, clean: Clean) -> Completion:
 def _facts(
     reply: Reply, completion: Completion, asked_model: str, price: Price, clean: Clean
 ) -> dict[str, JsonValue]:
-    usage = completion.get("usage")
-    tokens = usage if isinstance(usage, dict) else {}
-    input_tokens = token_count(tokens.get("prompt_tokens"))
-    output_tokens = token_count(tokens.get("completion_tokens"))
+    usage = usage_in(completion, reply.headers)
     model = as_text(completion.get("model"), clean) or asked_model
-    cost = None
-    if input_tokens is not None and output_tokens is not None:
-        cost = _cost(price, [model, asked_model], input_tokens, output_tokens)
     return {
         "model": model,
         "finish_reason": as_text(_first_choice(completion).get("finish_reason"), clean),
         "provider_request_id": request_id(reply, clean, completion),
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "cost_usd": cost,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "cost_usd": usage.cost(price, [model, asked_model]),
     }
-
-
-def _cost(price: Price, models: list[str], input_tokens: int, output_tokens: int) -> float | None:
-    for model in models:
-        try:
-            cost = price(model, input_tokens, output_tokens)
-        except Exception:  # noqa: BLE001 - a paid answer is worth more than its price
-            cost = None
-        if cost is not None and math.isfinite(cost) and cost >= 0:
-            return cost
-    return None
 
 
 def _first_choice(completion: Completion) -> Completion:
@@ -153,13 +145,37 @@ def _first_choice(completion: Completion) -> Completion:
     return first if isinstance(first, dict) else {}
 
 
-def _text(reply: Reply, completion: Completion, finish_reason: JsonValue, clean: Clean) -> str:
+def _raise_reported_error(reply: Reply, completion: Completion, clean: Clean) -> None:
+    """An error in the place of an answer, or beside one. One that says nothing is none."""
+    choice = _first_choice(completion)
+    what = f"the provider answered an error with status {reply.status_code}"
+    if says_something(completion.get("error")):
+        raise _Reported(what, report_in(completion["error"], clean))
+    if says_something(choice.get("error")):  # OpenRouter: the model behind it broke off
+        raise _Reported("the model's provider failed", report_in(choice["error"], clean))
+    is_error = completion.get("object") == "error" or completion.get("type") == "error"
+    said = {name: value for name, value in completion.items() if name in _ERROR_FIELDS}
+    if is_error or (not choice and says_something(said)):
+        raise _Reported(
+            what, report_in({name: completion[name] for name in completion if name != "object"}, clean)
+        )
+    feedback = completion.get("promptFeedback") or completion.get("prompt_feedback")
+    if (
+        not choice
+        and isinstance(feedback, dict)
+        and feedback.get("blockReason", feedback.get("block_reason"))
+    ):
+        reason = one_line(str(feedback.get("blockReason", feedback.get("block_reason"))), clean, 100)
+        raise _NotAnAnswer(FailureKind.REFUSED, f"the provider blocked the prompt ({reason})")
+
+
+def _text(reply: Reply, completion: Completion, clean: Clean, *, wants_whole: bool) -> str:
     choice = _first_choice(completion)
     if not choice:
         _provider_error(f"an answer without choices: {excerpt(reply.text, clean)}")
-    if choice.get("error"):  # OpenRouter: the model behind it broke off
-        _report(choice, "the model's provider failed", clean)
     message = choice.get("message")
+    if not isinstance(message, dict):
+        message = choice.get("delta")
     if not isinstance(message, dict):
         _provider_error("an answer without a message")
     text, refusal = _content(message.get("content"))
@@ -167,60 +183,44 @@ def _text(reply: Reply, completion: Completion, finish_reason: JsonValue, clean:
         refusal = message["refusal"] or refusal
     if refusal:
         raise _NotAnAnswer(FailureKind.REFUSED, f"the model refused: {one_line(refusal, clean)}")
-    if finish_reason == "content_filter":
-        raise _NotAnAnswer(FailureKind.REFUSED, "the provider's content filter stopped the answer")
-    if not text.strip():
-        why = f" (finish reason {finish_reason!r})" if finish_reason else ""
+    word = as_text(choice.get("finish_reason"), clean)
+    finish = finish_of(choice.get("finish_reason"))
+    is_empty = not text.strip()
+    if is_empty and finish in (Finish.GOOD, Finish.UNKNOWN):
+        native = finish_of(choice.get("native_finish_reason"))
+        finish = native if native in (Finish.BROKEN, Finish.FILTERED) else finish
+    why = f" (finish reason {word!r})" if word else ""
+    if finish is Finish.FILTERED:
+        raise _NotAnAnswer(FailureKind.REFUSED, f"the provider's content filter stopped the answer{why}")
+    if finish is Finish.BROKEN:
+        raise _NotAnAnswer(FailureKind.PROVIDER_ERROR, f"the provider broke the answer off{why}")
+    if is_empty:
         raise _NotAnAnswer(FailureKind.INVALID_OUTPUT, f"the answer's text is empty{why}")
+    if finish is Finish.CUT_OFF and wants_whole:
+        raise _NotAnAnswer(FailureKind.INVALID_OUTPUT, "the token limit cut the output off")
     return text
 
 
 def _content(content: object) -> tuple[str, str]:
-    """Text and refusal of a message's content: a text, or a list of parts."""
+    """Text and refusal of a message's content: a text, or a list of parts, reasoning left out."""
     if isinstance(content, str):
         return content, ""
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    text = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    text = "".join(
+        part["text"] for part in parts if isinstance(part.get("text"), str) and not _is_reasoning(part)
+    )
     refusal = "".join(part["refusal"] for part in parts if isinstance(part.get("refusal"), str))
     return text, refusal
 
 
-def _check_output(text: str, finish_reason: JsonValue, schema: Schema, clean: Clean) -> None:
-    if finish_reason == "length":
-        raise _NotAnAnswer(FailureKind.INVALID_OUTPUT, "the token limit cut the output off")
-    try:
-        if nests_too_deeply(text):
-            raise RecursionError
-        output = json.loads(text, parse_constant=_reject_constant)
-        # The registry is empty on purpose: a schema must not make the worker fetch what it refers to.
-        validator_class = validator_for(schema, default=jsonschema.Draft202012Validator)
-        validator = validator_class(schema, registry=Registry())
-        mismatch = jsonschema.exceptions.best_match(validator.iter_errors(output))
-    except RecursionError:
-        problem = "it is nested too deeply"
-    except Unresolvable as error:
-        problem = f"the schema refers to something unknown: {error.ref}"
-    except ValueError as error:
-        problem = f"it is not JSON: {error}"
-    else:
-        if mismatch is None:
-            return
-        problem = f"at {mismatch.json_path}: {mismatch.message}"
-    raise _NotAnAnswer(
-        FailureKind.INVALID_OUTPUT,
-        f"the output does not fit the schema asked for: {one_line(problem, clean)}",
+def _is_reasoning(part: Mapping[str, Any]) -> bool:
+    kind = str(part.get("type", "")).lower()
+    return part.get("thought") is True or any(
+        word in kind for word in ("reason", "think", "thought", "summary")
     )
 
 
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _report(holder: Completion, what: str, clean: Clean) -> NoReturn:
-    said = provider_error_in(holder, clean)
-    message = f"{what}: {said.message}" if said.message else what
-    raise _NotAnAnswer(FailureKind.PROVIDER_ERROR, message, code=said.code or said.type)
-
-
-def _provider_error(message: str) -> NoReturn:
-    raise _NotAnAnswer(FailureKind.PROVIDER_ERROR, f"the provider answered {message}")
+def _provider_error(message: str, *, outcome_unknown: bool = False) -> NoReturn:
+    raise _NotAnAnswer(
+        FailureKind.PROVIDER_ERROR, f"the provider answered {message}", outcome_unknown=outcome_unknown
+    )

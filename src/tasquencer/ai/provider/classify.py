@@ -1,41 +1,35 @@
-"""From what went wrong with an AI call to a `Failure`: DESIGN's table, row by row.
+"""From what went wrong with an AI call to a `Failure`.
 
-    rate_limited     429
-    quota_exceeded   429 whose code says that the money is spent; 402
-    timed_out        no answer in time; 408
-    unreachable      connection refused, reset, closed without an answer; DNS; TLS
-    provider_error   5xx, 409, redirects, an answer that is not HTTP or breaks off
-    refused          an error status whose code names a content filter
-    invalid_request  any other 4xx, and a context that is too long whatever the status
-    unauthorized     401, 403
-    unexpected       everything else: a bug of ours
-
-Answers with status 200 are judged by `tasquencer.ai.provider.answers`.
+`tasquencer.ai.provider.kinds` says what an error of the provider means; here are the connection's errors, and
+what the provider asks for: how long to wait, and whether to try again. Answers with status 200 are judged by
+`tasquencer.ai.provider.answers`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from http import HTTPStatus
 
 import httpx2
 import openai
 
-from tasquencer.ai.provider.reply import Clean, Reply, one_line, provider_error_in, request_id
+from tasquencer.ai.provider.kinds import kind_of_error
+from tasquencer.ai.provider.reply import Clean, Reply, one_line, request_id
+from tasquencer.ai.provider.reported import Report, report_in
+from tasquencer.ai.provider.waits import asked_in_headers, refill
 from tasquencer.core.failure import Failure, FailureKind
-from tasquencer.core.retry_after import parse_retry_after
 from tasquencer.core.wording import duration
 
-__all__ = ["classify", "heed_headers"]
-
-_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-_CONTEXT_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
-_FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "responsibleaipolicyviolation"})
+__all__ = ["classify", "error_failure", "heed_provider"]
 
 _MAY_HAVE_RUN = frozenset({408, 504, 524})
 """Statuses that say "it took too long": the work may have been done (and billed) all the same."""
+
+_REFILLED = (FailureKind.RATE_LIMITED, FailureKind.PROVIDER_ERROR)
+"""Kinds for which an exhausted rate limit counts that nobody asks to wait for."""
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 """The request cannot have been received: there was no connection to send it on."""
@@ -64,58 +58,63 @@ def classify(
     return Failure.of(FailureKind.UNEXPECTED, _named(error, clean), outcome_unknown=True)
 
 
-def heed_headers(failure: Failure, headers: Mapping[str, str], now: datetime) -> Failure:
-    """The failure with what the answer's headers say about trying again, which the message then says too."""
+def error_failure(
+    status_code: int, what: str, report: Report, headers: Mapping[str, str], now: datetime
+) -> Failure:
+    """The failure that an error of the provider is, whether it came with an error status or not.
+
+    Args:
+        status_code: That of the answer.
+        what: The beginning of the message, before the provider's words.
+        report: What the body says.
+        headers: Names in lower case.
+        now: Aware.
+    """
+    kind = kind_of_error(status_code, report)
+    failure = Failure.of(
+        kind,
+        f"{what}: {report.message}" if report.message else what,
+        outcome_unknown=kind is FailureKind.TIMED_OUT or status_code in _MAY_HAVE_RUN,
+        provider_code=report.code,
+    )
+    return heed_provider(failure, headers, report, now)
+
+
+def heed_provider(failure: Failure, headers: Mapping[str, str], report: Report, now: datetime) -> Failure:
+    """The failure with what the provider says about trying again; the message then says so as well."""
     notes: list[str] = []
-    wait = parse_retry_after(headers, now)
+    asked = [asked_in_headers(headers, now), asked_in_headers(report.headers, now), report.wait_seconds]
+    wait = max((seconds for seconds in asked if seconds is not None), default=None)
+    if wait is None and failure.kind in _REFILLED:
+        wait = refill(headers, now) or refill(report.headers, now)
     if wait is not None:
-        failure = failure.model_copy(update={"retry_after_seconds": wait.total_seconds()})
-        notes.append(f"asks to wait {duration(wait.total_seconds())}")
-    if headers.get("x-should-retry", "").strip().lower() == "false":
-        failure = failure.model_copy(update={"transient": False})
-        notes.append("says not to retry")
+        failure = failure.model_copy(update={"retry_after_seconds": wait})
+        notes.append(f"asks to wait {duration(wait)}")
+    should_retry = headers.get("x-should-retry", "").strip().lower()
+    if should_retry in ("true", "false") and failure.transient != (should_retry == "true"):
+        failure = failure.model_copy(update={"transient": should_retry == "true"})
+        notes.append("says to retry" if should_retry == "true" else "says not to retry")
     if not notes:
         return failure
     return failure.model_copy(update={"message": f"{failure.message} ({', '.join(notes)})"})
 
 
 def _status(error: openai.APIStatusError, now: datetime, clean: Clean) -> Failure:
+    code = error.status_code
     headers = {name.lower(): value for name, value in error.response.headers.items()}
-    said = provider_error_in(error.body, clean)
-    message = said.message or _meaning(error.status_code)
-    if 300 <= error.status_code < 400:
+    report = report_in(error.body, clean)
+    said = report.message or _meaning(code)
+    if 300 <= code < 400:
         place = one_line(re.split("[?#]", headers.get("location", ""))[0], clean) or "nowhere"
-        message = f"it redirects to {place}, which is not followed; correct the base URL"
-    kind = _kind(error.status_code, {(said.code or "").lower(), (said.type or "").lower()})
-    failure = Failure.of(
-        kind,
-        f"{error.status_code} from the provider: {message}",
-        outcome_unknown=error.status_code in _MAY_HAVE_RUN,
-        status_code=error.status_code,
-        provider_code=said.code or said.type,
-        provider_request_id=request_id(Reply(error.status_code, headers, b""), clean),
-    )
-    return heed_headers(failure, headers, now)
-
-
-def _kind(status_code: int, codes: set[str]) -> FailureKind:
-    if codes & _CONTEXT_CODES:
-        return FailureKind.INVALID_REQUEST
-    match status_code:
-        case 429:
-            return FailureKind.QUOTA_EXCEEDED if codes & _QUOTA_CODES else FailureKind.RATE_LIMITED
-        case 402:
-            return FailureKind.QUOTA_EXCEEDED
-        case 408:
-            return FailureKind.TIMED_OUT
-        case 401 | 403:
-            return FailureKind.UNAUTHORIZED
-        case 409:
-            return FailureKind.PROVIDER_ERROR
-        case code if 400 <= code < 500:
-            return FailureKind.REFUSED if codes & _FILTER_CODES else FailureKind.INVALID_REQUEST
-        case _:
-            return FailureKind.PROVIDER_ERROR
+        said = f"it redirects to {place}, which is not followed; correct the base URL"
+    what = f"{code} from the provider"
+    failure = error_failure(code, what, replace(report, message=said), headers, now)
+    facts = {
+        "status_code": code,
+        "provider_request_id": request_id(Reply(code, headers, b""), clean),
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    return failure.model_copy(update={"details": known | failure.details})
 
 
 def _connection(cause: BaseException, clean: Clean, limit_seconds: float | None) -> Failure:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Mapping
+from http.cookiejar import CookieJar
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
+from tasquencer.ai.provider.body import read_body
 from tasquencer.ai.provider.reply import Reply, ReplyEnd
 from tasquencer.core.errors import TasquencerError, WrongSetting
 
@@ -18,6 +21,7 @@ __all__ = [
     "MAXIMUM_ERROR_BYTES",
     "MissingApiKey",
     "client_from",
+    "guard",
     "make_client",
     "output_limit_field",
     "read_reply",
@@ -78,17 +82,47 @@ def make_client(
     It never tries again (the task does, with a new work item), follows no redirect (that would be a second
     request), and reads no more than `MAXIMUM_ERROR_BYTES` of an error.
     """
-    http_client = openai.DefaultAsyncHttpxClient(
-        follow_redirects=False, event_hooks={"response": [_raise_error_status]}
+    http_client = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+    return guard(
+        openai.AsyncOpenAI(
+            api_key=api_key,
+            base_url=base_url,
+            organization=organization,
+            max_retries=0,
+            http_client=http_client,
+        )
     )
-    return openai.AsyncOpenAI(
-        api_key=api_key, base_url=base_url, organization=organization, max_retries=0, http_client=http_client
-    )
+
+
+def guard(client: openai.AsyncOpenAI) -> openai.AsyncOpenAI:
+    """The same client, which from now on reads errors with a cap and stores no cookies.
+
+    Cookies of one answer would go out with the requests of other tasks. Those that the client already has
+    stay.
+    """
+    http = client._client
+    hooks = http.event_hooks
+    if _raise_error_status not in hooks["response"]:
+        http.event_hooks = hooks | {"response": [*hooks["response"], _raise_error_status]}
+        http.cookies = _UnchangingCookies(http.cookies.jar)
+    return client
+
+
+class _UnchangingCookies(CookieJar):
+    """Keeps the cookies that it starts with, and takes none from answers."""
+
+    def __init__(self, cookies: CookieJar) -> None:
+        super().__init__()
+        for cookie in cookies:
+            self.set_cookie(cookie)
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Do nothing."""
 
 
 async def read_reply(response: httpx2.Response) -> Reply:
     """The answer with as much of its body as came and as we want."""
-    body, end = await _read(response, MAXIMUM_BODY_BYTES)
+    body, end = await read_body(response, MAXIMUM_BODY_BYTES)
     return Reply(response.status_code, _lowered(response.headers), body, end)
 
 
@@ -110,27 +144,16 @@ async def _raise_error_status(response: httpx2.Response) -> None:
     """Hook: raises what the OpenAI client would raise for the status, but reads no endless body."""
     if response.is_success:
         return
-    body, _ = await _read(response, MAXIMUM_ERROR_BYTES)
-    raw = body.decode("utf-8-sig", errors="replace").strip()
+    body, end = await read_body(response, MAXIMUM_ERROR_BYTES)
+    reply = Reply(response.status_code, _lowered(response.headers), body, end)
+    raw = reply.text.strip()
+    if end is ReplyEnd.ENCODED:
+        raw = f"its explanation has the content encoding {reply.encoding!r}, which was not asked for"
     try:
         content: object = json.loads(raw, strict=False)
     except (ValueError, RecursionError):
         content = raw
     raise openai.APIStatusError(f"Error code: {response.status_code}", response=response, body=content)
-
-
-async def _read(response: httpx2.Response, most: int) -> tuple[bytes, ReplyEnd]:
-    body = bytearray()
-    try:
-        async for part in response.aiter_bytes():
-            body += part
-            if len(body) > most:
-                return bytes(body[:most]), ReplyEnd.OVERSIZED
-    except httpx2.TimeoutException:
-        raise
-    except httpx2.RequestError:
-        return bytes(body), ReplyEnd.INTERRUPTED
-    return bytes(body), ReplyEnd.COMPLETE
 
 
 def _lowered(headers: httpx2.Headers) -> dict[str, str]:

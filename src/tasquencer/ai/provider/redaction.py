@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from urllib.parse import quote
+from functools import cached_property, lru_cache
 
 from openai import AsyncOpenAI
 
@@ -52,9 +52,23 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+_ESCAPE = re.compile(
+    r"%(?P<percent>[0-9A-Fa-f]{2})|\\+(?:u00|x)(?P<json>[0-9A-Fa-f]{2})"
+    r"|&#(?:(?P<decimal>\d{2,3})|[xX](?P<entity>[0-9A-Fa-f]{2}));"
+)
+"""A character in an encoding of single characters: percent, JSON's `\\u`, Python's `\\x`, HTML."""
+
+_ENCODINGS = 2
+"""How often a text may be encoded that way, one in another."""
+
+
 @dataclass(frozen=True)
 class Redactor:
-    """Removes from a text what must not be recorded: the given secrets, and what looks like a credential."""
+    """Removes from a text what must not be recorded: the given secrets, and what looks like a credential.
+
+    A secret is also recognized cut or masked, and in base64, hexadecimal, and with any of its characters
+    escaped.
+    """
 
     secrets: tuple[str, ...] = ()
 
@@ -66,42 +80,83 @@ class Redactor:
         url = client.base_url
         basic = b64encode(f"{url.username}:{url.password}".encode()).decode() if url.password else ""
         secrets = [client.api_key, url.password, basic, *(one for one in named if isinstance(one, str))]
-        return cls(tuple(_forms(secrets)))
+        return _redactor(tuple(secrets))
 
     def __call__(self, text: str) -> str:
         """The text as it may be recorded. Cut it to length afterwards, or half a key may stay."""
-        for secret in self.secrets:
-            text = text.replace(secret, REDACTED)
-        text = _without_pieces(text, self.secrets)
+        text = _without_pieces(text, self._pieces, text, range(len(text) + 1))
+        if _ESCAPE.search(text):
+            text = _without_pieces(text, self._pieces, *_unescaped(text))
         for pattern, replacement in _CREDENTIALS:
             text = pattern.sub(replacement, text)
         return storable(text)
 
+    @cached_property
+    def _pieces(self) -> frozenset[str]:
+        """All parts of the secrets, in all forms, that have the length of the shortest secret."""
+        size = _SHORTEST_SECRET
+        forms = {form for secret in self.secrets for form in _forms(secret)}
+        return frozenset(form[at : at + size] for form in forms for at in range(len(form) - size + 1))
 
-def _without_pieces(text: str, secrets: Iterable[str]) -> str:
-    """The text without what is left of a secret that was cut or masked."""
+
+@lru_cache(maxsize=16)
+def _redactor(secrets: tuple[str, ...]) -> Redactor:
+    """A redactor for these secrets; those with blanks (a faulty key) are taken apart."""
+    pieces = (piece for secret in secrets for piece in secret.split())
+    return Redactor(tuple(dict.fromkeys(piece for piece in pieces if len(piece) >= _SHORTEST_SECRET)))
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """The secret as it is, in hexadecimal, and in base64 at any place of a longer text."""
+    raw = secret.encode(errors="replace")
+    yield secret
+    yield from (raw.hex(), raw.hex().upper(), raw.hex(" "), raw.hex(" ").upper())
+    for before in range(3):
+        encoded = b64encode(bytes(before) + raw).decode()
+        # The characters at both ends also depend on what is before and after the secret.
+        own = encoded[before + (before > 0) : (before + len(raw)) * 8 // 6]
+        yield from (own, own.replace("+", "-").replace("/", "_"))
+
+
+def _without_pieces(text: str, pieces: Set[str], plain: str, begins: Sequence[int]) -> str:
+    """The text without the secrets, whole, cut or masked.
+
+    Args:
+        plain: Where to look for them: the text, or the text without escapes.
+        begins: Where in the text each character of `plain` begins, and the text's length.
+    """
     size = _SHORTEST_SECRET
-    pieces = {secret[at : at + size] for secret in secrets for at in range(len(secret) - size + 1)}
-    if not any(piece in text for piece in pieces):
-        return text
     kept: list[str] = []
     begin = at = 0
-    while at <= len(text) - size:
-        if text[at : at + size] not in pieces:
+    while at <= len(plain) - size:
+        if plain[at : at + size] not in pieces:
             at += 1
             continue
         end = at + size
-        while text[end - size + 1 : end + 1] in pieces:
+        while plain[end - size + 1 : end + 1] in pieces:
             end += 1
-        kept += [text[begin:at], REDACTED]
+        kept += [text[begins[begin] : begins[at]], REDACTED]
         begin = at = end
-    return "".join([*kept, text[begin:]])
+    return "".join([*kept, text[begins[begin] :]]) if kept else text
 
 
-def _forms(secrets: Iterable[str]) -> Iterable[str]:
-    """Each secret as it may turn up: as it is, in a URL, or in pieces if it has blanks (a faulty key).
-
-    The longest come first, for one may contain another.
-    """
-    pieces = {piece for secret in secrets for piece in secret.split() if len(piece) >= _SHORTEST_SECRET}
-    return sorted(pieces | {quote(piece, safe="") for piece in pieces}, key=len, reverse=True)
+def _unescaped(text: str) -> tuple[str, Sequence[int]]:
+    """The text with escaped characters as themselves, and where in the text each of its characters begins."""
+    begins: Sequence[int] = range(len(text) + 1)
+    for _ in range(_ENCODINGS):
+        if not _ESCAPE.search(text):
+            break
+        plain: list[str] = []
+        places: list[int] = []
+        at = 0
+        for escape in _ESCAPE.finditer(text):
+            plain.append(text[at : escape.start()])
+            places += begins[at : escape.start()]
+            named = escape["percent"] or escape["json"] or escape["entity"]
+            plain.append(chr(int(named, 16) if named else int(escape["decimal"])))
+            places.append(begins[escape.start()])
+            at = escape.end()
+        plain.append(text[at:])
+        places += begins[at:]
+        text, begins = "".join(plain), places
+    return text, begins

@@ -5,7 +5,6 @@ OpenAI-compatible servers differ in all they send; everything that reads their a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,14 +16,13 @@ from pydantic import JsonValue
 __all__ = [
     "MOST_VALUES",
     "Clean",
-    "ProviderError",
     "Reply",
     "ReplyEnd",
     "as_text",
     "excerpt",
+    "has_too_many_values",
     "nests_too_deeply",
     "one_line",
-    "provider_error_in",
     "request_id",
     "token_count",
 ]
@@ -64,6 +62,10 @@ class ReplyEnd(StrEnum):
     """The connection broke before the body was complete, or its encoding is broken."""
     OVERSIZED = "oversized"
     """The body is longer than what we read of it."""
+    SHREDDED = "shredded"
+    """The body came in more parts than we read."""
+    ENCODED = "encoded"
+    """The body has a content encoding that we did not ask for, and is not read."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Reply:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    """Decompressed; a part of it unless `end` is complete."""
+    """Decoded; a part of it unless `end` is complete."""
     end: ReplyEnd = ReplyEnd.COMPLETE
 
     @property
@@ -83,25 +85,21 @@ class Reply:
         return self.body.decode("utf-8-sig", errors="replace")
 
     @property
-    def has_too_many_values(self) -> bool:
-        """Whether the body, if it is JSON, has so many values that reading it would take too much."""
-        if len(self.body) <= MOST_VALUES:
-            return False
-        return next(islice(_TOKEN.finditer(self.body), MOST_VALUES, None), None) is not None
+    def encoding(self) -> str:
+        """The content encoding that the answer names."""
+        return self.headers.get("content-encoding", "")
 
     @property
     def is_html(self) -> bool:
-        """Whether a web page came, by its content type or its looks."""
+        """True if the body is a web page, by its content type or its looks."""
         return "html" in self.headers.get("content-type", "").lower() or self.text.lstrip()[:1] == "<"
 
 
-@dataclass(frozen=True)
-class ProviderError:
-    """What the body of an error says."""
-
-    message: str
-    code: str | None = None
-    type: str | None = None
+def has_too_many_values(body: bytes) -> bool:
+    """True if a JSON text has so many values that reading it would take too much time and memory."""
+    if len(body) <= MOST_VALUES:
+        return False
+    return next(islice(_TOKEN.finditer(body), MOST_VALUES, None), None) is not None
 
 
 def nests_too_deeply(text: str) -> bool:
@@ -114,29 +112,6 @@ def nests_too_deeply(text: str) -> bool:
         if depth > _DEEPEST:
             return True
     return False
-
-
-def provider_error_in(body: object, clean: Clean) -> ProviderError:
-    """The error that a decoded body reports, in any of the shapes that providers use.
-
-    `{"error": {"message", "code", "type"}}` (OpenAI), the inner object alone (as the OpenAI client hands
-    it over), a list of one (Google), `{"error": "…"}` (Ollama), `{"detail": …}` (FastAPI), text and HTML.
-    """
-    if isinstance(body, list) and body:
-        body = body[0]
-    if isinstance(body, str):
-        return ProviderError(excerpt(body, clean))
-    if not isinstance(body, dict):
-        return ProviderError("")
-    error = body.get("error") or body
-    if isinstance(error, str):
-        return ProviderError(one_line(error, clean))
-    if not isinstance(error, dict):
-        return ProviderError(one_line(_as_json(error), clean))
-    found = next((error[name] for name in ("message", "msg", "detail") if error.get(name)), None)
-    message = found if isinstance(found, str) else _as_json(found) if found is not None else ""
-    code, kind = as_text(error.get("code"), clean), as_text(error.get("type"), clean)
-    return ProviderError(one_line(message, clean), code, kind)
 
 
 def request_id(reply: Reply, clean: Clean, completion: Mapping[str, object] | None = None) -> str | None:
@@ -179,10 +154,3 @@ def excerpt(text: str, clean: Clean) -> str:
         title = re.search(r"(?i)<title[^<>]*>([^<]*)", start)
         start = title.group(1) if title else re.sub(r"<[^<>]*>", " ", start)
     return one_line(start, clean, _EXCERPT_LENGTH)
-
-
-def _as_json(value: object) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        return ""

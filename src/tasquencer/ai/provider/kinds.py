@@ -1,0 +1,222 @@
+"""Which kind of failure a provider's error is.
+
+What the provider says decides before the status: the same error comes with a 4xx, with a 5xx and inside a
+200. Of the rules the first that fits decides; codes are compared in lower case without punctuation.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tasquencer.ai.provider.reported import Report
+from tasquencer.core.failure import FailureKind
+
+__all__ = ["kind_of_error"]
+
+_K = FailureKind
+
+
+@dataclass(frozen=True)
+class _Rule:
+    kind: FailureKind
+    codes: re.Pattern[str]
+    """Found in a code."""
+    texts: re.Pattern[str] | None = None
+    """Found in the messages, in lower case."""
+
+    def fits(self, report: Report, *, texts_count: bool = True) -> bool:
+        if any(self.codes.search(code) for code in report.codes):
+            return True
+        return bool(texts_count and self.texts and report.text and self.texts.search(report.text))
+
+
+def _rule(kind: FailureKind, codes: str, *texts: str) -> _Rule:
+    """A rule; the patterns for codes are separated by blanks."""
+    return _Rule(kind, _any(*codes.split()), _any(*texts) if texts else None)
+
+
+def _any(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
+
+
+_REFUSED = _rule(
+    _K.REFUSED,
+    """
+    contentfilter contentpolic contentmoderation contentblocked moderation responsibleai datainspection
+    sensitive safety prohibitedcontent blocklist guardrail flagged usagepolic policyviolation ^1301$
+    ^102[67]$
+    """,
+    "content management policy",
+    "content (?:filter|polic|moderation|exists risk)",
+    "(?:was|were|been|is) flagged",
+    "flagged (?:by|as|for)",
+    "usage (?:guidelines|polic)",
+    "violat.{0,60}(?:policy|policies|guidelines)",
+    "safety (?:system|filter|polic|reasons|check)",
+    "blocked by .{0,40}(?:filter|polic|guardrail|safety)",
+    "(?:inappropriate|prohibited|sensitive) content",
+    "sensitive (?:information|words?)|new_sensitive",
+    "moderation|responsible ai",
+    "敏感|违规|不安全",
+)
+_UNFIT_OUTPUT = _rule(
+    _K.INVALID_OUTPUT, "jsonvalidatefailed toolusefailed outputparse", "failed to (?:generate|validate) json"
+)
+_TOO_LONG = _rule(
+    _K.INVALID_REQUEST,
+    """
+    contextlength contextwindow contextsize contextlimit prompttoolong inputtoolong stringabovemax
+    requesttoolarge ^1261$
+    """,
+    "maximum context length|context length of",
+    "context (?:length|window|size) (?:is |was |has been )?(?:exceeded|too)",
+    r"exceed\w* .{0,60}context (?:length|window|size)",
+    "(?:prompt|input|request|conversation) (?:is |was )?too (?:long|large)",
+    "reduce the length of",
+    "token count .{0,60}exceeds",
+)
+_NO_SUCH_MODEL = _rule(_K.INVALID_REQUEST, "modelnotfound modelnotsupported modelnotexist deploymentnotfound")
+_SPENT = _rule(
+    _K.QUOTA_EXCEEDED,
+    """
+    insufficient(?:user)?(?:quota|balance|credit|fund) exceededcurrentquota currentquota ^quotaexceeded$
+    (?:balance|credits?|funds?|quota)(?:is)?(?:not|insufficient|exhausted|depleted|toolow|usedup) billing
+    arrear overdue budget(?:has)?(?:been)?exceed exceededbudget budgetlimit creditlimit creditserror
+    spend(?:ing)?limit paymentrequired preconsumetokenquota freetieronly freequota hardlimit planexpired
+    setlimitexceeded accessterminated ^1113$ ^1309$ ^131[01]$ ^1008$ ^30001$
+    """,
+    "credit balance|credit limit|api usage limits|key limit exceeded|insufficient_quota",
+    r"insufficient (?:\w+ )?(?:credits?|balance|funds?|quota)",
+    r"(?:out of|no|enough|any|more|remaining|available|included|all) (?:\w+ )?credits\b",
+    "balance (?:is )?(?:too low|insufficient|not enough|exhausted)",
+    "billing (?:hard )?limit|billing (?:is )?(?:not active|inactive)",
+    "spend(?:ing)? (?:limit|cap)",
+    "budget (?:has been |is )?(?:exceeded|exhausted)|exceeded .{0,30}budget",
+    "payment (?:is )?(?:required|past due|overdue|failed)|failure to pay|past due|unpaid|in arrears",
+    "quota is not enough|not enough quota|recharge|top[ -]up",
+    "subscription .{0,30}(?:expired|past due)",
+    "余额不足|欠费|充值|额度(?:不足|已用尽|已耗尽|已用完)",
+)
+"""Waiting does not help: money or plan are spent."""
+
+_MAYBE_SPENT = _any(
+    r"exceeded your (?:\w+ ){0,2}quota",
+    "quota (?:has been |is )?(?:exceeded|exhausted|reached|used up)",
+    r"out of (?:\w+ ){0,2}quota",
+    "check your plan and billing",
+    "usage limit",
+)
+"""Some say this when the money is spent, others when a minute's limit is; the latter ask to wait."""
+
+_UNAUTHORIZED = _rule(
+    _K.UNAUTHORIZED,
+    """
+    apikey invalidkey invalidtoken expiredtoken expiredkey tokenexpired autherror authentication
+    unauthenticated unauthorized permissiondenied permissionerror accessdenied notauthorized
+    accountdeactivated
+    """,
+    "(?:invalid|incorrect|missing|no|expired|bad|wrong) api[ -]?key",
+    r"(?:invalid|missing|no|expired|bad) auth\w* (?:credentials|token|header)",
+    "api[ -]?key (?:is |was )?(?:not valid|invalid|not found|expired|missing|required)",
+    "no auth credentials|authentication fail|login fail",
+)
+_LIMITED_CODES = re.compile("^ratelimit")
+_LIMITED = _rule(
+    _K.RATE_LIMITED,
+    """
+    ratelimit toomanyrequest throttl ratequota resourceexhausted limitrequests limitburst requestburst
+    concurrency toomanytokens tokenquota requestquota queueexceeded capacityexceeded nocapacity slowdown
+    ^130[023458]$ ^1015$
+    """,
+    "rate[ -]?limit(?:s|ed|ing)? ?(?:exceeded|reached|hit|error)",
+    "exceeded .{0,60}rate[ -]?limit|rate[ -]limited|too many requests",
+    "(?:tokens?|requests?) per (?:min|sec|day)",
+    "quota exceeded for",
+    "频率|速率|并发",
+)
+_TOOK_TOO_LONG = _rule(_K.TIMED_OUT, "timeout timedout deadlineexceeded")
+_BROKEN = _rule(
+    _K.PROVIDER_ERROR,
+    """
+    overload unavailable servererror internalerror internalfailure serverbusy enginebusy toobusy
+    modelloading ^generation$ incompletegeneration badgateway modelerror modelstreamerror notready
+    queuefull apiconnection
+    """,
+    "overloaded|temporarily unavailable|too busy|failed during generation|generation failed",
+)
+_WRONG = _rule(
+    _K.INVALID_REQUEST,
+    """
+    invalidrequest invalidargument badrequest validation invalidparam invalidvalue notfound notsupported
+    unsupported unprocessable missing
+    """,
+)
+
+_STATUSES = {
+    401: _K.UNAUTHORIZED,
+    402: _K.QUOTA_EXCEEDED,
+    403: _K.UNAUTHORIZED,
+    407: _K.UNAUTHORIZED,
+    408: _K.TIMED_OUT,
+    409: _K.PROVIDER_ERROR,
+    420: _K.RATE_LIMITED,
+    421: _K.PROVIDER_ERROR,
+    423: _K.PROVIDER_ERROR,
+    424: _K.PROVIDER_ERROR,
+    425: _K.PROVIDER_ERROR,
+    429: _K.RATE_LIMITED,
+    430: _K.RATE_LIMITED,
+    444: _K.PROVIDER_ERROR,
+    449: _K.PROVIDER_ERROR,
+    498: _K.RATE_LIMITED,
+    499: _K.PROVIDER_ERROR,
+    504: _K.TIMED_OUT,
+    524: _K.TIMED_OUT,
+    598: _K.TIMED_OUT,
+}
+"""Any other 4xx is `invalid_request`, anything else `provider_error`."""
+
+_CLEAR_STATUSES = frozenset({401, 402, 403, 404, 407, 408, 413, 422, 429})
+"""Statuses that a number in a sentence does not change."""
+
+_SETTLED_STATUSES = frozenset({401, 402, 403, 407, 408, 429})
+"""Statuses that a code for a broken or slow server does not change."""
+
+
+def kind_of_error(status_code: int, report: Report) -> FailureKind:
+    """The kind of an error that came with this status, which may be a good one."""
+    for rule in (_REFUSED, _UNFIT_OUTPUT, _TOO_LONG):
+        if rule.fits(report):
+            return rule.kind
+    asks_to_wait = report.wait_seconds is not None or any(map(_LIMITED_CODES.search, report.codes))
+    if _SPENT.fits(report, texts_count=not asks_to_wait):
+        return _K.QUOTA_EXCEEDED
+    if not asks_to_wait and _MAYBE_SPENT.search(report.text):
+        return _K.QUOTA_EXCEEDED
+    if status_code != 429 and _UNAUTHORIZED.fits(report):
+        return _K.UNAUTHORIZED
+    if _LIMITED.fits(report):
+        return _K.RATE_LIMITED
+    if status_code != 429 and _NO_SUCH_MODEL.fits(report):
+        return _K.INVALID_REQUEST
+    decisive = _decisive_status(status_code, report)
+    if decisive not in _SETTLED_STATUSES and decisive < 500:
+        for rule in (_TOOK_TOO_LONG, _BROKEN):
+            if rule.fits(report):
+                return rule.kind
+    if decisive < 300:
+        return _K.INVALID_REQUEST if _WRONG.fits(report) else _K.PROVIDER_ERROR
+    if decisive in _STATUSES:
+        return _STATUSES[decisive]
+    return _K.INVALID_REQUEST if 400 <= decisive < 500 else _K.PROVIDER_ERROR
+
+
+def _decisive_status(status_code: int, report: Report) -> int:
+    """The status that counts: the innermost one that the body names, else that of the answer."""
+    if report.numbers:
+        inner = report.numbers[-1]
+        return status_code if status_code == 429 and (inner == 400 or inner >= 500) else inner
+    if report.numbers_in_text and status_code not in _CLEAR_STATUSES:
+        return report.numbers_in_text[-1]
+    return status_code

@@ -1,0 +1,216 @@
+"""Gathers what the body of an error says, in any of the shapes that providers and gateways use.
+
+`{"error": {"message", "code", "type"}}` (OpenAI), the inner object alone (as the OpenAI client hands it
+over), a list of one (Google), `{"error": "…"}` (Ollama), `{"detail": …}` (FastAPI), text, HTML, and any of
+these inside a string of another one (gateways).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tasquencer.ai.provider.reply import Clean, as_text, excerpt, one_line
+from tasquencer.ai.provider.waits import asked_in_text, field_wait, is_wait_field
+
+__all__ = ["Report", "report_in", "says_something"]
+
+_MOST_LEVELS = 12
+_MOST_VALUES = 1_000
+_MOST_TEXT = 20_000
+_MOST_CODE = 500
+"""Levels, values and characters of an error that are looked at, and characters of a code."""
+
+_CODES = frozenset(
+    {
+        "code", "type", "status", "statuscode", "reason", "errorcode", "errortype", "errcode", "httpstatus",
+        "httpcode", "httpstatuscode", "kind", "exception", "blockreason",
+    }
+)  # fmt: skip
+_TEXTS = frozenset(
+    {
+        "message", "msg", "detail", "details", "error", "errors", "errormessage", "errormsg", "errmsg", "raw",
+        "description", "errordescription", "statusmsg", "title", "cause", "innererror", "metadata", "body",
+    }
+)  # fmt: skip
+_NOT_OURS = frozenset(
+    {
+        "input", "ctx", "param", "flaggedinput", "failedgeneration", "messages", "prompt", "request", "links",
+        "choices", "usage", "contentfilterresult", "contentfilterresults",
+    }
+)  # fmt: skip
+"""Fields that repeat what was asked, or say nothing about the failure."""
+
+_SHELLS = re.compile(
+    r"(?i)\W*(?:provider returned error|upstream (?:provider )?error|(?:an )?(?:unknown |internal )?error"
+    r"(?: occurred)?|bad request|request failed|failed|failure|error code: \d+|too many requests|forbidden|"
+    r"api ?error)\W*"
+)
+"""Messages that stand around another one."""
+
+_CODE_IN_TEXT = re.compile(
+    r"""(?i)(?:["'](?:code|type|status|reason|error_type)\\*["']\s{0,3}:\s{0,3}\\*["']?|"""
+    r"""\b(?:status|error) code[ :=]{1,3}|\bhttp[ :]|\bstatus[ :=]{1,3})([A-Za-z0-9_.\-]{2,60})"""
+)
+_NOTHING = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "noerror", "stop"})
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the body of an error says.
+
+    Attributes:
+        message: For people, in one line; empty if it says nothing.
+        code: The outermost code, else type, as the provider writes it.
+        codes: All codes, types and the like in lower case, letters and digits only, outermost first.
+        numbers: Those of them that are HTTP's statuses of errors, outermost first.
+        numbers_in_text: The same from within sentences.
+        text: All messages in lower case.
+        wait_seconds: The longest wait that it asks for.
+    """
+
+    message: str = ""
+    code: str | None = None
+    codes: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+    numbers_in_text: tuple[int, ...] = ()
+    text: str = ""
+    wait_seconds: float | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers of the answer behind the answer, names in lower case."""
+
+
+def report_in(body: object, clean: Clean) -> Report:
+    """What a decoded body reports."""
+    found = _Findings()
+    if isinstance(body, str):
+        found.text(body, 0)
+    else:
+        found.walk(body, 0)
+    text = "\n".join(found.texts).lower()[:_MOST_TEXT]
+    in_text = [match[1] for match in _CODE_IN_TEXT.finditer("\n".join(found.texts)[:_MOST_TEXT])]
+    asked = asked_in_text(text)
+    waits = found.waits if asked is None else [*found.waits, asked]
+    is_plain = isinstance(body, str) and found.texts == [body.strip()[:_MOST_TEXT]]
+    return Report(
+        message=excerpt(str(body), clean) if is_plain else _message(found.texts, clean),
+        code=next((code for code in (as_text(code, clean) for code in found.codes) if code), None),
+        codes=tuple(_plain(str(code)) for code in found.codes) + tuple(map(_plain, in_text)),
+        numbers=tuple(_statuses(found.codes)),
+        numbers_in_text=tuple(_statuses(in_text)),
+        text=text,
+        wait_seconds=max(waits, default=None),
+        headers=found.headers,
+    )
+
+
+def says_something(error: object) -> bool:
+    """True if an error field says anything: `{"message": "", "code": null}`, `null` and `{}` do not."""
+    if isinstance(error, str | int | float):
+        return error is not False and _is_word(str(error))
+    if not isinstance(error, dict | list):
+        return False
+    found = _Findings()
+    found.walk(error, 0)
+    return any(map(_is_word, [*found.texts, *map(str, found.codes)]))
+
+
+def _is_word(text: str) -> bool:
+    return _plain(text) not in _NOTHING or not text.isascii()
+
+
+class _Findings:
+    """What is found on the way through a body."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.codes: list[str | int] = []
+        self.waits: list[float] = []
+        self.headers: dict[str, str] = {}
+        self._left = _MOST_VALUES
+
+    def walk(self, value: object, level: int, *, is_text: bool = True) -> None:
+        """Gather from a value; strings of it count only where a message is expected."""
+        self._left -= 1
+        if level > _MOST_LEVELS or self._left < 0:
+            return
+        if isinstance(value, str):
+            if is_text:
+                self.text(value, level)
+        elif isinstance(value, list):
+            for one in value[:_MOST_VALUES]:
+                self.walk(one, level + 1, is_text=is_text)
+        elif isinstance(value, dict):
+            for name, one in _outer_first(value):
+                self._field(_plain(name), one, level)
+
+    def _field(self, name: str, value: object, level: int) -> None:
+        if is_wait_field(name):
+            wait = field_wait(name, value)
+            self.waits += [] if wait is None else [wait]
+        elif name in _CODES and isinstance(value, str | int) and not isinstance(value, bool):
+            self._code(value)
+        elif name == "headers" and isinstance(value, dict):
+            self.headers |= {str(key).lower(): str(one)[:200] for key, one in [*value.items()][:50]}
+        elif name not in _NOT_OURS:
+            if name == "error" and isinstance(value, str) and " " not in value.strip():
+                self._code(value)
+            self.walk(value, level + 1, is_text=name in _TEXTS)
+
+    def _code(self, value: str | int) -> None:
+        if value != "error":
+            self.codes.append(value[:_MOST_CODE] if isinstance(value, str) else value)
+
+    def text(self, value: str, level: int) -> None:
+        """Gather from a message, which may itself be JSON."""
+        stripped = value.strip()[:_MOST_TEXT]
+        if not stripped or sum(map(len, self.texts)) > _MOST_TEXT:
+            return
+        inner = _json_in(stripped)
+        if inner is not None:
+            self.walk(inner, level + 1)
+        else:
+            self.texts.append(stripped)
+
+
+def _outer_first(value: dict[object, object]) -> Iterator[tuple[str, object]]:
+    """The fields of an object: what it says itself before what is nested in it, code and message first."""
+    fields = [(str(name)[:100], one) for name, one in [*value.items()][:_MOST_VALUES]]
+    first = ("code", "message", "msg")
+    yield from sorted(fields, key=lambda entry: (isinstance(entry[1], dict | list), entry[0] not in first))
+
+
+def _json_in(text: str) -> object:
+    """The JSON object or list that a text is."""
+    if text[0] not in "{[":
+        return None
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
+def _message(texts: list[str], clean: Clean) -> str:
+    """The first message that says something, after the shells around it."""
+    shown: list[str] = []
+    for text in texts:
+        said = excerpt(text, clean) if text[:1] == "<" else one_line(text, clean)
+        if said and said not in shown:
+            shown.append(said)
+        if said and not _SHELLS.fullmatch(said):
+            break
+    return one_line(": ".join(shown), clean)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", name[:_MOST_TEXT].lower())
+
+
+def _statuses(codes: list[str] | list[str | int]) -> Iterator[int]:
+    for code in codes:
+        text = str(code).strip()
+        if len(text) == 3 and text.isascii() and text.isdigit() and 400 <= int(text) <= 599:
+            yield int(text)

@@ -1,0 +1,127 @@
+"""Checks outputs against JSON Schemas without trusting either.
+
+A pattern, a fan of references or `uniqueItems` over thousands of objects can keep a validator busy for hours,
+and Python cannot interrupt it. So a process of its own checks them, with limits of processor time and memory
+that the kernel enforces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from types import TracebackType
+from typing import Self
+
+from pydantic import JsonValue
+
+from tasquencer.ai.provider import schema_process
+
+__all__ = ["Schema", "SchemaChecks"]
+
+Schema = dict[str, JsonValue]
+
+_CPU_SECONDS = 3
+_MEMORY_BYTES = 1024 * 2**20
+_MOST_SECONDS = 30.0
+"""Time that a check may take on a busy machine, or asleep; counted once it has a process."""
+
+_MOST_PROCESSES = 2
+"""Checks that run at the same time; further ones wait."""
+
+_KNOWN_SCHEMAS = 64
+"""Schemas that are remembered as good."""
+
+
+class SchemaChecks:
+    """Checks schemas and outputs; processes start when they are needed and end with the block."""
+
+    def __init__(self) -> None:
+        self._idle: list[asyncio.subprocess.Process] = []
+        self._places = asyncio.Semaphore(_MOST_PROCESSES)
+        self._good: dict[str, None] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._idle:
+            await _end(self._idle.pop())
+
+    async def problem_of_schema(self, schema: Schema) -> str | None:
+        """Why this is no JSON Schema, or cannot be checked within the limits; None if it is one."""
+        written = json.dumps(schema)
+        if written in self._good:
+            return None
+        problem = await self._problem(written, None)
+        if problem is None:
+            self._good[written] = None
+            if len(self._good) > _KNOWN_SCHEMAS:
+                del self._good[next(iter(self._good))]
+        return problem
+
+    async def problem_of_output(self, output: str, schema: Schema) -> str | None:
+        """Why the output's text does not fit, or cannot be checked within the limits; None if it fits."""
+        return await self._problem(json.dumps(schema), output)
+
+    async def _problem(self, schema: str, output: str | None) -> str | None:
+        request = json.dumps({"schema": schema, "output": output}).encode() + b"\n"
+        async with self._places:
+            process = self._idle.pop() if self._idle else await _start()
+            answer = b""
+            try:
+                async with asyncio.timeout(_MOST_SECONDS):
+                    answer = await _ask(process, request)
+            except TimeoutError:
+                return f"checking it takes more than {_MOST_SECONDS:g} s"
+            finally:
+                if answer:
+                    self._idle.append(process)
+                else:
+                    await asyncio.shield(_end(process))
+            if answer:
+                problem: str | None = json.loads(answer)["problem"]
+                return problem
+            return f"checking it takes more than {_CPU_SECONDS} s of processor time, or too much memory"
+
+
+async def _start() -> asyncio.subprocess.Process:
+    # Not `-m`: it would look for modules in the current folder first. No variable of the worker's goes along.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        str(schema_process.__file__),
+        str(_CPU_SECONDS),
+        str(_MEMORY_BYTES),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={"PYTHONPATH": paths},
+        start_new_session=True,
+    )
+
+
+async def _ask(process: asyncio.subprocess.Process, request: bytes) -> bytes:
+    """One line of answer; nothing if the process ended over it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(request)
+        await process.stdin.drain()
+    except ConnectionError:
+        return b""
+    line = await process.stdout.readline()
+    return line if line.endswith(b"\n") else b""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
