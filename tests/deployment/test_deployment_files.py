@@ -19,7 +19,8 @@ PROGRAMS = Path(sysconfig.get_path("scripts"))
 PASSWORDS = {
     "POSTGRES_PASSWORD": "administrator",
     "TEMPORAL_DB_PASSWORD": "temporal1",
-    "TASQ_DB_PASSWORD": "ledger1",
+    "TASQ_DB_PASSWORD": "owner1",
+    "TASQ_DB_WORKER_PASSWORD": "worker1",
 }
 VERSION = re.compile(r"^[\w./-]+:\d+(\.\d+)*(-[\w.-]+)?$")
 JOBS = {"migrate", "temporal-namespace", "temporal-schema"}  # they end; no health to check
@@ -118,15 +119,23 @@ def test_each_part_starts_after_what_it_needs(services: dict[str, Service]) -> N
 
 
 def test_temporal_and_the_ledger_have_databases_and_users_of_their_own(services: dict[str, Service]) -> None:
-    script = (ROOT / "deploy" / "postgres" / "create-databases.sh").read_text()
-    assert re.findall(r"^create (\w+) \S+ (.+)$", script, re.MULTILINE) == [
-        ("temporal", "temporal temporal_visibility"),
-        ("tasquencer", "tasquencer"),
-    ]
     assert services["temporal"]["environment"]["POSTGRES_USER"] == "temporal"
-    for name in ("migrate", "worker"):
+    users = {"migrate": "tasquencer:owner1", "worker": "tasquencer_worker:worker1"}
+    for name, user in users.items():
         url = services[name]["environment"]["TASQ_DATABASE_URL"]
-        assert url == "postgresql+asyncpg://tasquencer:ledger1@postgres:5432/tasquencer"
+        assert url == f"postgresql://{user}@postgres:5432/tasquencer"
+    assert services["migrate"]["environment"]["TASQ_DB_WORKER_ROLE"] == "tasquencer_worker"
+    assert services["postgres"]["environment"].keys() == PASSWORDS.keys()
+
+
+def test_every_container_is_confined(services: dict[str, Service]) -> None:
+    writes = {"temporal-ui"}  # its configuration, when it starts
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert int(service["mem_limit"]) <= 2 * 1024**3
+        assert service.get("read_only", False) == (name not in writes)
+    assert {name for name, service in services.items() if service.get("cap_add")} == {"postgres"}
 
 
 @pytest.mark.parametrize("missing", PASSWORDS)

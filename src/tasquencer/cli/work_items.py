@@ -150,14 +150,25 @@ database_commands = typer.Typer(
 )
 
 
-@database_commands.command(epilog=examples("tasq db upgrade"))
-def upgrade() -> None:
+@database_commands.command(
+    epilog=examples("tasq db upgrade", "tasq db upgrade --worker-role tasquencer_worker")
+)
+def upgrade(
+    worker_role: Annotated[
+        str,
+        typer.Option(
+            metavar="ROLE",
+            envvar="TASQ_DB_WORKER_ROLE",
+            help="On PostgreSQL: the role that workers connect as. It gets the rights that they need.",
+        ),
+    ] = "",
+) -> None:
     """Bring the ledger's database to the schema of this release. Safe to run twice."""
     from tasquencer.cli.connections import read_settings, readable_database_url
     from tasquencer.sql import upgrade
 
     with readable_database_url():
-        before, after = asyncio.run(upgrade(read_settings().database_url))
+        before, after = asyncio.run(upgrade(read_settings().database_url, worker_role=worker_role or None))
     if before == after:
         print_line(f"The ledger already has schema {after}.")
     else:

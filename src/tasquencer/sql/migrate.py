@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tasquencer.core.errors import LedgerUnavailable, SchemaMismatch
+from tasquencer.core.errors import LedgerUnavailable, SchemaMismatch, WrongSetting
 from tasquencer.sql.databases import Database, PostgresDatabase, SqliteDatabase, database_at
+from tasquencer.sql.roles import SETTING, grant
 from tasquencer.sql.schema import SCHEMA_VERSION, SCHEMA_VERSIONS, VERSION_TABLE, schema_compatibility
 
 if TYPE_CHECKING:
@@ -58,34 +59,42 @@ async def check_version(database_url: str) -> None:
         await database.close()
 
 
-async def upgrade(database_url: str) -> tuple[str | None, str]:
+async def upgrade(database_url: str, *, worker_role: str | None = None) -> tuple[str | None, str]:
     """Bring the database to this release's schema; return the versions before and after.
 
     Safe to run twice, and at the same time in several processes. Each migration happens as a whole or not at
     all (on SQLite all of them together); one that leaves its transaction is done again by the next upgrade.
     A newer schema that this release works on is left alone.
 
+    Args:
+        database_url: See `SqlLedger`.
+        worker_role: On PostgreSQL, the role that workers connect as: it gets the rights that they need. None
+            where workers connect as the owner of the tables.
+
     Raises:
         LedgerUnavailable: the database cannot be reached or used: it is read-only, say, or not in UTF-8.
         SchemaMismatch: the schema is newer than this release, which does not work on it.
+        WrongSetting: the role does not exist, or may act as the owner.
     """
     # In a thread with a loop of its own: a migration may wait for the lock, which must not stop the caller's.
-    return await asyncio.to_thread(asyncio.run, _upgrade(database_url))
+    return await asyncio.to_thread(asyncio.run, _upgrade(database_url, worker_role))
 
 
-async def _upgrade(database_url: str) -> tuple[str | None, str]:
+async def _upgrade(database_url: str, worker_role: str | None) -> tuple[str | None, str]:
     database = database_at(database_url, command_seconds=None)
     try:
-        return await upgrade_database(database)
+        return await upgrade_database(database, worker_role)
     except database.outages as error:
         raise database.unavailable(error) from error
     finally:
         await database.close()
 
 
-async def upgrade_database(database: Database) -> tuple[str | None, str]:
+async def upgrade_database(database: Database, worker_role: str | None = None) -> tuple[str | None, str]:
     """`upgrade`, for a database that is open already."""
     if isinstance(database, SqliteDatabase):
+        if worker_role is not None:
+            raise WrongSetting(SETTING, "SQLite has no roles")
         await database.prepare()
         found = await database.read(version_in)
         if found == SCHEMA_VERSION:  # nothing to write: a read-only file will do
@@ -96,7 +105,10 @@ async def upgrade_database(database: Database) -> tuple[str | None, str]:
     assert isinstance(database, PostgresDatabase)
     async with database.locked(_LOCK_KEY):
         # What `read` runs is in no transaction. Here Alembic begins one for each migration.
-        return await database.read(lambda connection: _upgrade_postgresql(connection, database.name))
+        versions = await database.read(lambda connection: _upgrade_postgresql(connection, database.name))
+        if worker_role is not None:
+            await database.write(lambda connection: grant(connection, worker_role))
+        return versions
 
 
 async def check_schema(database: Database) -> None:
