@@ -136,6 +136,34 @@ async def test_each_line_is_answered_and_what_fails_is_input_again(scene: Scene,
     assert lines(tmp_path / "second.failed.jsonl") == []
 
 
+async def test_files_of_the_batch_api_are_taken_and_written(scene: Scene, tmp_path: Path) -> None:
+    def asked(name: str, prompt: str, **more: Any) -> dict[str, Any]:
+        body = {"model": "m", "messages": [{"role": "user", "content": prompt}], **more}
+        return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+    wrong = written(tmp_path / "wrong.jsonl", asked("a", "x"), asked("b", "y", tools=[{"type": "function"}]))
+    refused = await scene.tasq("batch", wrong, "--out", tmp_path / "none.jsonl")
+    assert (refused.code, refused.stderr.splitlines()[0]) == (2, "line 2: body.tools: cannot be carried out")
+
+    prompts = written(
+        tmp_path / "in.jsonl", asked("a", "api one\u2028two", max_tokens=5), asked("b", "bad api")
+    )
+    out = tmp_path / "out.jsonl"
+    ran = await scene.tasq("batch", prompts, "--out", out, "--format", "openai")
+    assert ran.code == 0, ran.stderr
+    (found,) = lines(out)
+    assert (found["custom_id"], found["error"], found["response"]["status_code"]) == ("a", None, 200)
+    answer = found["response"]["body"]["choices"][0]["message"]["content"]
+    assert answer == "echo of api one\u2028two"
+    (lost,) = lines(tmp_path / "out.failed.jsonl")
+    assert (lost["custom_id"], lost["response"], lost["error"]["code"]) == ("b", None, "invalid_request")
+    plain = tmp_path / "plain.jsonl"
+    assert (
+        await scene.tasq("batch", "attach", ran.stderr.split("batch ")[1].split(":")[0], "--out", plain)
+    ).code == 0
+    assert [row["id"] for row in lines(plain)] == ["a"]
+
+
 async def test_the_same_file_again_asks_nothing_twice(scene: Scene, tmp_path: Path) -> None:
     prompts = written(tmp_path / "p.jsonl", {"prompt": "again one"}, {"prompt": "bad again"})
     first, second, third = (tmp_path / f"{number}.jsonl" for number in (1, 2, 3))

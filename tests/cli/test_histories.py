@@ -18,7 +18,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger, upgrade
 from tests.cli.conftest import Tasq
-from tests.cli.processes import finish
+from tests.cli.processes import Finished, finish, start
 from tests.support.calls import GONE, ScriptedCalls
 from tests.support.patience import eventually
 from tests.support.postgres import embedded_postgres, skipping_without_postgres
@@ -160,7 +160,7 @@ async def test_without_a_task_it_takes_those_that_temporal_lists(kept: Kept, tmp
 
 
 async def test_a_task_of_one_s_own_is_named_with_its_class(kept: Kept) -> None:
-    named = ("--workflow", "workflows.ai_fan_out:AiFanOutTask")
+    named = ("--path", ".", "--workflow", "workflows.ai_fan_out:AiFanOutTask")
     other = await finish("ledger", "verify", kept.task.id, *named, environment=kept.environment)
     assert other.stderr.startswith(f"gap: task {kept.task.id}: run ")
     assert "is of type 'AiAgentTask': name its class with --workflow" in other.stderr
@@ -176,6 +176,23 @@ async def test_a_task_of_one_s_own_is_named_with_its_class(kept: Kept) -> None:
     assert (right.code, right.stderr) == (0, "")
 
 
+async def test_no_code_of_the_current_folder_is_run_unless_it_is_named(kept: Kept, tmp_path: Path) -> None:
+    for module in ("workflows/__init__.py", "workflows/ai_agent.py", "worker.py", "mine.py", "json.py"):
+        file = tmp_path / module
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()")
+
+    async def verify(*arguments: str) -> Finished:
+        command = ("ledger", "verify", kept.task.id, *arguments)
+        return await (await start(*command, environment=kept.environment, folder=tmp_path)).finish()
+
+    assert (await verify()).code == 0
+    assert "cannot import 'mine:Task'" in (await verify("--workflow", "mine:Task")).stderr
+    assert not list(tmp_path.rglob("ran"))
+    assert (await verify("--path", ".", "--workflow", "mine:Task")).code == 2
+    assert (tmp_path / "ran").exists()
+
+
 async def test_a_task_that_temporal_does_not_know_is_an_error(kept: Kept) -> None:
     for command in ("verify", "rebuild"):
         result = await finish("ledger", command, "nobody", environment=kept.environment)
@@ -186,7 +203,7 @@ async def test_a_task_that_temporal_does_not_know_is_an_error(kept: Kept) -> Non
     ("arguments", "code", "says"),
     [
         (["--workflow", "nowhere:Task"], 2, "--workflow: cannot import 'nowhere:Task'"),
-        (["--workflow", "workflows.ai_agent"], 2, "--workflow: cannot import 'workflows.ai_agent'"),
+        (["--path", ".", "--workflow", "workflows.ai_agent"], 2, "cannot import 'workflows.ai_agent'"),
         (["--workflow", "json:JSONDecoder"], 2, "'json:JSONDecoder' is no class with @workflow.defn"),
         (["--since", "yesterday"], 2, "--since: 'yesterday' is neither a duration"),
         ([], 3, "cannot reach Temporal at 127.0.0.1:1"),

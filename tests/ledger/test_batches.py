@@ -173,6 +173,7 @@ async def test_answers_come_from_the_ledger_in_both_orders_page_by_page(
         input_tokens=None,
         output_tokens=None,
         cost_usd=0.5,
+        ended_at=after(1),
     )
     assert [answer.row_id for answer in await answers(batches, "position", 0, limit=1)] == ["row-2"]
     assert [answer.row_id for answer in await answers(batches, "number", 0)] == ["row-2", "row-0", "row-3"]

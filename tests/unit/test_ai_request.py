@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from tasquencer.ai.fan_out import parse_fan_out
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.request import MAXIMUM_REQUEST_BYTES, AiAgentRequest, RetryOptions, parse_request
+from tasquencer.ai.review import parse_reviewed_draft
+from tasquencer.batch.rows import parse_pause
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.retry import RetryOn, RetryRecipe
 
@@ -140,7 +145,6 @@ def test_an_input_that_is_no_object_is_answered_with_an_example(raw: object, fou
         ({"max_retries": -1}, "max_retries: "),
         ({"max_retries": 1001}, "max_retries: "),
         ({"max_retries": 2.5}, "max_retries: "),
-        ({"max_retries": None}, "max_retries: "),
         ({"max_retries": 10**30}, "max_retries: "),
         # times
         ({"attempt_timeout_seconds": 0}, "attempt_timeout_seconds: "),
@@ -152,7 +156,6 @@ def test_an_input_that_is_no_object_is_answered_with_an_example(raw: object, fou
         ({"deadline_seconds": 0}, "deadline_seconds: "),
         ({"deadline_seconds": "tomorrow"}, "deadline_seconds: "),
         # retry
-        ({"retry": None}, "retry: "),
         ({"retry": 3}, "retry: "),
         ({"retry": {"initial_interval_seconds": -1}}, "retry.initial_interval_seconds: "),
         ({"retry": {"initial_interval_seconds": float("nan")}}, "retry.initial_interval_seconds: "),
@@ -375,3 +378,28 @@ def test_the_retry_options_and_the_recipe_share_their_defaults() -> None:
     assert options.maximum_interval_seconds is None
     assert recipe.maximum_interval is None
     assert (options.jitter, options.retry_on) == (recipe.jitter, recipe.retry_on)
+
+
+@pytest.mark.parametrize(
+    "parse", [parse_request, parse_fan_out, parse_reviewed_draft], ids=["task", "fan-out", "draft"]
+)
+def test_null_means_not_given_for_every_field(parse: Callable[[object], BaseModel]) -> None:
+    asked = {"prompts": ["a"]} if parse is parse_fan_out else {"prompt": "a"}
+    given = parse(asked)
+    for name in type(given).model_fields:
+        if name not in asked and name != "review_timeout_seconds":  # null is a value of it: any time
+            assert parse({**asked, name: None}) == given, name
+    assert parse({**asked, "retry": {"jitter": None, "retry_on": None}}) == given
+
+
+def test_null_gives_no_required_field_and_hides_no_unknown_one() -> None:
+    with pytest.raises(InvalidRequest, match="prompt: required"):
+        parse_request({"prompt": None})
+    with pytest.raises(InvalidRequest, match="promt: unknown field"):
+        parse_request({"prompt": "a", "promt": None})
+
+
+@pytest.mark.parametrize("field", ["actor", "reason"])
+def test_a_pause_has_the_limits_of_other_actions(field: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{field}: .* at most"):
+        parse_pause({"actor": "anna", "reason": "x"} | {field: "x" * 1_000_000})

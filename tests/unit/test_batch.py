@@ -52,7 +52,6 @@ def test_a_line_is_an_id_and_a_request(line: bytes, expected: tuple[str, dict[st
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"[" * 100_000, "is not JSON: nested too deeply"),
         (b'{"id": true, "prompt": "x"}', "id: must be text or a whole number"),
-        (b'{"id": null, "prompt": "x"}', "id: must be text or a whole number"),
         (b'{"id": " ", "prompt": "x"}', "id: must be printable text, and not empty"),
         (b'{"id": "a\\u001bb", "prompt": "x"}', "id: must be printable text, and not empty"),
         (b'{"id": "' + b"a" * 151 + b'", "prompt": "x"}', "id: has 151 characters, the limit is 150"),
@@ -73,7 +72,7 @@ def test_the_defaults_say_what_a_line_does_not() -> None:
         "retry": {"jitter": 0, "retry_on": "any"},
         "metadata": {"a": "1", "b": "3"},
     }
-    assert merged(defaults, {"prompt": "x", "retry": None})["retry"] is None
+    assert merged(defaults, {"prompt": "x", "retry": None, "model": None}) == {"prompt": "x", **defaults}
 
 
 def test_a_row_is_checked_as_its_task_reads_it() -> None:

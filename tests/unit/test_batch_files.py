@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -41,4 +43,24 @@ def test_failures_go_beside_the_results_unless_they_have_a_place_of_their_own(tm
     assert BatchFiles.of(out, tmp_path / "f.jsonl") == BatchFiles(out, tmp_path / "f.jsonl")
     assert BatchFiles.of(None, None) == BatchFiles.of(Path("-"), None) == BatchFiles(None, None)
     with pytest.raises(CommandFailed, match="is the input, too"):
-        BatchFiles.of(out, None, tmp_path / "r.failed.jsonl")
+        BatchFiles.of(out, None, source=tmp_path / "r.failed.jsonl")
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def test_a_new_file_is_for_its_owner_and_a_replaced_one_keeps_its_mode(tmp_path: Path) -> None:
+    new, old = tmp_path / "new.jsonl", tmp_path / "old.jsonl"
+    old.write_text("old")
+    old.chmod(0o640)
+    umask = os.umask(0o000)
+    try:
+        for file in (new, old):
+            with replacing(file) as to:
+                (beside,) = (path for path in tmp_path.iterdir() if path.suffix == ".tmp")
+                assert mode(beside) & 0o007 == 0
+                to.write(b"x")
+    finally:
+        os.umask(umask)
+    assert (mode(new), mode(old)) == (0o600, 0o640)

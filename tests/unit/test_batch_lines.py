@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from tasquencer.cli import batch_input
+from tasquencer.batch.rows import merged
+from tasquencer.cli import batch_input, lines
 from tasquencer.cli.batch_input import CheckedLines, StagedRows, check_lines
 
 
@@ -62,3 +63,49 @@ def test_pages_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     _, rows, _ = checked(b"\n".join(json.dumps({"prompt": prompt}).encode() for prompt in prompts))
     pages = [[row.request["prompt"][:1] for row in page] for page in rows.pages()]
     assert pages == [["a", "b", "c"], ["d"], ["x"], ["e"]]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_lines_end_as_on_any_system(end: bytes) -> None:
+    text = end.join([b'{"prompt": "a"}', b"", b"{oops", b'{"prompt": "b\\r"}', b""])
+    found, rows, aside = checked(text)
+    assert (found.lines, found.wrong, [problem.line for problem in found.problems]) == (4, 1, [3])
+    assert [row.row_id for page in rows.pages() for row in page] == ["line-1", "line-4"]
+    assert aside == b"{oops" + end
+
+
+def test_a_line_end_may_fall_between_two_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"one\r\n\r\rtwo\nthree\r"
+    for size in range(1, len(text) + 1):
+        monkeypatch.setattr(lines, "_CHUNK", size)
+        found = list(lines.lines_in(io.BytesIO(text), 100))
+        assert [(line.number, line.content) for line in found] == [
+            (1, b"one"),
+            (2, b""),
+            (3, b""),
+            (4, b"two"),
+            (5, b"three"),
+        ], size
+        assert b"".join(line.content + line.end for line in found) == text
+
+
+def test_a_line_separator_of_unicode_ends_no_line() -> None:
+    found, rows, _ = checked('{"prompt": "a\u2028b\x85c"}\n'.encode())
+    assert (found.lines, found.wrong, rows.count) == (1, 0, 1)
+
+
+def test_null_means_not_given() -> None:
+    line = {
+        "id": None,
+        "prompt": "a",
+        "model": None,
+        "system": None,
+        "max_retries": None,
+        "retry": {"jitter": None},
+    }
+    found, rows, _ = checked(json.dumps(line).encode(), model="m", system="s", retry={"jitter": 0.5})
+    assert (found.wrong, rows.count) == (0, 1), found.problems
+    ((row,),) = rows.pages()
+    assert row.row_id == "line-1"
+    whole = merged({"model": "m", "system": "s", "retry": {"jitter": 0.5}}, row.request)
+    assert whole == {"prompt": "a", "model": "m", "system": "s", "retry": {"jitter": 0.5}}

@@ -15,9 +15,10 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from tasquencer.ai.request import AiAgentRequest, parse_request
 from tasquencer.ai.usage import Usage, UsageSum
+from tasquencer.batch.openai_input import is_openai_line, request_in
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.named_policy import NamedPolicy, policy_by_name
-from tasquencer.core.validation import FilledText, RequestModel, Whole, validated
+from tasquencer.core.validation import ActorName, FilledText, Reason, RequestModel, Whole, validated
 
 __all__ = [
     "LONGEST_BATCH_ID",
@@ -153,7 +154,7 @@ class BatchCounts(UsageSum):
 
 
 class BatchPause(RequestModel):
-    """Who has paused a batch, and why; also the argument of the updates `pause` and `resume`."""
+    """Who has paused a batch, and why."""
 
     actor: FilledText
     reason: str | None = None
@@ -228,9 +229,15 @@ def parse_batch(raw: object) -> AiBatchRequest:
     return validated(AiBatchRequest, {} if raw is None else raw, example='{"concurrency": 50}')
 
 
+class _PauseRequest(RequestModel):
+    actor: ActorName
+    reason: Reason | None = None
+
+
 def parse_pause(raw: object) -> BatchPause:
     """The argument of `pause` and `resume`. Raises `InvalidRequest`, naming each wrong field."""
-    return validated(BatchPause, raw, example='{"actor": "anna", "reason": "…"}')
+    asked = validated(_PauseRequest, raw, example='{"actor": "anna", "reason": "…"}')
+    return BatchPause(actor=asked.actor, reason=asked.reason)
 
 
 def task_id_of(batch_id: str, row_id: str) -> str:
@@ -264,7 +271,8 @@ def parse_line(line: bytes, number: int) -> tuple[str, dict[str, JsonValue]]:
         number: Of the line, from 1: a row without id is named after it, `line-17`.
 
     Raises:
-        InvalidRequest: it is no JSON object, or its id is none.
+        InvalidRequest: it is no JSON object, or its id is none, or it has the format of OpenAI's Batch API
+            and asks for what a task cannot carry out.
     """
     try:
         raw = json.loads(line.decode(), parse_constant=_no_constant)
@@ -275,12 +283,17 @@ def parse_line(line: bytes, number: int) -> tuple[str, dict[str, JsonValue]]:
         raise InvalidRequest([f"is not JSON: {told.splitlines()[0]}"]) from None
     if not isinstance(raw, dict):
         raise InvalidRequest(['must be one JSON object such as {"id": "1", "prompt": "…"}'])
-    found = raw.get("id", f"line-{number}")
+    is_openai = is_openai_line(raw)
+    found = raw.get("custom_id" if is_openai else "id")
+    if found is None:
+        found = f"line-{number}"
     if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
     if not isinstance(found, str):
         raise InvalidRequest(["id: must be text or a whole number"])
     _check_id("id", found, LONGEST_ROW_ID)
+    if is_openai:
+        return found, request_in(raw)
     return found, {name: value for name, value in raw.items() if name not in _OF_THE_LINE}
 
 
@@ -289,7 +302,13 @@ def _no_constant(name: str) -> float:
 
 
 def merged(defaults: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request, with the defaults for what it does not say; `retry` and `metadata` field by field."""
+    """The request, with the defaults for what it does not say; `retry` and `metadata` field by field.
+
+    A null says nothing.
+    """
+    request = {name: value for name, value in request.items() if value is not None}
+    if isinstance(request.get("retry"), Mapping):
+        request["retry"] = {name: value for name, value in request["retry"].items() if value is not None}
     whole = {**defaults, **request}
     for name in ("retry", "metadata"):
         ours, theirs = defaults.get(name), request.get(name)

@@ -68,6 +68,7 @@ class RowAnswer(Usage):
     finish_reason: str | None
     work_item_id: str
     attempts: int
+    ended_at: AwareDatetime | None = None
 
 
 class UnansweredRow(BaseModel):

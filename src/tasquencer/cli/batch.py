@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -63,6 +63,14 @@ Failures = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+OutputFormat = Annotated[
+    Literal["tasq", "openai"],
+    typer.Option(
+        "--format",
+        help="Of the lines in both files; openai: as in the output and the error file of OpenAI's Batch API.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Unordered = Annotated[
     bool,
     typer.Option(
@@ -85,11 +93,12 @@ def run(
         typer.Argument(
             metavar="FILE.jsonl",
             help='A JSON object a line: "prompt" or "messages", an "id", and fields of the request that are '
-            "the line's own; - reads standard input.",
+            "the line's own; or the lines of an input file of OpenAI's Batch API. - reads standard input.",
         ),
     ],
     out: Out = None,
     failures: Failures = None,
+    format: OutputFormat = "tasq",  # noqa: A002 (the option's name)
     unordered: Unordered = False,
     skip_invalid: Annotated[
         Path | None,
@@ -121,7 +130,7 @@ def run(
     """
     from tasquencer.batch.rows import parse_batch
     from tasquencer.cli.batch_input import StagedRows
-    from tasquencer.cli.batch_output import BatchFiles
+    from tasquencer.cli.batch_output import BatchFiles, Format
     from tasquencer.cli.batch_running import id_of, run_batch, stage
     from tasquencer.cli.request import check_request
 
@@ -134,7 +143,9 @@ def run(
             "--detach: takes no --out, --failures or --unordered: `tasq batch attach` does", ExitCode.USAGE
         )
     _check_output(out, as_json=as_json and not detach)
-    files = BatchFiles.of(out, failures, None if str(file) == "-" else file, skip_invalid)
+    files = BatchFiles.of(
+        out, failures, Format(format), source=None if str(file) == "-" else file, aside=skip_invalid
+    )
     rows = StagedRows(defaults)
     try:
         stage(file, defaults, rows, skip_invalid)
@@ -161,6 +172,7 @@ def attach(
     batch: BatchId,
     out: Out = None,
     failures: Failures = None,
+    format: OutputFormat = "tasq",  # noqa: A002 (the option's name)
     unordered: Unordered = False,
     as_json: Json = False,
 ) -> None:
@@ -169,11 +181,13 @@ def attach(
     Of one that has ended the results are written at once. Exit status as for
     `tasq run`.
     """
-    from tasquencer.cli.batch_output import BatchFiles
+    from tasquencer.cli.batch_output import BatchFiles, Format
     from tasquencer.cli.batch_running import attach_to
 
     _check_output(out, as_json=as_json)
-    end_with(attach_to(batch, BatchFiles.of(out, failures), unordered=unordered, as_json=as_json))
+    end_with(
+        attach_to(batch, BatchFiles.of(out, failures, Format(format)), unordered=unordered, as_json=as_json)
+    )
 
 
 @batch_commands.command(epilog=examples("tasq batch status prompts-3f2a9c01be --json"))

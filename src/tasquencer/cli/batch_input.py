@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasquencer.cli.errors import CommandFailed, ExitCode
+from tasquencer.cli.lines import lines_in
 from tasquencer.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -156,36 +157,26 @@ def check_lines(
     from tasquencer.batch.rows import check_row, parse_line
 
     checked = CheckedLines()
-    while line := lines.readline(LONGEST_LINE):
-        checked.lines += 1
-        number = checked.lines
-        if number == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        is_whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
-        if is_whole and not line.strip():
+    for line in lines_in(lines, LONGEST_LINE):
+        if not line.is_first:
+            if set_aside is not None:
+                set_aside.write(line.content + line.end)
+            continue
+        number = checked.lines = line.number
+        content = line.content.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line.content
+        if line.is_last and not content.strip():
             continue
         try:
-            if not is_whole:
+            if not line.is_last:
                 raise InvalidRequest([f"is longer than {LONGEST_LINE:,} bytes"])
-            row_id, request = parse_line(line, number)
+            row_id, request = parse_line(content, number)
             check_row(defaults, request)
             if (earlier := rows.add(row_id, number, request)) is not None:
                 raise InvalidRequest([f"id: {row_id!r} is on line {earlier:,} already"])
         except InvalidRequest as invalid:
             checked.refuse(Problem(number, str(invalid)))
             if set_aside is not None:
-                set_aside.write(line if line.endswith(b"\n") or not is_whole else line + b"\n")
-            if not is_whole:
-                _pass_over(lines, set_aside)
+                set_aside.write(content + (line.end or b"\n" if line.is_last else b""))
         if number % 1_000 == 0:
             said(f"checked {number:,} lines")
     return checked
-
-
-def _pass_over(lines: IO[bytes], set_aside: IO[bytes] | None) -> None:
-    """The rest of a line that is too long."""
-    while part := lines.readline(LONGEST_LINE):
-        if set_aside is not None:
-            set_aside.write(part)
-        if part.endswith(b"\n"):
-            return

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 from tasquencer.ai.usage import Usage
+from tasquencer.batch.openai_output import error_line, result_line
 from tasquencer.cli.errors import CommandFailed, ExitCode
+from tasquencer.core.display_text import json_text
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from tasquencer.batch.store import BatchStore
+    from tasquencer.batch.store import BatchStore, RowAnswer
 
-__all__ = ["Answers", "BatchFiles", "replacing", "write_unanswered"]
+__all__ = ["Answers", "BatchFiles", "Format", "replacing", "write_unanswered"]
 
 _PAGE_ROWS = 500
 _PAGE_BYTES = 4 * 1024 * 1024
+
+
+class Format(StrEnum):
+    """What the lines of results and failures look like."""
+
+    TASQ = "tasq"
+    OPENAI = "openai"
+    """As in the output file and the error file of OpenAI's Batch API."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +45,29 @@ class BatchFiles:
     Attributes:
         out: None: standard output.
         failures: None: nowhere.
+        format: Of the lines in both.
     """
 
     out: Path | None
     failures: Path | None
+    format: Format = Format.TASQ
 
     @classmethod
     def of(
-        cls, out: Path | None, failures: Path | None, source: Path | None = None, aside: Path | None = None
+        cls,
+        out: Path | None,
+        failures: Path | None,
+        format: Format = Format.TASQ,  # noqa: A002 (the option's name)
+        *,
+        source: Path | None = None,
+        aside: Path | None = None,
     ) -> BatchFiles:
         """The files that the options name. Raises `CommandFailed` for those that cannot be written.
 
         Args:
             out: `-` and None are standard output.
             failures: None: beside `out`, as `NAME.failed.jsonl`.
+            format: Of the lines in both.
             source: The input, which must not be overwritten.
             aside: Where wrong lines go; only checked here.
         """
@@ -66,14 +86,15 @@ class BatchFiles:
             if (other := taken.get(file.resolve())) is not None:
                 raise CommandFailed(f"{option}: {str(file)!r} is {other}, too", ExitCode.USAGE)
             taken[file.resolve()] = option
-        return cls(out, failures)
+        return cls(out, failures, format)
 
 
 @contextmanager
 def replacing(file: Path | None) -> Iterator[IO[bytes]]:
     """A file that takes the place of this one at the end of the block, unless that raises.
 
-    It is written beside it, in the same folder. None: standard output.
+    It is written beside it, in the same folder, and keeps the mode of the file that it replaces. A new one
+    can be read by its owner only. None: standard output.
     """
     if file is None:
         yield sys.stdout.buffer
@@ -82,7 +103,9 @@ def replacing(file: Path | None) -> Iterator[IO[bytes]]:
     file = file.resolve()  # what a link leads to takes the results, not the link
     beside = file.with_name(f".{file.name}.{uuid4().hex[:8]}.tmp")
     try:
-        with beside.open("xb") as opened:
+        with open(beside, "xb", opener=_for_the_owner) as opened:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(opened.fileno(), stat.S_IMODE(file.stat().st_mode))
             yield opened
             opened.flush()
             os.fsync(opened.fileno())
@@ -94,6 +117,10 @@ def replacing(file: Path | None) -> Iterator[IO[bytes]]:
             beside.unlink()
 
 
+def _for_the_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class Answers:
     """Writes the answers of a batch, in the order of its rows or (`unordered`) of their ends.
 
@@ -101,13 +128,29 @@ class Answers:
         gone: How many it has written without their text: the ledger has it no longer.
     """
 
-    def __init__(self, batches: BatchStore, batch_id: str, to: IO[bytes], *, unordered: bool) -> None:
+    def __init__(
+        self,
+        batches: BatchStore,
+        batch_id: str,
+        to: IO[bytes],
+        *,
+        unordered: bool,
+        format: Format = Format.TASQ,  # noqa: A002 (the option's name)
+    ) -> None:
+        self._format = format
         self._batches = batches
         self._batch_id = batch_id
         self._to = to
         self._unordered = unordered
         self._after = 0 if unordered else -1
         self.gone = 0
+
+    def _told(self, answer: RowAnswer) -> JsonValue:
+        if self._format is Format.OPENAI:
+            return result_line(answer)
+        facts = answer.model_dump(exclude={"position", "number", "row_id", "ended_at"})
+        used = {name: facts.pop(name) for name in Usage.model_fields}
+        return {"id": answer.row_id, **facts, **used}
 
     async def write_new(self) -> None:
         """What has come since the last call, as far as the order lets it be written before the end."""
@@ -128,18 +171,24 @@ class Answers:
                 self._to.flush()
                 return
             for answer in page:
-                facts = answer.model_dump(exclude={"position", "number", "row_id"})
-                used = {name: facts.pop(name) for name in Usage.model_fields}
-                self._to.write(_line({"id": answer.row_id, **facts, **used}))
+                self._to.write(_line(self._told(answer)))
             self._after = page[-1].number if self._unordered else page[-1].position
             self.gone += sum(answer.text is None for answer in page)
 
 
-async def write_unanswered(batches: BatchStore, batch_id: str, to: IO[bytes]) -> None:
+async def write_unanswered(
+    batches: BatchStore,
+    batch_id: str,
+    to: IO[bytes],
+    format: Format = Format.TASQ,  # noqa: A002 (the option's name)
+) -> None:
     """Write the rows that have no answer: the lines of the input again, with the failure."""
     after = -1
     while page := await batches.unanswered(batch_id, after=after, limit=_PAGE_ROWS, most_bytes=_PAGE_BYTES):
         for row in page:
+            if format is Format.OPENAI:
+                to.write(_line(error_line(row)))
+                continue
             failure: JsonValue = {"type": "Canceled", "kind": None, "message": "the batch ended before it"}
             if row.failure is not None:
                 failure = row.failure.model_dump()
@@ -148,4 +197,4 @@ async def write_unanswered(batches: BatchStore, batch_id: str, to: IO[bytes]) ->
 
 
 def _line(value: JsonValue) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    return json_text(value).encode() + b"\n"

@@ -176,7 +176,7 @@ async def _report(
 ) -> ExitCode:
     """Follow the batch's workflow, if it has one still, and write what came of the batch."""
     with replacing(files.out) as out:
-        answers = Answers(batches, batch.id, out, unordered=unordered)
+        answers = Answers(batches, batch.id, out, unordered=unordered, format=files.format)
         outcome = outcome_in(batch)
         if run is not None:
             try:
@@ -193,7 +193,7 @@ async def _report(
         )
     if files.failures is not None:
         with replacing(files.failures) as failures:
-            await write_unanswered(batches, batch.id, failures)
+            await write_unanswered(batches, batch.id, failures, files.format)
     progress = await recorded_progress(batches, batch)
     say(_footer(progress, batch.id, files))
     if as_json:

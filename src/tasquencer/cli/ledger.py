@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import tasquencer
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
 from tasquencer.cli.output import print_json, print_line, say
@@ -46,7 +47,16 @@ Workflow = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MODULE:CLASS",
-        help="A task's class, importable from this folder. Repeatable. Default: the tasks of this project.",
+        help="A task's class. Repeatable. Default: the tasks of this project.",
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--path",
+        metavar="DIR",
+        help="The folder that the classes are imported from. Its code is run. "
+        "Default: only installed packages.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
@@ -64,13 +74,14 @@ def verify(
     since: Since = None,
     limit: Limit = 1000,
     workflow: Workflow = None,
+    path: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Compare what the ledger holds with what the histories tell; exit status 1 if they differ.
 
     Replays the histories on the code of the tasks, and changes nothing.
     """
-    end_with(_verify(task, _time(since), limit, workflow, as_json=as_json))
+    end_with(_verify(task, _time(since), limit, _classes(workflow, path), as_json=as_json))
 
 
 @history_commands.command(epilog=examples("tasq ledger rebuild", "tasq ledger rebuild TASK"))
@@ -79,6 +90,7 @@ def rebuild(
     since: Since = None,
     limit: Limit = 1000,
     workflow: Workflow = None,
+    path: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Add to the ledger what the histories tell and it has lost. Changes nothing that is there.
@@ -86,17 +98,17 @@ def rebuild(
     For a ledger that was restored from an old backup. Safe to run twice. Run
     `tasq reconcile` afterwards.
     """
-    end_with(_rebuild(task, _time(since), limit, workflow, as_json=as_json))
+    end_with(_rebuild(task, _time(since), limit, _classes(workflow, path), as_json=as_json))
 
 
 async def _verify(
-    task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
+    task: str | None, since: datetime | None, limit: int, classes: Sequence[type], *, as_json: bool
 ) -> ExitCode:
     from tasquencer.cli.rendering import counted
     from tasquencer.temporal.projection import verify
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "differences": [], "gaps": []}
-    async with _beside(workflow) as (histories, ledger):
+    async with _beside(classes) as (histories, ledger):
         async for told in _told(histories, task, since, limit):
             found = await verify(told, ledger)
             report["tasks"] += 1
@@ -116,14 +128,14 @@ async def _verify(
 
 
 async def _rebuild(
-    task: str | None, since: datetime | None, limit: int, workflow: Sequence[str] | None, *, as_json: bool
+    task: str | None, since: datetime | None, limit: int, classes: Sequence[type], *, as_json: bool
 ) -> ExitCode:
     from tasquencer.cli.rendering import counted
     from tasquencer.temporal.projection import rebuild
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "transitions": 0, "added": [], "refused": []}
     report["gaps"] = []
-    async with _beside(workflow) as (histories, ledger):
+    async with _beside(classes) as (histories, ledger):
         async for told in _told(histories, task, since, limit):
             done = await rebuild(told, ledger)
             report["tasks"] += 1
@@ -165,12 +177,11 @@ def _end(report: dict[str, Any], *, as_json: bool) -> None:
 
 
 @asynccontextmanager
-async def _beside(workflow: Sequence[str] | None) -> AsyncIterator[tuple[Histories, Ledger]]:
+async def _beside(classes: Sequence[type]) -> AsyncIterator[tuple[Histories, Ledger]]:
     """The histories and the ledger."""
     from tasquencer.cli.connections import connect_temporal, open_ledger, read_settings
     from tasquencer.temporal.histories import Histories
 
-    classes = [_workflow_class(name) for name in workflow or _SHIPPED]
     # What a replay meets is told in one line; the SDK would print pages.
     logging.getLogger("temporalio").setLevel(logging.CRITICAL)
     client = await connect_temporal()
@@ -197,20 +208,30 @@ async def _told(
         say(f"There are more tasks than {limit:,}: --limit, or --since")
 
 
-def _workflow_class(name: str) -> type:
-    """The class of this name. Raises `CommandFailed`."""
+def _classes(names: Sequence[str] | None, folder: Path | None) -> list[type]:
+    """The classes of these names. Raises `CommandFailed`.
+
+    Args:
+        names: None: the tasks of this project.
+        folder: Where to import them from. The folder in which the command runs is not trusted by itself.
+    """
     from tasquencer.cli.demo_parts import find_worker
 
-    here = Path.cwd()
-    folders = [here] if name not in _SHIPPED else [find_worker(here).parent]
-    for folder in folders:
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+    if folder is None and not names:
+        folder = find_worker(Path(tasquencer.__file__).parent).parent
+    if folder is not None:
+        sys.path.insert(0, str(folder.resolve()))
+    return [_workflow_class(name) for name in names or _SHIPPED]
+
+
+def _workflow_class(name: str) -> type:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise CommandFailed(f"--workflow: cannot import {name!r}: {error}", ExitCode.USAGE) from error
+        raise CommandFailed(
+            f"--workflow: cannot import {name!r}: {error} (--path DIR names its folder)", ExitCode.USAGE
+        ) from error
     if not hasattr(found, "__temporal_workflow_definition"):
         raise CommandFailed(f"--workflow: {name!r} is no class with @workflow.defn", ExitCode.USAGE)
     kind: type = found

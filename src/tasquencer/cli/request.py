@@ -94,7 +94,7 @@ def read_prompts(file: Path) -> list[JsonValue]:
         raise _wrong(f"FILE: cannot read {str(file)!r}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise _wrong(f"FILE: is not UTF-8 text ({error.reason} at byte {error.start:,})") from None
-    prompts: list[JsonValue] = [line.strip() for line in text.split("\n") if line.strip()]
+    prompts: list[JsonValue] = [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     if not prompts:
         raise _wrong(f"FILE: {str(file)!r} has no prompts: write one a line")
     return prompts

@@ -9,9 +9,18 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from tasquencer.core.errors import InvalidRequest
@@ -20,9 +29,11 @@ from tasquencer.core.retry import LONGEST_BACKOFF
 __all__ = [
     "LARGEST_INTEGER",
     "LONGEST_SECONDS",
+    "ActorName",
     "FilledText",
     "Interval",
     "Number",
+    "Reason",
     "RequestModel",
     "Seconds",
     "Text",
@@ -105,15 +116,33 @@ def _no_truth(value: object) -> object:
 Text = Annotated[str, AfterValidator(_checked_text)]
 FilledText = Annotated[Text, AfterValidator(_filled)]
 Whole = Annotated[int, BeforeValidator(_no_truth)]
+ActorName = Annotated[FilledText, Field(max_length=200)]
+"""Who acts, in what an operator sends."""
+Reason = Annotated[Text, Field(max_length=2_000)]
+"""Why, in what an operator sends."""
 Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
 Seconds = Annotated[Number, Field(gt=0, le=LONGEST_SECONDS)]
 Interval = Annotated[Number, Field(ge=0, le=LONGEST_SECONDS)]
 
 
 class RequestModel(BaseModel):
-    """Part of a task's input: what it does not know is refused."""
+    """Part of a task's input. Unknown fields are refused, and null means that a field is not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not any(value is None for value in raw.values()):
+            return raw
+        return {
+            name: value for name, value in raw.items() if value is not None or not cls._refuses_null(name)
+        }
+
+    @classmethod
+    def _refuses_null(cls, name: Any) -> bool:
+        field = cls.model_fields.get(name)
+        return field is not None and type(None) not in get_args(field.annotation)
 
 
 def validated(model: type[_Request], raw: object, example: str) -> _Request:
