@@ -80,7 +80,7 @@ _NO_SUCH_MODEL = _rule(_K.INVALID_REQUEST, "modelnotfound modelnotsupported mode
 _SPENT = _rule(
     _K.QUOTA_EXCEEDED,
     """
-    insufficient(?:user)?(?:quota|balance|credit|fund) exceededcurrentquota currentquota ^quotaexceeded$
+    insufficient(?:user)?(?:quota|balance|credit|fund) currentquota (?:outof|nomore|no)(?:credit|fund|balance)
     (?:balance|credits?|funds?|quota)(?:is)?(?:not|insufficient|exhausted|depleted|toolow|usedup) billing
     arrear overdue budget(?:has)?(?:been)?exceed exceededbudget budgetlimit creditlimit creditserror
     spend(?:ing)?limit paymentrequired preconsumetokenquota freetieronly freequota hardlimit planexpired
@@ -100,7 +100,12 @@ _SPENT = _rule(
 )
 """Waiting does not help: money or plan are spent."""
 
-_MAYBE_SPENT = _any(
+_MAYBE_SPENT = _rule(
+    _K.QUOTA_EXCEEDED,
+    """
+    (?<!token)(?<!request)(?<!rate)(?<!minute)quota(?:limit)?(?:exceed|exhaust|reached)
+    (?:usage|plan|monthly|daily|weekly)limit
+    """,
     r"exceeded your (?:\w+ ){0,2}quota",
     "quota (?:has been |is )?(?:exceeded|exhausted|reached|used up)",
     r"out of (?:\w+ ){0,2}quota",
@@ -192,8 +197,8 @@ def kind_of_error(status_code: int, report: Report) -> FailureKind:
     asks_to_wait = report.wait_seconds is not None or any(map(_LIMITED_CODES.search, report.codes))
     if _SPENT.fits(report, texts_count=not asks_to_wait):
         return _K.QUOTA_EXCEEDED
-    if not asks_to_wait and _MAYBE_SPENT.search(report.text):
-        return _K.QUOTA_EXCEEDED
+    if _MAYBE_SPENT.fits(report):
+        return _K.RATE_LIMITED if asks_to_wait else _K.QUOTA_EXCEEDED
     if status_code != 429 and _UNAUTHORIZED.fits(report):
         return _K.UNAUTHORIZED
     if _LIMITED.fits(report):

@@ -84,9 +84,9 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         """The text as it may be recorded. Cut it to length afterwards, or half a key may stay."""
-        text = _without_pieces(text, self._pieces, text, range(len(text) + 1))
         if _ESCAPE.search(text):
             text = _without_pieces(text, self._pieces, *_unescaped(text))
+        text = _without_pieces(text, self._pieces, text, range(len(text) + 1))
         for pattern, replacement in _CREDENTIALS:
             text = pattern.sub(replacement, text)
         return storable(text)
