@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from temporalio import workflow
 
 from tasquencer.ai.answer import AiAgentResult, parse_answer
@@ -22,7 +24,7 @@ class AiAgentTask:
         self._task = Task(record=ai_job_record, result_of=lambda _, result: parse_answer(result))
 
     @workflow.run
-    async def run(self, raw: object = None) -> AiAgentResult:
+    async def run(self, raw: Any = None) -> AiAgentResult:
         """Attempt until there is an answer, or the recipe or the deadline forbids another try."""
         request = accept(parse_request, raw)
         deadline = self._task.deadline_after(request.deadline_seconds)

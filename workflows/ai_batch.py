@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
@@ -22,11 +23,11 @@ class AiBatchTask:
     """
 
     @workflow.init
-    def __init__(self, raw: object = None, *rest: object) -> None:
+    def __init__(self, raw: Any = None, *rest: Any) -> None:
         self._batch = BatchEngine(raw)
 
     @workflow.run
-    async def run(self, raw: object = None, *rest: object) -> AiBatchResult:
+    async def run(self, raw: Any = None, *rest: Any) -> AiBatchResult:
         """Carry out all rows, or as many as the policy allows."""
         batch, request = self._batch, accept(parse_batch, [raw, *rest] if rest else raw)
         try:
@@ -52,19 +53,19 @@ class AiBatchTask:
         return self._batch.progress()
 
     @workflow.update
-    def pause(self, raw: object = None) -> BatchPause | None:
+    def pause(self, raw: Any = None) -> BatchPause | None:
         """Start no more rows until `resume`. Rows under way are not affected."""
         return self._batch.set_pause(parse_pause(raw))
 
     @workflow.update
-    def resume(self, raw: object = None) -> BatchPause | None:
+    def resume(self, raw: Any = None) -> BatchPause | None:
         """Start rows again."""
         return self._batch.set_pause(None)
 
     @pause.validator
-    def _check_pause(self, raw: object = None) -> None:
+    def _check_pause(self, raw: Any = None) -> None:
         accept(parse_pause, raw)
 
     @resume.validator
-    def _check_resume(self, raw: object = None) -> None:
+    def _check_resume(self, raw: Any = None) -> None:
         accept(parse_pause, raw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 from temporalio import workflow
 
@@ -22,7 +23,7 @@ class AiFanOutTask:
     """Input: the JSON object that `AiFanOutRequest` describes. Result: `AiFanOutResult`."""
 
     @workflow.init
-    def __init__(self, raw: object = None, *rest: object) -> None:
+    def __init__(self, raw: Any = None, *rest: Any) -> None:
         with contextlib.suppress(InvalidRequest):  # `run` says so
             request = parse_fan_out(raw)
             self._task = Task(
@@ -34,7 +35,7 @@ class AiFanOutTask:
             )
 
     @workflow.run
-    async def run(self, raw: object = None, *rest: object) -> AiFanOutResult:
+    async def run(self, raw: Any = None, *rest: Any) -> AiFanOutResult:
         """Answer all prompts, or as many as the policy asks for."""
         request, task = accept(parse_fan_out, [raw, *rest] if rest else raw), self._task
         deadline = task.deadline_after(request.deadline_seconds)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 
 from tasquencer.temporal import accept
 from tasquencer.temporal.reconciling import RECONCILE, Page, PageRequest, Reconciliation, parse_reconcile
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
+from tasquencer.temporal.wire import received, sent
 
 __all__ = ["ReconcileLedger"]
 
@@ -19,25 +21,27 @@ class ReconcileLedger:
     """Input: nothing, or the JSON object that `ReconcileRequest` describes. Result: `Reconciliation`."""
 
     @workflow.run
-    async def run(self, raw: object = None) -> Reconciliation:
+    async def run(self, raw: Any = None, *rest: Any) -> Reconciliation:
         """Go through all open work items of the ledger; in a new run where the history grows long."""
-        request = accept(parse_reconcile, raw)
+        request = accept(parse_reconcile, [raw, *rest] if rest else raw)
         after, found = request.after, request.so_far
         while True:
-            page = await workflow.execute_activity(
+            wanted = PageRequest(
+                grace_seconds=request.grace_seconds,
+                forgotten_after_seconds=request.forgotten_after_seconds,
+                size=request.page_size,
+                after=after,
+            )
+            returned = await workflow.execute_activity(
                 RECONCILE,
-                PageRequest(
-                    grace_seconds=request.grace_seconds,
-                    forgotten_after_seconds=request.forgotten_after_seconds,
-                    size=request.page_size,
-                    after=after,
-                ),
-                result_type=Page,
+                sent(wanted),
+                result_type=RawValue,
                 start_to_close_timeout=timedelta(minutes=10),
                 heartbeat_timeout=timedelta(seconds=30),
                 # An outage of the ledger is waited for.
                 retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             )
+            page = received(returned, Page)
             found = found.plus(page.found)
             if page.next is None:
                 return found

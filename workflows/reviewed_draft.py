@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio import workflow
 
@@ -41,7 +42,7 @@ class ReviewedDraft:
         self._task = Task(record=record_of, result_of=result_of, on_work_item_state_changed=self._note_actor)
 
     @workflow.run
-    async def run(self, raw: object = None) -> ReviewedDraftResult:
+    async def run(self, raw: Any = None) -> ReviewedDraftResult:
         """Draft and review until a draft is approved, or no revision is left."""
         request = accept(parse_reviewed_draft, raw)
         deadline = self._task.deadline_after(request.deadline_seconds)

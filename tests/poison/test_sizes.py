@@ -21,7 +21,7 @@ from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.work_item import WorkItem
 from tasquencer.temporal import data_converter
-from tasquencer.temporal.scope import pack, unpack
+from tasquencer.temporal.headers import pack, unpack
 from tests.poison.conftest import Ground
 from tests.support.answers import Answer, ok, stall
 from tests.support.patience import PATIENCE_SECONDS, eventually

@@ -27,10 +27,13 @@ def read_settings() -> Settings:
 
 
 async def connect_temporal() -> Client:
-    """A client for the server that the environment names. Raises `TemporalUnreachable`."""
+    """A client for the server that the environment names. Raises `TemporalUnreachable` or `WrongSetting`."""
+    from tasquencer.cli.decoding import telling
     from tasquencer.temporal.connection import connect
+    from tasquencer.temporal.converter import configured, data_converter
 
-    return await connect(runtime=quiet_runtime())
+    converter = telling(configured(os.environ) or data_converter)
+    return await connect(runtime=quiet_runtime(), data_converter=converter)
 
 
 def quiet_runtime() -> Runtime:

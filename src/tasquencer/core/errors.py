@@ -7,6 +7,7 @@
     ├── UnknownWorkItem        no work item with that id in this task
     ├── TooManyWorkItems       a hook asked for a retry beyond the recipe's bound
     ├── TaskMisused            a workflow uses `Task` in a way that cannot work
+    ├── PluginGivenTwice       a worker has the plugin twice
     ├── TemporalUnreachable    nobody answers at Temporal's address
     ├── WrongSetting           a setting has a value that cannot be used
     └── LedgerError
@@ -36,6 +37,7 @@ __all__ = [
     "LedgerConflict",
     "LedgerError",
     "LedgerUnavailable",
+    "PluginGivenTwice",
     "SchemaMismatch",
     "TaskMisused",
     "TasquencerError",
@@ -107,6 +109,16 @@ class TaskMisused(TasquencerError):
     def returned(cls, culprit: str, value: object, expected: str) -> TaskMisused:
         """The error for a function of the user's that returned something else than it may."""
         return cls(f"{culprit} must return {expected}, it returned {type(value).__name__} {value!r:.80}")
+
+
+class PluginGivenTwice(TasquencerError):
+    """A worker has `TasquencerPlugin` twice: from its client, and given to the worker too."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this worker has TasquencerPlugin twice: a worker takes over the plugins of its client, so give "
+            "it to Client.connect or to Worker, not to both"
+        )
 
 
 class TemporalUnreachable(TasquencerError):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from temporalio import workflow
-from temporalio.common import Priority, RetryPolicy
+from temporalio.common import Priority, RawValue, RetryPolicy
 
 from tasquencer.batch.rows import BatchCounts, OpenRow, RowOutcome
 from tasquencer.batch.store import BatchState, RowPage
 from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD_TIMEOUT
+from tasquencer.temporal.wire import received, sent
 
 __all__ = [
     "BATCH_WORKFLOW",
@@ -126,23 +126,21 @@ class BatchCalls:
     async def begin(self) -> BatchCounts:
         """Begin the batch, or continue it with the rows that have no answer yet."""
         # Waits for its own end when canceled: the activity that ends the batch must not run beside it.
-        counts: BatchCounts = await _execute(
-            BEGIN, self._batch_id, result_type=BatchCounts, cancellation_type=_WAIT
-        )
-        return counts
+        counts = await _execute(BEGIN, self._batch_id, cancellation_type=_WAIT)
+        return received(counts, BatchCounts)
 
     async def load(self, *, after: int, limit: int) -> RowPage:
         """Load the pending rows after this position."""
         request = LoadRequest(batch_id=self._batch_id, after=after, limit=limit)
-        page: RowPage = await workflow.execute_activity(
+        page = await workflow.execute_activity(
             LOAD,
-            request,
-            result_type=RowPage,
+            sent(request),
+            result_type=RawValue,
             start_to_close_timeout=_LOAD_TIMEOUT,
             retry_policy=_UNTIL_IT_WORKS,
             priority=_BEFORE_ALL_CALLS,
         )
-        return page
+        return received(page, RowPage)
 
     async def save(self, outcomes: list[RowOutcome]) -> None:
         """Save how rows ended."""
@@ -159,8 +157,7 @@ class BatchCalls:
     async def follow(self, rows: Sequence[OpenRow], *, is_last: bool = False) -> Followed:
         """Look how the tasks of these rows end: for a few seconds, or (`is_last`) until all have ended."""
         request = FollowRequest(batch_id=self._batch_id, rows=list(rows), is_last=is_last)
-        followed: Followed = await _execute(FOLLOW, request, result_type=Followed)
-        return followed
+        return received(await _execute(FOLLOW, request), Followed)
 
     async def end(self, state: BatchState) -> None:
         """End the batch in this state."""
@@ -171,25 +168,26 @@ async def _execute(
     name: str,
     argument: object,
     *,
-    result_type: type[Any] | None = None,
     cancellation_type: workflow.ActivityCancellationType = _TRY,
-) -> Any:
-    return await workflow.execute_activity(
+) -> RawValue:
+    returned: RawValue = await workflow.execute_activity(
         name,
-        argument,
-        result_type=result_type,
+        sent(argument),
+        result_type=RawValue,
         start_to_close_timeout=_ANY_TIME,
         heartbeat_timeout=_HEARTBEAT_TIMEOUT,
         retry_policy=_UNTIL_IT_WORKS,
         priority=_BEFORE_ALL_CALLS,
         cancellation_type=cancellation_type,
     )
+    return returned
 
 
 async def _execute_locally(name: str, argument: object, limit: timedelta) -> None:
     await workflow.execute_local_activity(
         name,
-        argument,
+        sent(argument),
+        result_type=RawValue,
         start_to_close_timeout=limit,
         retry_policy=_UNTIL_IT_WORKS,
         local_retry_threshold=LOCAL_RETRY_THRESHOLD,

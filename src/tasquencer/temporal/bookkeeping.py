@@ -126,7 +126,7 @@ class Bookkeeping:
             known = LedgerEntry(transition=last, work_item=item.model_copy(update={"payload": None}))
             raise ApplicationError(
                 str(conflict),
-                known,
+                known.model_dump_json(),  # text: every payload converter takes it
                 type=_ALREADY_ENDED,
                 non_retryable=True,
                 category=ApplicationErrorCategory.BENIGN,
@@ -139,7 +139,10 @@ def already_ended(error: BaseException | None) -> LedgerEntry | None:
     """The end that the ledger holds of a work item, if this error of `record` tells one."""
     if not isinstance(error, ApplicationError) or error.type != _ALREADY_ENDED:
         return None
-    return LedgerEntry.model_validate(error.details[0])
+    told = error.details[0]  # of earlier releases an object
+    return (
+        LedgerEntry.model_validate_json(told) if isinstance(told, str) else LedgerEntry.model_validate(told)
+    )
 
 
 def _is_old(entries: Sequence[LedgerEntry], settlement: Settlement | None) -> bool:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Unpack
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
-from temporalio.client import Client, Plugin
-from temporalio.envconfig import ClientConfig
-from temporalio.runtime import Runtime
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client, ClientConfig, ClientConnectConfig, Plugin
+from temporalio.envconfig import ClientConfig as Profile
+from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
 
 from tasquencer.core.errors import TemporalUnreachable
-from tasquencer.temporal.converter import data_converter
+from tasquencer.temporal.converter import configured, data_converter, is_default
 from tasquencer.temporal.delivery import OUTAGES
 
 __all__ = ["DEFAULT_ADDRESS", "check_namespace", "connect", "report_outages"]
@@ -31,34 +30,37 @@ _LOOK_SECONDS = 3.0
 _log = logging.getLogger(__name__)
 
 
-async def connect(*, plugins: Sequence[Plugin] = (), runtime: Runtime | None = None) -> Client:
+async def connect(**options: Unpack[ClientConnectConfig]) -> Client:
     """A client connected as the environment and the profile file say.
 
     Reads `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_PROFILE`, TLS and API key through
-    `temporalio.envconfig`; without any, `localhost:7233` and namespace `default`.
+    `temporalio.envconfig`; without any, `localhost:7233` and namespace `default`. The data converter is the
+    one that `TASQ_DATA_CONVERTER` names (`module:attribute`), else one that a plugin brings, else ours.
 
     Args:
-        plugins: A worker gives its `TasquencerPlugin` here (and only here, not to the worker too).
-        runtime: For metrics; None takes the SDK's default.
+        options: Those of `Client.connect`. They take precedence over the environment. A worker's
+            `TasquencerPlugin` belongs into `plugins`, or to the worker; not to both.
 
     Raises:
         TemporalUnreachable: nobody answers there within ten seconds, or not with these settings.
+        WrongSetting: `TASQ_DATA_CONVERTER` names no data converter.
     """
-    config = _configured()
+    config: dict[str, Any] = {**_configured(), **options}
     address: str = config["target_host"]
     no_address = TemporalUnreachable(
         address, "that is no address", "TEMPORAL_ADDRESS must be host:port, without http://"
     )
     if "://" in address:
         raise no_address
+    if "data_converter" not in config:
+        converter = configured(os.environ)
+        if converter is not None:
+            config["data_converter"] = converter
+        else:
+            config["plugins"] = [*config.get("plugins", ()), _OurConverter()]
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
-            return await Client.connect(
-                **config,
-                data_converter=data_converter,
-                plugins=plugins,
-                runtime=runtime,
-            )
+            return await Client.connect(**config)
     except TimeoutError:
         raise TemporalUnreachable(address, f"no answer within {_CONNECT_SECONDS} s") from None
     except ValueError as error:
@@ -67,6 +69,22 @@ async def connect(*, plugins: Sequence[Plugin] = (), runtime: Runtime | None = N
         raise no_address from error
     except RuntimeError as error:
         raise TemporalUnreachable(address, *_first_cause(str(error))) from error
+
+
+class _OurConverter(Plugin):
+    """Comes last: installs our data converter if no plugin before it has brought one."""
+
+    def configure_client(self, config: ClientConfig) -> ClientConfig:
+        if is_default(config["data_converter"]):
+            config["data_converter"] = data_converter
+        return config
+
+    async def connect_service_client(
+        self,
+        config: ConnectConfig,
+        next: Callable[[ConnectConfig], Awaitable[ServiceClient]],  # noqa: A002
+    ) -> ServiceClient:
+        return await next(config)
 
 
 async def check_namespace(client: Client) -> None:
@@ -113,7 +131,7 @@ def _configured() -> dict[str, Any]:
     try:
         if file and not Path(file).exists():  # the SDK would go on without it, to another server
             raise FileNotFoundError(f"there is no file {file!r}")
-        config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+        config: dict[str, Any] = dict(Profile.load_client_connect_config())
     except Exception as error:  # the SDK raises bare RuntimeErrors for an unreadable profile
         raise TemporalUnreachable(
             "the configured address",

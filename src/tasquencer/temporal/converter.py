@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
-from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
+from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter, PydanticPayloadConverter
 from temporalio.converter import (
     CompositePayloadConverter,
     DataConverter,
@@ -20,7 +24,12 @@ from temporalio.converter import (
 )
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-__all__ = ["FailureConverter", "PayloadConverter", "data_converter"]
+from tasquencer.core.errors import WrongSetting
+
+__all__ = ["SETTING", "FailureConverter", "PayloadConverter", "configured", "data_converter", "is_default"]
+
+SETTING = "TASQ_DATA_CONVERTER"
+"""The environment variable that names a data converter of the user's: `module:attribute`."""
 
 
 _ANYTHING = (None, Any, object)
@@ -55,11 +64,11 @@ _CONVERTERS = tuple(
 )
 
 
-class PayloadConverter(CompositePayloadConverter):
+class PayloadConverter(PydanticPayloadConverter):
     """Pydantic's payload converter, cheap to make."""
 
     def __init__(self) -> None:
-        super().__init__(*_CONVERTERS)
+        CompositePayloadConverter.__init__(self, *_CONVERTERS)
 
     def from_payloads(self, payloads: Sequence[Payload], type_hints: list[type] | None = None) -> list[Any]:
         """See the base class. Whoever takes any object gets the bytes of what has no readable encoding."""
@@ -90,3 +99,45 @@ data_converter = DataConverter(
     payload_converter_class=PayloadConverter, failure_converter_class=FailureConverter
 )
 """Give this to a client that starts tasks from Python without `TasquencerPlugin`."""
+
+
+def is_default(converter: DataConverter | None) -> bool:
+    """Whether all of it is the SDK's default: nobody has chosen how payloads are written."""
+    return converter is None or all(
+        getattr(converter, part.name) == getattr(DataConverter.default, part.name)
+        for part in fields(DataConverter)
+        if part.init
+    )
+
+
+def configured(environment: Mapping[str, str]) -> DataConverter | None:
+    """The data converter that `TASQ_DATA_CONVERTER` names; None if it names none.
+
+    It is `module:attribute`: a `DataConverter`, or a function without arguments that returns one. The module
+    may be in the current folder.
+
+    Raises:
+        WrongSetting: there is no such module or attribute, or it is no data converter.
+    """
+    name = environment.get(SETTING)
+    if not name:
+        return None
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise WrongSetting(SETTING, f"must be module:attribute, found {name!r}")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        found = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        converter = found if isinstance(found, DataConverter) else found()  # type: ignore[operator]
+    except Exception as error:  # anything that the user's module raises
+        raise WrongSetting(SETTING, f"{name!r} cannot be used: {type(error).__name__}: {error}") from error
+    if not isinstance(converter, DataConverter):
+        found_type = type(converter).__name__
+        raise WrongSetting(
+            SETTING, f"{name!r} must be a temporalio.converter.DataConverter, found {found_type}"
+        )
+    return converter

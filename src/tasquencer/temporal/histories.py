@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pydantic_core import PydanticSerializationError
 from temporalio import workflow
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistory
 from temporalio.service import RPCError
@@ -31,6 +30,7 @@ from tasquencer.ledger.memory import InMemoryLedger
 from tasquencer.temporal.bookkeeping import RECORD
 from tasquencer.temporal.not_found import is_missing
 from tasquencer.temporal.plugin import TasquencerPlugin
+from tasquencer.temporal.wire import received
 
 __all__ = ["Histories", "TaskHistory", "Write"]
 
@@ -102,6 +102,7 @@ class Histories:
             plugins=[TasquencerPlugin(InMemoryLedger())],
             interceptors=[_Listener(self._writes.append)],
             namespace=client.namespace,
+            data_converter=client.data_converter,
             runtime=client.service_client.config.runtime,
         )
         self._types = {workflow._Definition.must_from_class(kind).name for kind in workflows}
@@ -214,9 +215,10 @@ class _Outbound(WorkflowOutboundInterceptor):
         handle = super().start_local_activity(input)
         if input.activity == RECORD:
             tell: Callable[[Write], None] = workflow.extern_functions()[_WRITTEN]
-            entries, settlement = (*input.args, None)[:2]
+            entries, settlement = input.args
             position = workflow.info().get_current_history_length()
-            write = Write([_as_written(entry) for entry in entries], settlement, position)
+            settling: Settlement | None = received(settlement, Settlement | None)  # type: ignore[arg-type]
+            write = Write(received(entries, list[LedgerEntry]), settling, position)
 
             def confirmed(done: asyncio.Task[Any]) -> None:
                 # Only what the history has a marker for comes to an end in a replay.
@@ -225,11 +227,3 @@ class _Outbound(WorkflowOutboundInterceptor):
 
             handle.add_done_callback(confirmed)
         return handle
-
-
-def _as_written(entry: LedgerEntry) -> LedgerEntry:
-    """The entry as the activity gets it: through JSON."""
-    try:
-        return LedgerEntry.model_validate_json(entry.model_dump_json())
-    except PydanticSerializationError:
-        return entry

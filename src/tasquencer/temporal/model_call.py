@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from temporalio import workflow
+from temporalio.common import RawValue
 
 from tasquencer.ai.answer import AiAnswer, returned_answer
 from tasquencer.ai.job import AiJob
@@ -14,6 +15,7 @@ from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.temporal.failures import as_application_error
 from tasquencer.temporal.task import ActiveWorkItem
+from tasquencer.temporal.wire import received_json, sent
 
 __all__ = ["answer"]
 
@@ -35,17 +37,18 @@ async def answer(
     limit = timedelta(seconds=options.attempt_timeout_seconds)
     left = None if deadline is None else max(deadline - workflow.now(), _SHORTEST_CALL)
     queue_timeout = options.queue_timeout_seconds
-    # Without `result_type`: an answer that Temporal cannot read as one would leave the task stuck.
+    # Read as JSON first: an answer that Temporal cannot read as one would leave the task stuck.
     returned = await work_item.execute_activity(
         "generate",
-        job,
+        sent(job),
+        result_type=RawValue,
         start_to_close_timeout=(limit if left is None else min(limit, left)) + CALL_MARGIN,
         schedule_to_start_timeout=None if queue_timeout is None else timedelta(seconds=queue_timeout),
         schedule_to_close_timeout=None if left is None else left + CALL_MARGIN,
         heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
     )
     try:
-        return returned_answer(returned)
+        return returned_answer(received_json(returned, workflow.payload_converter().from_payload))
     except InvalidRequest as problem:
         message = f"the activity 'generate' returned no answer: {problem}"
         raise as_application_error(

@@ -75,7 +75,7 @@ class Operators:
             return await act(raw)
 
         # The SDK would compile the text of the annotations for each task.
-        handler.__annotations__ = {"raw": object}
+        handler.__annotations__ = {"raw": Any}
         return handler
 
     async def _ended_waits(self) -> None:

@@ -4,28 +4,36 @@
     async with Worker(client, task_queue="…", workflows=[…], activities=[…]):
         …
 
-Give it to the client only; the worker takes it over from there.
+Give it to the client or to the worker, beside other plugins and in any order. The client keeps its data
+converter and its interceptors.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import temporalio.client
+from temporalio.client import ClientConfig
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import ReplayerConfig, UnsandboxedWorkflowRunner, WorkerConfig, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from tasquencer.batch.store import BatchStore
+from tasquencer.core.errors import PluginGivenTwice
 from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal.activations import guarded
+from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
 from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
-from tasquencer.temporal.converter import data_converter
+from tasquencer.temporal.converter import data_converter, is_default
+from tasquencer.temporal.headers import HeaderCodec
 from tasquencer.temporal.reconciling import ReconciliationActivity
+from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.temporal.scope import TaskInterceptor
+from tasquencer.temporal.wire import WireInterceptor, wired
 
 if TYPE_CHECKING:
     from tasquencer.temporal.ai_calls import AiCalls
@@ -42,12 +50,19 @@ _PASSED_THROUGH = (
     "typing_inspection",
 )
 
+_NEEDS_REMOTE_ACTIVITIES = {RECONCILE_WORKFLOW, BATCH_WORKFLOW}
+"""Workflows whose bookkeeping is not all done in local activities."""
+
 
 class TasquencerPlugin(SimplePlugin):
-    """Adds the Pydantic converter, the bookkeeping activities, the task scope and the sandbox passthrough.
+    """Adds the bookkeeping activities, the task scope and the sandbox passthrough to a worker.
+
+    It works on the client or on the worker. If both have it, making the worker raises `PluginGivenTwice`.
+    On a client whose data converter is the SDK's default in every part it installs our Pydantic converter,
+    unless another plugin brings one. Otherwise the converter stays as it is.
 
     Args:
-        ledger: Opened when the worker starts to run, closed after it has stopped.
+        ledger: Opened when the first worker starts to run, closed after the last one has stopped.
         batches: The batches beside it, for a worker that carries out `AiBatchTask`; None: the ledger's own
             (`SqlLedger.batches`), if it has any.
         calls: Registers the AI call, the activity `generate`; None: this worker makes no AI calls.
@@ -58,9 +73,12 @@ class TasquencerPlugin(SimplePlugin):
     ) -> None:
         self._ledger = ledger
         self._calls = calls
+        self._headers: list[HeaderCodec] = []
+        self._running = 0
+        self._closing = AsyncExitStack()
         if batches is None:
             batches = getattr(ledger, "batches", None)
-        activities: list[Callable[..., Any]] = [
+        activities: list[Callable[..., Awaitable[Any]]] = [
             Bookkeeping(ledger).record,
             ReconciliationActivity(ledger).reconcile,
         ]
@@ -78,29 +96,74 @@ class TasquencerPlugin(SimplePlugin):
             ]
         super().__init__(
             "tasquencer.TasquencerPlugin",
-            data_converter=data_converter,
-            interceptors=[TaskInterceptor()],
-            activities=activities,
+            activities=[wired(activity) for activity in activities],
             workflow_runner=_passing_through,
             run_context=self._open,
         )
 
+    def configure_client(self, config: ClientConfig) -> ClientConfig:
+        """See the base class. Installs our converter where nobody has chosen one."""
+        plugins = list(config["plugins"])
+        later = plugins[plugins.index(self) + 1 :] if self in plugins else []
+        if is_default(config["data_converter"]) and not any(map(_may_bring_a_converter, later)):
+            config["data_converter"] = data_converter
+        return config
+
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """See the base class."""
+        interceptors = list(config.get("interceptors") or ())
+        if any(isinstance(known, TaskInterceptor) for known in interceptors):
+            raise PluginGivenTwice
+        is_without_activities = not config.get("activities")
         config = super().configure_worker(config)
         config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
+        headers = HeaderCodec.of(config["client"])
+        self._headers.append(headers)
+        config["interceptors"] = [*interceptors, TaskInterceptor(headers), WireInterceptor()]
+        if is_without_activities and self._calls is None and not _needs_remote_activities(config):
+            # A worker for workflows alone does not take activities from the queue: it could not run them.
+            config["no_remote_activities"] = True
         return config
 
     def configure_replayer(self, config: ReplayerConfig) -> ReplayerConfig:
         """See the base class."""
         config = super().configure_replayer(config)
         config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
+        converter = config.get("data_converter")
+        if converter is None or is_default(converter):
+            converter = config["data_converter"] = data_converter
+        headers = HeaderCodec(converter)
+        self._headers.append(headers)
+        interceptors = list(config.get("interceptors") or ())
+        config["interceptors"] = [*interceptors, TaskInterceptor(headers), WireInterceptor()]
         return config
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
-        async with self._ledger, self._calls or nullcontext():
+        for headers in self._headers:
+            headers.run_here()
+        if not self._running:
+            await self._closing.enter_async_context(self._ledger)
+            await self._closing.enter_async_context(self._calls or nullcontext())
+        self._running += 1
+        try:
             yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                await self._closing.aclose()
+
+
+def _may_bring_a_converter(plugin: temporalio.client.Plugin) -> bool:
+    if isinstance(plugin, SimplePlugin) and type(plugin).configure_client is SimplePlugin.configure_client:
+        return plugin.data_converter is not None
+    return type(plugin).configure_client is not temporalio.client.Plugin.configure_client
+
+
+def _needs_remote_activities(config: WorkerConfig) -> bool:
+    kinds: Sequence[type] = config.get("workflows") or ()
+    names = {getattr(getattr(kind, "__temporal_workflow_definition", None), "name", None) for kind in kinds}
+    return not names.isdisjoint(_NEEDS_REMOTE_ACTIVITIES)
 
 
 def _passing_through(runner: WorkflowRunner | None) -> WorkflowRunner:

@@ -14,12 +14,12 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import zlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue
 from temporalio.exceptions import (
     FailureError,
     WorkflowAlreadyStartedError,
@@ -43,8 +43,10 @@ from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.temporal.delivery import Delivery
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import left_behind, task_error
+from tasquencer.temporal.headers import HeaderCodec, pack, unpack
+from tasquencer.temporal.wire import json_payload, received
 
-__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "pack", "to_the_end", "unpack"]
+__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "to_the_end"]
 
 _HEADER = "tasquencer-task"
 _RUN_HEADER = "tasquencer-run"
@@ -54,12 +56,14 @@ _ATTRIBUTE = "__tasquencer_scope__"
 class TaskScope:
     """One workflow run, as the package sees it: its arguments and its task.
 
-    It rests on the workflow instance, because the package's modules keep no state of their own.
+    It rests on the run's event loop: the package's modules keep no state of their own, and the workflow's
+    instance belongs to its author.
     """
 
     def __init__(self, args: Sequence[Any]) -> None:
         self._args = args
         self.driver: TaskDriver | None = None
+        self._run_header: Payload | None = None
         self._on_ended: TaskEndHook | None = None
 
     @classmethod
@@ -73,8 +77,18 @@ class TaskScope:
     @classmethod
     def find(cls) -> TaskScope | None:
         """The scope of the current run, if the plugin made one."""
-        found: TaskScope | None = vars(workflow.instance()).get(_ATTRIBUTE)
+        found: TaskScope | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
         return found
+
+    def begin(self) -> None:
+        """Make this the scope of the current run."""
+        setattr(asyncio.get_running_loop(), _ATTRIBUTE, self)
+
+    def run_header(self) -> Payload:
+        """The id of this run, for the calls that it makes."""
+        if self._run_header is None:
+            self._run_header = HeaderCodec.encoded(json_payload(workflow.info().run_id))
+        return self._run_header
 
     def enter(self, driver: TaskDriver, on_ended: TaskEndHook | None) -> None:
         """Make this the run's task."""
@@ -129,57 +143,51 @@ def carried_task(info: workflow.Info) -> CarriedTask | None:
     payload = info.headers.get(_HEADER)
     if payload is None or info.continued_run_id is None:
         return None
-    carried: CarriedTask = workflow.payload_converter().from_payload(unpack(payload), CarriedTask)
-    return carried
-
-
-_PACKED = b"tasquencer/zlib"
-
-
-def pack(payload: Payload) -> Payload:
-    """The payload compressed: thousands of work items are alike, and Temporal takes 2 MiB."""
-    return Payload(
-        metadata={"encoding": _PACKED, "packed": payload.metadata["encoding"]},
-        data=zlib.compress(payload.data, 1),
-    )
-
-
-def unpack(payload: Payload) -> Payload:
-    """The payload as it was packed; one of an earlier release, which did not pack, as it is."""
-    if payload.metadata["encoding"] != _PACKED:
-        return payload
-    return Payload(metadata={"encoding": payload.metadata["packed"]}, data=zlib.decompress(payload.data))
+    return received(RawValue(unpack(HeaderCodec.decoded(payload))), CarriedTask)
 
 
 class TaskInterceptor(Interceptor):
-    """Puts a `TaskScope` around each workflow run, and a `Delivery` behind each call."""
+    """Puts a `TaskScope` around each workflow run, and a `Delivery` behind each call.
 
-    def __init__(self) -> None:
+    Args:
+        headers: Encodes what travels in headers; None: nothing does.
+    """
+
+    def __init__(self, headers: HeaderCodec | None = None) -> None:
         self._delivery = Delivery()
+        self._headers = headers or HeaderCodec()
 
     def workflow_interceptor_class(
         self,
         input: WorkflowInterceptorClassInput,  # noqa: A002 - the SDK's name
     ) -> type[WorkflowInboundInterceptor] | None:
         """See the base class."""
+        self._headers.offer(input.unsafe_extern_functions)
         return _Inbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """See the base class."""
-        return _CallInbound(next, self._delivery)
+        return _CallInbound(next, self._delivery, self._headers)
 
 
 class _CallInbound(ActivityInboundInterceptor):
-    def __init__(self, next: ActivityInboundInterceptor, delivery: Delivery) -> None:  # noqa: A002
+    def __init__(
+        self,
+        next: ActivityInboundInterceptor,  # noqa: A002
+        delivery: Delivery,
+        headers: HeaderCodec,
+    ) -> None:
         super().__init__(next)
         self._delivery = delivery
+        self._headers = headers
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         payload = input.headers.get(_RUN_HEADER)
         if payload is None:
             return await super().execute_activity(input)
-        run_id = activity.payload_converter().from_payload(payload, str)
-        if run_id != activity.info().workflow_run_id:
+        info = activity.info()
+        header = await self._headers.received(payload, info.namespace, info.workflow_id or "")
+        if received(RawValue(header), str) != info.workflow_run_id:
             raise left_behind()
         if input.executor is not None:  # an activity in a thread has no client to ask
             return await super().execute_activity(input)
@@ -197,25 +205,35 @@ class _Inbound(WorkflowInboundInterceptor):
         super().init(_Outbound(outbound))
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
-        _refuse_surplus(input)
+        if _has_task():
+            _refuse_surplus(input)
         scope = TaskScope(input.args)
-        vars(workflow.instance())[_ATTRIBUTE] = scope
+        scope.begin()
         result, error = None, None
         try:
             result = await super().execute_workflow(input)
         except (FailureError, asyncio.CancelledError) as raised:
+            if scope.driver is None:
+                raise
             if not isinstance(raised, FailureError) and workflow.cancellation_reason() is None:
                 raise
             error = raised
+        if scope.driver is None:  # a workflow without a task ends as it would without the plugin
+            return result
         await to_the_end(scope.close(_REASONS[_state_of(error)]))
         # A cancel that came in time is obeyed, also where it met the last record of a task.
-        is_task, is_canceled = scope.driver is not None, workflow.cancellation_reason() is not None
-        if is_task and is_canceled and _state_of(error) is not TaskEndState.CANCELED:
+        is_canceled = workflow.cancellation_reason() is not None
+        if is_canceled and _state_of(error) is not TaskEndState.CANCELED:
             error = asyncio.CancelledError("the task was canceled")
         await to_the_end(scope.follow_up(error))
         if error is not None:
             raise error
         return result
+
+
+def _has_task() -> bool:
+    """Whether the workflow made a `Task` in its `__init__`: that offers its updates."""
+    return workflow.get_update_handler("retry_now") is not None
 
 
 def _refuse_surplus(given: ExecuteWorkflowInput) -> None:
@@ -264,13 +282,13 @@ class _Outbound(WorkflowOutboundInterceptor):
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
         scope = TaskScope.find()
         if scope is not None and scope.driver is not None and scope.driver.is_calling(input.activity_id):
-            payload = workflow.payload_converter().to_payload(workflow.info().run_id)
+            payload = scope.run_header()
             input.headers = {**input.headers, _RUN_HEADER: payload}
         return super().start_activity(input)
 
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
         scope = TaskScope.find()
         if scope is not None and scope.driver is not None:
-            payload = pack(workflow.payload_converter().to_payload(scope.driver.carry()))
+            payload = HeaderCodec.encoded(pack(json_payload(scope.driver.carry())))
             input.headers = {**input.headers, _HEADER: payload}
         super().continue_as_new(input)

@@ -69,7 +69,7 @@ T = TypeVar("T")
 def accept(parse: Callable[[object], T], raw: object) -> T:
     """The workflow's raw input, parsed; input that does not validate ends the task at once.
 
-    Take the input as `raw: object = None` and parse it in `run`: what Temporal itself cannot
+    Take the input as `raw: Any = None` and parse it in `run`: what Temporal itself cannot
     convert would leave the workflow stuck instead of failed.
 
     Raises:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from temporalio import workflow
+from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from tasquencer.core.entries import LedgerEntry
@@ -21,6 +22,7 @@ from tasquencer.temporal.bookkeeping import (
     RECORD_TIMEOUT,
     already_ended,
 )
+from tasquencer.temporal.wire import received, sent
 
 __all__ = ["CANCELED", "Writing"]
 
@@ -95,10 +97,10 @@ class Writing:
         while True:
             workflow.set_current_details(markdown_table(self._state.work_items(), self._state.max_retries))
             try:
-                slow: bool = await workflow.execute_local_activity(
+                slow = await workflow.execute_local_activity(
                     RECORD,
-                    args=[entries, settlement],
-                    result_type=bool,
+                    args=[sent(entries), sent(settlement)],
+                    result_type=RawValue,
                     summary=record_label(entries, self._state.max_retries),
                     start_to_close_timeout=RECORD_TIMEOUT,
                     retry_policy=RECORD_RETRY,
@@ -110,7 +112,7 @@ class Writing:
                     raise BookkeepingRefused(str(error.cause or error)) from error
                 entries = self._state.adopt(known, entries)
             else:
-                return slow
+                return received(slow, bool)
 
     def _settlement(self) -> Settlement | None:
         """What the write that is about to begin settles besides: nothing, unless the task ends with it."""
