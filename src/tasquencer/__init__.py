@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         LedgerConflict as LedgerConflict,
         LedgerError as LedgerError,
         LedgerUnavailable as LedgerUnavailable,
+        PluginGivenTwice as PluginGivenTwice,
         SchemaMismatch as SchemaMismatch,
         TaskMisused as TaskMisused,
         TasquencerError as TasquencerError,

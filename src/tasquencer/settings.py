@@ -13,7 +13,10 @@ from pathlib import Path
 
 from tasquencer.core.errors import WrongSetting
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_TASK_QUEUE", "Settings", "named_setting"]
+__all__ = ["DATA_CONVERTER", "DEFAULT_MODEL", "DEFAULT_TASK_QUEUE", "Settings", "named_setting"]
+
+DATA_CONVERTER = "TASQ_DATA_CONVERTER"
+"""Names the data converter of the connection to Temporal, see `tasquencer.temporal.converter.configured`."""
 
 DEFAULT_TASK_QUEUE = "ai-agent"
 DEFAULT_MODEL = "gpt-5-mini"

@@ -16,7 +16,7 @@ from temporalio.converter import (
 )
 
 from tasquencer.cli.errors import CommandFailed, ExitCode
-from tasquencer.temporal.converter import SETTING
+from tasquencer.settings import DATA_CONVERTER
 
 __all__ = ["telling"]
 
@@ -53,14 +53,14 @@ class _Telling(PayloadCodec, WithSerializationContext):
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 raise CommandFailed(
-                    f"the codec of {SETTING} cannot decode a payload: {problem}", ExitCode.UNREACHABLE
+                    f"the codec of {DATA_CONVERTER} cannot decode a payload: {problem}", ExitCode.UNREACHABLE
                 ) from error
         for payload in decoded:
             encoding = payload.metadata.get("encoding", b"")
             if self._known is not None and encoding not in self._known:
                 raise CommandFailed(
                     f"cannot decode a payload with the encoding {encoding.decode(errors='replace')!r}: set "
-                    f"{SETTING}=module:attribute to the data converter that the worker's client has",
+                    f"{DATA_CONVERTER}=module:attribute to the data converter that the worker's client has",
                     ExitCode.UNREACHABLE,
                 )
         return decoded

@@ -25,11 +25,9 @@ from temporalio.converter import (
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from tasquencer.core.errors import WrongSetting
+from tasquencer.settings import DATA_CONVERTER
 
-__all__ = ["SETTING", "FailureConverter", "PayloadConverter", "configured", "data_converter", "is_default"]
-
-SETTING = "TASQ_DATA_CONVERTER"
-"""The environment variable that names a data converter of the user's: `module:attribute`."""
+__all__ = ["FailureConverter", "PayloadConverter", "configured", "data_converter", "is_default"]
 
 
 _ANYTHING = (None, Any, object)
@@ -119,12 +117,12 @@ def configured(environment: Mapping[str, str]) -> DataConverter | None:
     Raises:
         WrongSetting: there is no such module or attribute, or it is no data converter.
     """
-    name = environment.get(SETTING)
+    name = environment.get(DATA_CONVERTER)
     if not name:
         return None
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise WrongSetting(SETTING, f"must be module:attribute, found {name!r}")
+        raise WrongSetting(DATA_CONVERTER, f"must be module:attribute, found {name!r}")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
@@ -134,10 +132,12 @@ def configured(environment: Mapping[str, str]) -> DataConverter | None:
             found = getattr(found, part)
         converter = found if isinstance(found, DataConverter) else found()  # type: ignore[operator]
     except Exception as error:  # anything that the user's module raises
-        raise WrongSetting(SETTING, f"{name!r} cannot be used: {type(error).__name__}: {error}") from error
+        raise WrongSetting(
+            DATA_CONVERTER, f"{name!r} cannot be used: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(converter, DataConverter):
         found_type = type(converter).__name__
         raise WrongSetting(
-            SETTING, f"{name!r} must be a temporalio.converter.DataConverter, found {found_type}"
+            DATA_CONVERTER, f"{name!r} must be a temporalio.converter.DataConverter, found {found_type}"
         )
     return converter
