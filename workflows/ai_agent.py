@@ -32,4 +32,4 @@ class AiAgentTask:
         async for work_item in self._task.attempts(job, recipe=request.recipe(), deadline=deadline):
             async with work_item:
                 work_item.complete(await answer(work_item, job, request, deadline))
-        return AiAgentResult.of(self._task.completed(), attempts=len(self._task.work_items))
+        return AiAgentResult.of(self._task.completed(), self._task.work_items)

@@ -35,6 +35,7 @@ RESULT = {
     "input_tokens",
     "output_tokens",
     "cost_usd",
+    "total",
 }
 
 

@@ -107,12 +107,18 @@ def test_the_attempts_of_a_task_are_told_with_tokens_cost_and_worker() -> None:
         "retry 1 of 3 completed 1 s backoff 2026-11-23 12:00:01 2.2 s 12 tokens in, 34 out, $0.0012"
     )
     assert totals(story.items, records) == (
-        "2 work items: 1 completed, 1 failed · 12 tokens in, 34 out · $0.0012 · 3.5 s"
+        "2 work items: 1 completed, 1 failed · 12 tokens in, 34 out · cost $0.0012 · 3.5 s"
     )
 
 
 def test_totals_of_a_task_under_way_have_no_duration_and_no_invented_cost() -> None:
-    assert totals(Story().items, {}) == "1 work item: 1 initialized · cost unknown"
+    story = Story()
+    records = {entry.work_item.id: entry.record.values for entry in story.entries() if entry.record}
+    assert totals(story.items, records) == "1 work item: 1 initialized · cost unknown"
+
+
+def test_totals_of_a_task_without_ai_jobs_have_no_cost() -> None:
+    assert totals(Story().items, {}) == "1 work item: 1 initialized"
 
 
 def test_the_listing_folds_a_long_task_id_and_never_cuts_it() -> None:

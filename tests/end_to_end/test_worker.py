@@ -147,6 +147,7 @@ async def test_a_task_started_with_the_temporal_cli_completes(standing: Standing
         "input_tokens": 11,
         "output_tokens": 7,
         "cost_usd": None,
+        "total": {"input_tokens": 11, "output_tokens": 7, "cost_usd": None},
     }
 
 

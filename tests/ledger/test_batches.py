@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowFailure, RowOutcome, RowState
+from tasquencer.ai.usage import Usage
+from tasquencer.batch.rows import ID_TAKEN, BatchCounts, BatchRow, OpenRow, RowFailure, RowOutcome, RowState
 from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer
 from tasquencer.ledger.contract import Ledger
 from tasquencer.sql import SqlLedger, upgrade
@@ -36,7 +38,7 @@ async def pending(
 def ended(position: int, state: RowState, number: int, **more: Any) -> RowOutcome:
     facts: dict[str, Any] = {"work_item_id": f"w{position}", "attempts": 1, **more}
     if state is not RowState.COMPLETED:
-        facts["failure"] = RowFailure(type="NotRetryable", kind="refused", message="no")
+        facts.setdefault("failure", RowFailure(type="NotRetryable", kind="refused", message="no"))
     return RowOutcome(
         position=position,
         row_id=f"row-{position}",
@@ -115,6 +117,54 @@ async def test_outcomes_are_counted_and_no_longer_pending(batches: BatchStore) -
     assert await batches.counts("nobody") == BatchCounts()
 
 
+async def attempts_of(ledger: Ledger, row_id: str, run_id: str, costs: Sequence[float | None]) -> None:
+    """Attempts of a row's task; all but the last one failed."""
+    for attempt, cost in enumerate(costs):
+        life = Life(id=f"{run_id}-{attempt}", task_id=f"b/{row_id}", run_id=run_id, attempt=attempt)
+        used = {} if cost is None else {"input_tokens": 3, "output_tokens": 4, "cost_usd": cost}
+        is_last = attempt == len(costs) - 1
+        record = ai_job("completed" if is_last else "failed", attempt=attempt, **used)
+        begun = [life.initialized(), life.started()]
+        await ledger.record(
+            [*begun, life.completed(record=record) if is_last else life.failed(record=record)]
+        )
+
+
+async def test_tokens_and_cost_are_those_of_all_attempts_in_all_runs(
+    ledger: Ledger, batches: BatchStore
+) -> None:
+    await filled_batch(batches, "b", ["x"] * 3)
+    await attempts_of(ledger, "row-0", "run-0", [0.25, 0.5])
+    await attempts_of(ledger, "row-1", "run-1", [1.0, None])
+    await attempts_of(ledger, "row-2", "run-2", [2.0])
+    taken = RowFailure(type=ID_TAKEN, message="another request has a task with this row's id")
+    outcomes = [
+        ended(0, RowState.COMPLETED, 1, work_item_id="run-0-1", cost_usd=0.5),
+        ended(1, RowState.FAILED, 2),
+        ended(2, RowState.FAILED, 3, failure=taken),
+    ]
+
+    used = await batches.save("b", outcomes)
+
+    assert used == {
+        0: Usage(input_tokens=6, output_tokens=8, cost_usd=0.75),
+        1: Usage(input_tokens=3, output_tokens=4, cost_usd=1.0),
+        2: Usage(),
+    }
+    assert await batches.save("b", outcomes) == used
+    counts = await batches.counts("b")
+    assert (counts.input_tokens, counts.output_tokens, counts.cost_usd) == (9, 12, 1.75)
+    (answer,) = await answers(batches, "position", -1)
+    assert (answer.usage, answer.total) == (Usage(input_tokens=3, output_tokens=4, cost_usd=0.5), used[0])
+
+    again = await batches.begin("b")
+    assert again.cost_usd == 0.75
+    assert (await batches.counts("b")).cost_usd == 1.75
+    await attempts_of(ledger, "row-1", "run-3", [4.0])
+    assert (await batches.save("b", [ended(1, RowState.COMPLETED, 4)]))[1].cost_usd == 5.0
+    assert (await batches.counts("b")).cost_usd == 5.75
+
+
 async def test_a_row_that_has_completed_stays_so_another_one_may_end_otherwise(batches: BatchStore) -> None:
     await filled_batch(batches, "b", ["x"] * 2)
     await batches.save("b", [ended(0, RowState.COMPLETED, 1), ended(1, RowState.FAILED, 2)])
@@ -170,9 +220,7 @@ async def test_answers_come_from_the_ledger_in_both_orders_page_by_page(
         finish_reason="stop",
         work_item_id="w2",
         attempts=1,
-        input_tokens=None,
-        output_tokens=None,
-        cost_usd=0.5,
+        total=Usage(cost_usd=0.5),
         ended_at=after(1),
     )
     assert [answer.row_id for answer in await answers(batches, "position", 0, limit=1)] == ["row-2"]

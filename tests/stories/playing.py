@@ -122,7 +122,7 @@ class Play:
         if state == "completed" and isinstance(self.request, AiFanOutRequest):
             result = AiFanOutResult.of(items, len(self.request.prompts)).model_dump(mode="json")
         elif state == "completed":
-            result = AiAgentResult.of(items[-1], len(items)).model_dump(mode="json")
+            result = AiAgentResult.of(items[-1], items).model_dump(mode="json")
         elif state == "failed":
             failure = self.state.failure()
             kind, message = failure.type, failure.message

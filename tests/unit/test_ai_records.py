@@ -137,8 +137,11 @@ def test_the_record_of_a_task_follows_its_work_items() -> None:
 
 def test_the_result_of_a_task_is_that_of_its_last_work_item() -> None:
     item = item_in(WorkItemState.COMPLETED, result=ANSWER.model_dump(mode="json"))
+    paid = Failure.of(FailureKind.INVALID_OUTPUT, "empty", input_tokens=3, output_tokens=0, cost_usd=0.5)
+    unpaid = Failure.of(FailureKind.RATE_LIMITED, "slow down", input_tokens="many")
+    attempts = [item_in(WorkItemState.FAILED, failure=failure) for failure in (paid, unpaid)]
 
-    assert AiAgentResult.of(item, 3).model_dump(mode="json") == {
+    assert AiAgentResult.of(item, [*attempts, item]).model_dump(mode="json") == {
         "text": "Hi!",
         "model": "answered",
         "finish_reason": "stop",
@@ -147,15 +150,19 @@ def test_the_result_of_a_task_is_that_of_its_last_work_item() -> None:
         "input_tokens": 3,
         "output_tokens": 5,
         "cost_usd": 0.25,
+        "total": {"input_tokens": 6, "output_tokens": 5, "cost_usd": 0.75},
     }
 
 
 def test_a_result_given_by_hand_needs_only_a_text() -> None:
-    result = AiAgentResult.of(item_in(WorkItemState.COMPLETED, result={"text": "by hand"}), 1)
+    item = item_in(WorkItemState.COMPLETED, result={"text": "by hand"})
+    result = AiAgentResult.of(item, [item])
 
     assert (result.text, result.model, result.cost_usd) == ("by hand", None, None)
 
 
 def test_a_result_without_a_text_is_refused() -> None:
+    item = item_in(WorkItemState.COMPLETED, result={})
+
     with pytest.raises(ValidationError, match="text"):
-        AiAgentResult.of(item_in(WorkItemState.COMPLETED, result={}), 1)
+        AiAgentResult.of(item, [item])

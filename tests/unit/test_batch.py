@@ -162,7 +162,7 @@ def test_outcomes_are_numbered_once_and_recorded_together() -> None:
     assert one.unsaved == 1
     carried = one.carry()
     assert [outcome.number for outcome in carried.unrecorded] == [1, 2]
-    one.saved()
+    one.saved({})
     assert [(outcome.position, outcome.number, outcome.ended_at) for outcome in one.to_save()] == [
         (0, 2, NOON)
     ]
@@ -233,7 +233,7 @@ def test_a_row_that_has_ended_and_is_recorded_since_the_page_was_read_is_not_sta
     one.forget([0])
     one.end(ended(1), NOON)
     one.to_save()
-    one.saved()
+    one.saved({})
     one.load(rows(0, 1, 2), after=-1, is_last=True)  # as it was before that
     assert started(one) == [0, 2]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
+from tasquencer.ai.usage import Usage, total_usage
 from tasquencer.core.carried import CarriedTask
 from tasquencer.core.entries import DomainRecord
 from tasquencer.core.errors import IllegalTransition, TaskMisused
@@ -159,6 +160,26 @@ def test_small_results_travel_along_large_ones_and_long_failures_stay_behind() -
     failure = carried.work_items[1].failure
     assert failure is not None
     assert (failure.kind, failure.message) == ("timed_out", "m" * 49 + "…")
+
+
+def test_the_tokens_and_the_cost_of_each_attempt_travel_along() -> None:
+    used: dict[str, Any] = {"input_tokens": 3, "output_tokens": 12, "cost_usd": 0.25}
+    state = task()
+    state.begin("a", now=NOON, lineage="a")
+    state.begin("b", now=NOON, lineage="b")
+    state.start("w0", now=NOON)
+    state.complete("w0", {"text": "long " * 100_000, **used}, now=NOON)
+    state.start("w1", now=NOON)
+    failure = Failure.of(FailureKind.INVALID_OUTPUT, "empty", model="m", is_free=False, **used)
+    state.fail("w1", failure, now=NOON)
+
+    onward = continued(state)
+    first, second, *_ = onward.work_items()
+
+    assert first.result == used
+    assert second.failure is not None
+    assert second.failure.details == used
+    assert total_usage(onward.work_items()) == Usage(input_tokens=6, output_tokens=24, cost_usd=0.5)
 
 
 def test_terminal_work_items_stay_immutable() -> None:

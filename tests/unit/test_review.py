@@ -280,7 +280,8 @@ def test_the_first_line_is_the_first_that_says_something(text: str, expected: st
 def test_the_result_counts_ai_work_items_and_reviews_apart() -> None:
     answer = {"text": "A draft.", "model": "m", "input_tokens": 3, "output_tokens": 4, "cost_usd": 0.5}
     drafted = item("draft-2", state=WorkItemState.COMPLETED, ended_at=NOON, result=answer)
-    items = [item("draft-1"), item("draft-1"), item("review-1"), drafted, item("review-2")]
+    rejected = item("draft-1", state=WorkItemState.COMPLETED, ended_at=NOON, result=answer)
+    items = [item("draft-1"), rejected, item("review-1"), drafted, item("review-2")]
     result = ReviewedDraftResult.approved(drafted, items, reviews=2, approved_by="anna")
     assert result.model_dump() == {
         **answer,
@@ -289,6 +290,7 @@ def test_the_result_counts_ai_work_items_and_reviews_apart() -> None:
         "attempts": 3,
         "reviews": 2,
         "approved_by": "anna",
+        "total": {"input_tokens": 6, "output_tokens": 8, "cost_usd": 1.0},
     }
 
 

@@ -39,16 +39,16 @@ def test_a_total_adds_up_what_is_known() -> None:
         Usage(input_tokens=4, cost_usd=0.5),
     ]
 
-    assert Usage.total(parts) == Usage(input_tokens=7, output_tokens=12, cost_usd=0.75)
+    assert Usage.sum_of(parts) == Usage(input_tokens=7, output_tokens=12, cost_usd=0.75)
 
 
 def test_a_total_of_nothing_known_is_unknown_and_a_sum_of_rows_has_no_tokens() -> None:
-    assert Usage.total([Usage(), Usage()]) == Usage()
-    assert UsageSum.total([Usage()]) == UsageSum(input_tokens=0, output_tokens=0, cost_usd=None)
+    assert Usage.sum_of([Usage(), Usage()]) == Usage()
+    assert UsageSum.sum_of([Usage()]) == UsageSum(input_tokens=0, output_tokens=0, cost_usd=None)
 
 
 def test_whole_numbers_stay_whole() -> None:
-    written = Usage.total([Usage(input_tokens=1), Usage(input_tokens=2)]).model_dump_json()
+    written = Usage.sum_of([Usage(input_tokens=1), Usage(input_tokens=2)]).model_dump_json()
 
     assert json.loads(written) == {"input_tokens": 3, "output_tokens": None, "cost_usd": None}
 

@@ -9,7 +9,7 @@ import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
 
-from tasquencer.core.failure import Failure
+from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
@@ -38,9 +38,19 @@ async def test_a_first_try_that_succeeds_gives_the_result_of_the_contract() -> N
         "input_tokens": 3,
         "output_tokens": 1,
         "cost_usd": 0.0004,
+        "total": {"input_tokens": 3, "output_tokens": 1, "cost_usd": 0.0004},
     }
     assert item.state is WorkItemState.COMPLETED
     assert item.result == ANSWER.model_dump(mode="json", exclude_defaults=True)
+
+
+async def test_the_result_has_the_tokens_and_the_cost_of_all_attempts() -> None:
+    used = {"input_tokens": 3, "output_tokens": 11, "cost_usd": 0.002}
+    empty = Failure.of(FailureKind.INVALID_OUTPUT, "the answer is empty", **used)  # type: ignore[arg-type]
+    async with running(ScriptedCalls(empty, SLOW_DOWN)) as tasks:
+        result, _ = await tasks.run("AiAgentTask", {"prompt": "What is it?"})
+    assert (result["attempts"], result["input_tokens"], result["output_tokens"]) == (3, 3, 1)
+    assert result["total"] == {"input_tokens": 6, "output_tokens": 12, "cost_usd": pytest.approx(0.0024)}
 
 
 @pytest.mark.usefixtures("no_write_is_slow")

@@ -22,6 +22,7 @@ from temporalio.client import (
 from temporalio.exceptions import CancelledError, TerminatedError
 from temporalio.worker import Replayer
 
+from tasquencer.ai.usage import Usage
 from tasquencer.batch.rows import RowOutcome
 from tasquencer.batch.store import BatchState
 from tasquencer.cli.batch_following import progress_of
@@ -142,6 +143,33 @@ async def test_each_row_is_a_task_of_its_own_and_few_are_under_way_at_once(scene
         (1, "completed"),
     ]
     assert await handle.query("progress") == {**result, "running": 0, "paused": None}
+
+
+async def test_the_books_of_a_batch_have_all_attempts_also_those_of_rows_that_failed(scene: Scene) -> None:
+    handle = await scene.start(["paid one", "fail once paid two", "fail paid three", "four"])
+    result = await handle.result()
+    progress = await handle.query("progress")
+    counts = await scene.batches.counts(handle.id)
+    sums = {"input_tokens": 12, "output_tokens": 16, "cost_usd": 1.0}
+    for found in (result, progress, counts.model_dump()):
+        assert {name: found[name] for name in sums} == sums
+    lines = await scene.batches.answers(handle.id, order="position", after=-1, limit=10, most_bytes=2**20)
+    assert [(line.cost_usd, line.total.cost_usd) for line in lines] == [
+        (0.25, 0.25),
+        (0.25, 0.5),
+        (None, None),
+    ]
+
+
+async def test_what_an_earlier_run_of_a_batch_used_stays_in_the_books(scene: Scene) -> None:
+    everything = {"name": "absorb_failures", "limit": 0}
+    handle = await scene.start(["fail paid one", "paid two"], concurrency=1, policy=everything)
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+    assert (await scene.batches.counts(handle.id)).cost_usd == 0.25
+    again = await scene.again(handle.id)
+    assert (await again.result())["cost_usd"] == 0.75
+    assert (await scene.batches.counts(handle.id)).cost_usd == 0.75
 
 
 async def test_a_row_says_what_its_own_task_does_the_defaults_say_the_rest(scene: Scene) -> None:
@@ -476,11 +504,11 @@ class FallingBatches(InMemoryBatches):
     mended = False
     refused = 0
 
-    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> dict[int, Usage]:
         if not self.mended:
             self.refused += 1
             raise LedgerUnavailable("a database", "connection refused")
-        await super().save(batch_id, outcomes)
+        return await super().save(batch_id, outcomes)
 
 
 async def test_an_outage_of_the_ledger_is_waited_for(dev_server: EmbeddedTemporal) -> None:

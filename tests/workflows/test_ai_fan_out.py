@@ -30,7 +30,8 @@ AT_ONCE = {"initial_interval_seconds": 0}
 class Echo:
     """Answers with the prompt; a prompt that begins with `fail` fails, `fail once` only the first time.
 
-    One that begins with `late` takes a second, with `wait` it never ends.
+    One that begins with `late` takes a second, with `wait` it never ends. Where `paid` is in the prompt, each
+    call uses 3 and 4 tokens and costs $0.25, also one that fails.
     """
 
     def __init__(self) -> None:
@@ -51,11 +52,23 @@ class Echo:
             while True:
                 activity.heartbeat()
                 await asyncio.sleep(0.02)
+        used: dict[str, Any] = PAID if "paid" in job.prompt else {}
         if job.prompt.startswith("fail once") and self.asked[job.prompt] == 1:
-            raise as_application_error(Failure.of(FailureKind.RATE_LIMITED, "slow down"))
+            raise as_application_error(Failure.of(FailureKind.RATE_LIMITED, "slow down", **used))
         if job.prompt.startswith("fail") and not job.prompt.startswith("fail once"):
-            raise as_application_error(Failure.of(FailureKind.REFUSED, "no"))
-        return AiAnswer(text=f"echo of {job.prompt}")
+            raise as_application_error(Failure.of(FailureKind.REFUSED, "no", **used))
+        return AiAnswer(text=f"echo of {job.prompt}", **used)
+
+
+PAID = {"input_tokens": 3, "output_tokens": 4, "cost_usd": 0.25}
+
+
+async def test_the_total_is_that_of_all_attempts_at_all_prompts(dev_server: EmbeddedTemporal) -> None:
+    request = {"prompts": ["paid one", "fail once paid two", "fail paid three", "four"], "retry": AT_ONCE}
+    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate]) as tasks:
+        result, _ = await tasks.run("AiFanOutTask", request)
+    assert result["total"] == {"input_tokens": 12, "output_tokens": 16, "cost_usd": 1.0}
+    assert [found["cost_usd"] for found in result["results"]] == [0.25, 0.25, None, None]
 
 
 async def test_every_prompt_is_answered_in_order_and_few_at_once(dev_server: EmbeddedTemporal) -> None:

@@ -107,6 +107,7 @@ async def test_a_draft_that_is_approved_at_once_is_the_result(dev_server: Embedd
         "input_tokens": 3,
         "output_tokens": 1,
         "cost_usd": 0.0004,
+        "total": {"input_tokens": 3, "output_tokens": 1, "cost_usd": 0.0004},
         "reviews": 1,
         "approved_by": "anna",
     }

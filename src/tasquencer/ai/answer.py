@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import ConfigDict, JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from tasquencer.ai.usage import Usage
+from tasquencer.ai.usage import Usage, total_usage
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.validation import LARGEST_INTEGER, keepable, problems_of, unknown_fields
 from tasquencer.core.work_item import WorkItem
@@ -43,7 +45,8 @@ class AiAgentResult(Usage):
     Attributes:
         work_item_id: The work item that gave the answer.
         attempts: How many work items the task took.
-        input_tokens, output_tokens, cost_usd: Of that work item; the ledger has those of all.
+        input_tokens, output_tokens, cost_usd: Of the answer, that is of this work item.
+        total: Of all attempts, failed ones included. None: a worker of an earlier release made the result.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,18 +56,20 @@ class AiAgentResult(Usage):
     finish_reason: str | None
     work_item_id: str
     attempts: int
+    total: Usage | None = None
 
     @classmethod
-    def of(cls, work_item: WorkItem, attempts: int) -> AiAgentResult:
-        """The result that a completed AI work item gives."""
+    def of(cls, work_item: WorkItem, attempts: Sequence[WorkItem]) -> AiAgentResult:
+        """The result that a completed AI work item gives, with all attempts of its task."""
         answer = AiAnswer.model_validate(work_item.result)
         return cls(
             text=answer.text,
             model=answer.model,
             finish_reason=answer.finish_reason,
             work_item_id=work_item.id,
-            attempts=attempts,
+            attempts=len(attempts),
             **answer.usage.model_dump(),
+            total=total_usage(attempts),
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.request import CallOptions
-from tasquencer.ai.usage import Usage
+from tasquencer.ai.usage import Usage, total_usage
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.named_policy import NamedPolicy, policy_by_name
 from tasquencer.core.validation import FilledText, Whole, limit_size, validated
@@ -98,6 +98,7 @@ class PromptResult(Usage):
         text: None if there is no answer, or if it is `omitted`.
         omitted: There is an answer, but all of them together are too large for one result: the ledger has it.
         attempts: How many work items it took.
+        input_tokens, output_tokens, cost_usd: Of the answer.
         failure: Of the last work item, if that failed.
     """
 
@@ -119,6 +120,7 @@ class AiFanOutResult(BaseModel):
     Attributes:
         results: In the order of the prompts.
         completed, failed, canceled: How many prompts ended so.
+        total: Tokens and cost of all attempts, failed ones included.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -127,6 +129,7 @@ class AiFanOutResult(BaseModel):
     completed: int
     failed: int
     canceled: int
+    total: Usage | None = None
 
     @classmethod
     def of(cls, work_items: Sequence[WorkItem], prompts: int) -> AiFanOutResult:
@@ -151,6 +154,7 @@ class AiFanOutResult(BaseModel):
             completed=states.count(WorkItemState.COMPLETED),
             failed=states.count(WorkItemState.FAILED),
             canceled=states.count(WorkItemState.CANCELED),
+            total=total_usage(work_items),
         )
 
 
@@ -161,7 +165,7 @@ _SPARE = 1_000
 def _result(item: WorkItem, attempts: int) -> PromptResult:
     facts: dict[str, Any] = {}
     if item.state is WorkItemState.COMPLETED:
-        if item.result is None:  # it was too large to travel along
+        if not isinstance(item.result, dict) or "text" not in item.result:  # it was too large to travel along
             facts = {"omitted": True}
         else:
             known = PromptResult.model_fields.keys()

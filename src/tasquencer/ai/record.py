@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from pydantic import JsonValue
-
 from tasquencer.ai.job import AiJob, conversation_text
-from tasquencer.ai.usage import Usage
+from tasquencer.ai.usage import Usage, facts_of
 from tasquencer.core.entries import DomainRecord
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.work_item import WorkItem, WorkItemState
@@ -26,11 +24,7 @@ def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
     job = cast("dict[str, Any]", work_item.payload)
     if work_item.state is WorkItemState.INITIALIZED:  # a hook may have made it; from then on it stays
         AiJob.model_validate(job)
-    facts: dict[str, JsonValue] = {}
-    if isinstance(work_item.result, dict):
-        facts = work_item.result
-    elif work_item.failure is not None:
-        facts = work_item.failure.details
+    facts = facts_of(work_item)
     return DomainRecord(
         table=AI_JOBS,
         values={

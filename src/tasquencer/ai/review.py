@@ -238,7 +238,8 @@ class ReviewedDraftResult(AiAgentResult):
     Attributes:
         work_item_id: The AI work item that wrote it.
         attempts: How many AI work items the task took, over all drafts.
-        input_tokens, output_tokens, cost_usd: Of that work item; the ledger has those of all.
+        input_tokens, output_tokens, cost_usd: Of that work item.
+        total: Of all attempts at all drafts.
         reviews: How many reviews it took.
         approved_by: The actor who approved it.
     """
@@ -251,7 +252,7 @@ class ReviewedDraftResult(AiAgentResult):
         cls, drafted: WorkItem, work_items: Iterable[WorkItem], *, reviews: int, approved_by: str
     ) -> ReviewedDraftResult:
         """The result that the approval of this draft gives, with all work items of the task."""
-        attempts = sum(not is_review(item) for item in work_items)
+        attempts = [item for item in work_items if not is_review(item)]
         answer = AiAgentResult.of(drafted, attempts).model_dump()
         return cls(**answer, reviews=reviews, approved_by=approved_by)
 

@@ -1,13 +1,15 @@
-"""Tokens and cost: what an answer used, or many attempts together."""
+"""Tokens and cost: of an answer, of an attempt, of many attempts together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-__all__ = ["Usage", "UsageSum"]
+from tasquencer.core.work_item import WorkItem
+
+__all__ = ["Usage", "UsageSum", "facts_of", "total_usage"]
 
 
 class Usage(BaseModel):
@@ -30,7 +32,7 @@ class Usage(BaseModel):
         return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens, cost_usd=self.cost_usd)
 
     @classmethod
-    def total(cls, parts: Iterable[Usage]) -> Self:
+    def sum_of(cls, parts: Iterable[Usage]) -> Self:
         """All parts together, each field where it is known; a field that no part knows has its default."""
         sums: dict[str, float] = {}
         for part in parts:
@@ -45,3 +47,23 @@ class UsageSum(Usage):
 
     input_tokens: int = 0
     output_tokens: int = 0
+
+
+def facts_of(work_item: WorkItem) -> Mapping[str, JsonValue]:
+    """What an AI work item reports about its call: model, tokens, cost. A failed attempt reports them too."""
+    if isinstance(work_item.result, dict):
+        return work_item.result
+    return work_item.failure.details if work_item.failure is not None else {}
+
+
+def total_usage(work_items: Iterable[WorkItem]) -> Usage:
+    """Tokens and cost of all these attempts, failed ones included."""
+    return Usage.sum_of(_usage(work_item) for work_item in work_items)
+
+
+def _usage(work_item: WorkItem) -> Usage:
+    facts = facts_of(work_item)
+    try:
+        return Usage.model_validate({name: facts.get(name) for name in Usage.model_fields})
+    except ValidationError:  # the details of a failure may be anything
+        return Usage()

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from tasquencer.ai.record import AI_JOBS
-from tasquencer.ai.usage import UsageSum
-from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
+from tasquencer.ai.usage import Usage, UsageSum
+from tasquencer.batch.rows import (
+    ID_TAKEN,
+    BatchCounts,
+    BatchRow,
+    OpenRow,
+    RowOutcome,
+    RowState,
+    merged,
+    task_id_of,
+)
 from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
 from tasquencer.ledger.contract import (
     Ledger,
@@ -30,6 +39,7 @@ class InMemoryBatches(BatchStore):
         self._batches: dict[str, Batch] = {}
         self._rows: dict[str, dict[int, BatchRow]] = {}
         self._outcomes: dict[str, dict[int, RowOutcome]] = {}
+        self._spent: dict[str, dict[int, Usage]] = {}  # of rows that are pending again
 
     async def create(self, batch: Batch) -> Batch:
         """See `BatchStore.create`."""
@@ -54,15 +64,22 @@ class InMemoryBatches(BatchStore):
     async def begin(self, batch_id: str) -> BatchCounts:
         """See `BatchStore.begin`."""
         held = self._outcomes.get(batch_id, {})
-        self._outcomes[batch_id] = {
+        completed = {
             position: outcome for position, outcome in held.items() if outcome.state is RowState.COMPLETED
         }
+        spent = self._spent.setdefault(batch_id, {})
+        spent |= {position: outcome.usage for position, outcome in held.items() if position not in completed}
+        self._outcomes[batch_id] = completed
         self._set_state(batch_id, BatchState.STARTED)
-        return await self.counts(batch_id)
+        counts = await self.counts(batch_id)
+        return counts.model_copy(update=UsageSum.sum_of(completed.values()).model_dump())
 
     async def counts(self, batch_id: str) -> BatchCounts:
         """See `BatchStore.counts`."""
-        outcomes = list(self._outcomes.get(batch_id, {}).values())
+        ended = self._outcomes.get(batch_id, {})
+        outcomes = list(ended.values())
+        spent = self._spent.get(batch_id, {})
+        pending = [usage for position, usage in spent.items() if position not in ended]
         states = [outcome.state for outcome in outcomes]
         return BatchCounts(
             pending=len(self._rows.get(batch_id, {})) - len(outcomes),
@@ -70,7 +87,7 @@ class InMemoryBatches(BatchStore):
             failed=states.count(RowState.FAILED),
             canceled=states.count(RowState.CANCELED),
             ended=max((outcome.number for outcome in outcomes), default=0),
-            **UsageSum.total(outcomes).model_dump(),
+            **UsageSum.sum_of([*outcomes, *pending]).model_dump(),
         )
 
     async def retrying(self, batch_id: str) -> int:
@@ -101,19 +118,33 @@ class InMemoryBatches(BatchStore):
         page = [row.model_copy(update={"request": merged(defaults, row.request)}) for row in left[:limit]]
         return RowPage(rows=page, is_last=len(left) <= len(page))
 
-    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> dict[int, Usage]:
         """See `BatchStore.save`."""
         held = self._outcomes.setdefault(batch_id, {})
+        used = {outcome.position: await self._used(batch_id, outcome) for outcome in outcomes}
         for outcome in outcomes:
             known = held.get(outcome.position)
             if known is None or known.state is not RowState.COMPLETED:
-                held[outcome.position] = outcome
+                usage = used[outcome.position].model_dump()
+                held[outcome.position] = outcome.model_copy(update=usage)
+        return used
+
+    async def _used(self, batch_id: str, outcome: RowOutcome) -> Usage:
+        if outcome.failure is not None and outcome.failure.type == ID_TAKEN:
+            return Usage()
+        attempts = await self._ledger.work_items_of(task_id_of(batch_id, outcome.row_id))
+        records = await self._ledger.domain_records(AI_JOBS, [item.id for item in attempts])
+        total = Usage.sum_of(Usage.model_validate(record) for record in records.values())
+        return outcome.usage if total == Usage() else total
 
     async def end(self, batch_id: str, state: BatchState) -> None:
         """See `BatchStore.end`."""
         held = self._outcomes.setdefault(batch_id, {})
         for position, row in self._rows.get(batch_id, {}).items():
-            canceled = RowOutcome(position=position, row_id=row.row_id, state=RowState.CANCELED)
+            spent = self._spent.get(batch_id, {}).get(position, Usage())
+            canceled = RowOutcome(
+                position=position, row_id=row.row_id, state=RowState.CANCELED, **spent.model_dump()
+            )
             held.setdefault(position, canceled)
         self._set_state(batch_id, state)
 
@@ -138,10 +169,11 @@ class InMemoryBatches(BatchStore):
         answers = []
         for outcome, work_item_id in zip(page, ids, strict=True):
             record = records.get(work_item_id, {})
-            told = {name: record.get(name) for name in ("model", "finish_reason")}
-            answers.append(
-                RowAnswer.model_validate({**outcome.model_dump(), **told, "text": record.get("result")})
-            )
+            facts: dict[str, Any] = {
+                name: record.get(name) for name in ("model", "finish_reason", *Usage.model_fields)
+            }
+            facts |= {"text": record.get("result"), "total": outcome.usage}
+            answers.append(RowAnswer.model_validate(outcome.model_dump() | facts))
         return answers
 
     async def unanswered(

@@ -21,6 +21,7 @@ from tasquencer.core.named_policy import NamedPolicy, policy_by_name
 from tasquencer.core.validation import ActorName, FilledText, Reason, RequestModel, Whole, validated
 
 __all__ = [
+    "ID_TAKEN",
     "LONGEST_BATCH_ID",
     "LONGEST_ROW_ID",
     "MOST_AT_ONCE",
@@ -98,12 +99,16 @@ class OpenRow(BaseModel):
     found: bool = False
 
 
+ID_TAKEN = "IdTaken"
+"""The failure of a row whose id belongs to a task of another request."""
+
+
 class RowFailure(BaseModel):
     """Why a row has no answer.
 
     Attributes:
         type: Of its task's failure: `RetriesExhausted`, `NotRetryable` …; `Canceled`, `Terminated` or
-            `TimedOut`; `IdTaken` if another request has a task with the row's id.
+            `TimedOut`; `ID_TAKEN` if another request has a task with the row's id.
         kind: Of the last attempt's failure, where there was one.
         message: In one line.
     """
@@ -121,7 +126,7 @@ class RowOutcome(Usage):
     Attributes:
         number: 1 for the first row of the batch that ended, and so on; 0 while nobody has counted it.
         ended_at: When the batch learned of it.
-        input_tokens, output_tokens, cost_usd: Of the work item that gave the answer.
+        input_tokens, output_tokens, cost_usd: Of all attempts, as far as the end of the task reports them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -194,7 +199,7 @@ class BatchProgress(UsageSum):
     Attributes:
         rows: Of the whole batch.
         running: Rows whose task is under way.
-        input_tokens, output_tokens, cost_usd: Of the answers so far.
+        input_tokens, output_tokens, cost_usd: Of all attempts of the rows that have ended.
         paused: None while it goes on.
     """
 

@@ -56,7 +56,12 @@ class RowPage(BaseModel):
 
 
 class RowAnswer(Usage):
-    """A completed row with its answer, which the ledger keeps with the work item."""
+    """A completed row with its answer, which the ledger keeps with the work item.
+
+    Attributes:
+        input_tokens, output_tokens, cost_usd: Of the answer.
+        total: Of all attempts, failed ones included.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,6 +74,7 @@ class RowAnswer(Usage):
     work_item_id: str
     attempts: int
     ended_at: AwareDatetime | None = None
+    total: Usage = Usage()
 
 
 class UnansweredRow(BaseModel):
@@ -109,11 +115,14 @@ class BatchStore(ABC):
 
     @abstractmethod
     async def begin(self, batch_id: str) -> BatchCounts:
-        """The batch begins, or begins once more: rows that failed or were canceled are pending again."""
+        """The batch begins, or begins once more: rows that failed or were canceled are pending again.
+
+        Tokens and cost are those of the rows that stay completed: what the others used counts when they end.
+        """
 
     @abstractmethod
     async def counts(self, batch_id: str) -> BatchCounts:
-        """How its rows stand, as far as it is saved."""
+        """How its rows stand and what their tasks used, as far as it is saved."""
 
     @abstractmethod
     async def retrying(self, batch_id: str) -> int:
@@ -128,8 +137,15 @@ class BatchStore(ABC):
         """Its pending rows after this position, as their tasks are to be started (with the defaults)."""
 
     @abstractmethod
-    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
-        """How rows ended. A row that has completed stays as it is."""
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> dict[int, Usage]:
+        """Save how rows ended. A row that has completed stays as it is.
+
+        The store adds up what the row's task used in all its attempts, also in earlier runs of the batch: the
+        ledger knows attempts that the outcome does not, such as those of a task that failed.
+
+        Returns:
+            Tokens and cost of the tasks, by position.
+        """
 
     @abstractmethod
     async def end(self, batch_id: str, state: BatchState) -> None:

@@ -7,7 +7,7 @@ window is full when so many tasks are under way as the batch may have.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from tasquencer.ai.usage import Usage
@@ -162,7 +162,7 @@ class BatchWindow:
         counted = outcome.model_copy(update={"number": self._number, "ended_at": at})
         self._unsaved[outcome.position] = counted
         self._states[outcome.state] += 1
-        self._usage = Usage.total([self._usage, outcome])
+        self._usage = Usage.sum_of([self._usage, outcome])
         if outcome.failure is not None and outcome.state is not RowState.COMPLETED:
             failure = outcome.failure
             self.last_failure = f"{outcome.row_id}: {failure.type}: {failure.message}"
@@ -184,8 +184,15 @@ class BatchWindow:
         self._unsaved = {}
         return list(self._being_saved.values())
 
-    def saved(self) -> None:
-        """The ledger has what `to_save` gave."""
+    def saved(self, used: Mapping[int, Usage]) -> None:
+        """The ledger has what `to_save` gave.
+
+        Args:
+            used: Tokens and cost by position. They count for rows whose outcome does not report them.
+        """
+        for position, outcome in self._being_saved.items():
+            if outcome.usage == Usage():
+                self._usage = Usage.sum_of([self._usage, used.get(position, Usage())])
         self._being_saved = {}
 
     def carry(self) -> CarriedBatch:

@@ -149,7 +149,7 @@ class Answers:
         if self._format is Format.OPENAI:
             return result_line(answer)
         facts = answer.model_dump(exclude={"position", "number", "row_id", "ended_at"})
-        used = {name: facts.pop(name) for name in Usage.model_fields}
+        used = {name: facts.pop(name) for name in (*Usage.model_fields, "total")}
         return {"id": answer.row_id, **facts, **used}
 
     async def write_new(self) -> None:

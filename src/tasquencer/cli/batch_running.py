@@ -31,7 +31,7 @@ from tasquencer.cli.connections import connect_temporal, open_ledger, read_setti
 from tasquencer.cli.display import counting
 from tasquencer.cli.errors import CommandFailed, ExitCode, complain
 from tasquencer.cli.output import print_answer, print_json, print_line, say
-from tasquencer.cli.rendering import cost_label
+from tasquencer.cli.rendering import usage_labels
 from tasquencer.core.wording import one_line
 
 __all__ = ["act", "attach_to", "id_of", "print_status", "run_batch", "stage"]
@@ -233,8 +233,7 @@ def _footer(progress: BatchProgress, batch_id: str, files: BatchFiles) -> str:
         "not ended": pending,
     }
     parts = [f"{count:,} {name}" for name, count in counted.items() if count or name == "completed"]
-    parts.append(f"{progress.input_tokens:,} tokens in, {progress.output_tokens:,} out")
-    parts.append(f"cost {cost_label(progress.cost_usd)}")
+    parts += usage_labels(progress.usage.model_dump())
     parts.append(f"batch {batch_id}")
     if files.out is not None:
         parts.append(f"results in {files.out}")

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tasquencer.ai.usage import Usage
 from tasquencer.core.display_text import terminal_line
 from tasquencer.core.wording import attempt_label, delay_label, duration, elapsed
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
@@ -27,6 +28,7 @@ __all__ = [
     "sum_of",
     "totals",
     "transitions_table",
+    "usage_labels",
 ]
 
 Records = Mapping[str, Mapping[str, JsonValue]]
@@ -68,6 +70,12 @@ def cost_label(cost_usd: object) -> str:
         return "<$0.000001"
     whole, _, fraction = f"{cost_usd:.6f}".rstrip("0").partition(".")
     return f"${whole}.{fraction:0<2}"
+
+
+def usage_labels(usage: Mapping[str, JsonValue]) -> list[str]:
+    """`42 tokens in, 118 out` and `cost $0.0004`."""
+    tokens = _tokens(usage)
+    return ([tokens] if tokens else []) + [f"cost {cost_label(usage.get('cost_usd'))}"]
 
 
 def live_table(items: Sequence[WorkItem], *, max_retries: int | None, now: datetime, most_rows: int) -> Table:
@@ -152,15 +160,15 @@ def transitions_table(items: Sequence[WorkItem], transitions: Mapping[str, Seque
 
 
 def totals(items: Sequence[WorkItem], records: Records) -> str:
-    """`3 work items: 1 completed, 2 failed · 42 tokens in, 118 out · $0.0004 · 7.2 s`."""
+    """`3 work items: 1 completed, 2 failed · 42 tokens in, 118 out · cost $0.0004 · 7.2 s`.
+
+    A task without AI jobs has neither tokens nor cost.
+    """
     states = Counter(item.state for item in items)
     named = ", ".join(f"{states[state]} {state}" for state in WorkItemState if states[state])
-    parts = [f"{len(items)} work item{'s' if len(items) != 1 else ''}: {named}"]
-    tokens = {name: sum_of(records, name) for name in ("input_tokens", "output_tokens")}
-    if any(value is not None for value in tokens.values()):
-        parts.append(_tokens(tokens))
-    cost = sum_of(records, "cost_usd")
-    parts.append(f"cost {cost_label(cost)}" if cost is None else cost_label(cost))
+    parts = [f"{counted(len(items), 'work item')}: {named}"]
+    if records:
+        parts += usage_labels({name: sum_of(records, name) for name in Usage.model_fields})
     if items and all(item.ended_at for item in items):
         ends = [item.ended_at for item in items if item.ended_at is not None]
         parts.append(duration((max(ends) - min(item.created_at for item in items)).total_seconds()))
@@ -231,8 +239,8 @@ def _usage(record: Mapping[str, JsonValue]) -> str:
 
 def _tokens(record: Mapping[str, JsonValue]) -> str:
     """`42 tokens in, 118 out`."""
-    counted = ((record.get("input_tokens"), "tokens in"), (record.get("output_tokens"), "out"))
-    return ", ".join(f"{count:,} {name}" for count, name in counted if isinstance(count, int))
+    counts = ((record.get("input_tokens"), "tokens in"), (record.get("output_tokens"), "out"))
+    return ", ".join(f"{count:,} {name}" for count, name in counts if isinstance(count, int))
 
 
 def sum_of(records: Records, name: str) -> float | None:

@@ -12,7 +12,7 @@ from tasquencer.cli.errors import ExitCode, complain
 from tasquencer.cli.following import FollowedTask, Outcome, follow
 from tasquencer.cli.ledger_view import LedgerView
 from tasquencer.cli.output import print_answer, print_json, say
-from tasquencer.cli.rendering import cost_label
+from tasquencer.cli.rendering import counted, usage_labels
 from tasquencer.core.wording import one_line
 from tasquencer.settings import Settings
 
@@ -78,20 +78,15 @@ def _answer(found: JsonValue) -> str:
 
 
 def _footer(task_id: str, result: JsonValue) -> str:
-    """`3 attempts · 42 tokens in, 118 out · cost $0.0004 · task ai-agent-1a2b3c4d`."""
+    """`3 attempts · 42 tokens in, 118 out · cost $0.0004 · task ai-agent-1a2b3c4d`, of all attempts."""
     parts = []
-    if isinstance(result, dict) and "results" in result:
+    if isinstance(result, dict):
         states = ("completed", "failed", "canceled")
         parts = [f"{result[state]} {state}" for state in states if result.get(state)]
-    elif isinstance(result, dict):
-        attempts = result.get("attempts")
-        if isinstance(attempts, int):
-            parts.append(f"{attempts} attempt{'s' if attempts != 1 else ''}")
-        used = (result.get("input_tokens"), result.get("output_tokens"))
-        if isinstance(used[0], int) and isinstance(used[1], int):
-            parts.append(f"{used[0]:,} tokens in, {used[1]:,} out")
-        if "cost_usd" in result:
-            parts.append(f"cost {cost_label(result['cost_usd'])}")
+        if isinstance(attempts := result.get("attempts"), int):
+            parts.append(counted(attempts, "attempt"))
+        if isinstance(total := result.get("total") or result, dict) and "cost_usd" in total:
+            parts += usage_labels(total)
         if "approved_by" in result:
             parts.append(f"approved by {result['approved_by']}")
     return " · ".join([*parts, f"task {task_id}"])

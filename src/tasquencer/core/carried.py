@@ -36,7 +36,7 @@ class CarriedTask(BaseModel):
 
     Attributes:
         lineages: By name; those that have ended without their payload.
-        work_items: Oldest first, without payloads, and without the results for which there is no room.
+        work_items: Oldest first, without payloads; see `lean_work_items`.
         payloads: Of the open work items whose payload is not their lineage's first, by id.
         sequences: How many transitions the open work items have had, less one, by id.
         hurried: Work items whose wait an operator has ended and that only wait for their turn: by id, the
@@ -60,19 +60,36 @@ class CarriedTask(BaseModel):
 
 
 def lean_work_items(work_items: Iterable[WorkItem]) -> list[WorkItem]:
-    """The work items as they travel along: without payloads, and with the results for which there is room."""
+    """The work items as they travel along: without payloads, and with the results for which there is room.
+
+    Of the other results, and of the details of failures, only the numbers travel along.
+    """
     room = _RESULTS_BYTES
     lean = []
     for item in work_items:
         size = len(json.dumps(item.result).encode())
-        lean.append(_lean(item, item.result if size <= room else None))
+        lean.append(_lean(item, item.result if size <= room else _numbers(item.result)))
         room -= size if size <= room else 0
     return lean
+
+
+def _numbers(value: JsonValue) -> JsonValue:
+    """The numbers in an object, such as tokens and cost: totals need them. None if there are none."""
+    if not isinstance(value, dict):
+        return None
+    numbers: dict[str, JsonValue] = {
+        name: number
+        for name, number in value.items()
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    }
+    return numbers or None
 
 
 def _lean(item: WorkItem, result: JsonValue) -> WorkItem:
     update: dict[str, object] = {"payload": None, "result": result}
     if item.failure is not None:
         short = one_line(item.failure.message, _MESSAGE_LENGTH)
-        update["failure"] = item.failure.model_copy(update={"message": short, "details": {}})
+        update["failure"] = item.failure.model_copy(
+            update={"message": short, "details": _numbers(item.failure.details) or {}}
+        )
     return item.model_copy(update=update)

@@ -10,7 +10,17 @@ import sqlalchemy as sa
 from pydantic_core import to_json
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tasquencer.batch.rows import BatchCounts, BatchRow, OpenRow, RowOutcome, RowState, merged, task_id_of
+from tasquencer.ai.usage import Usage
+from tasquencer.batch.rows import (
+    ID_TAKEN,
+    BatchCounts,
+    BatchRow,
+    OpenRow,
+    RowOutcome,
+    RowState,
+    merged,
+    task_id_of,
+)
 from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
 from tasquencer.sql.schema import ai_jobs, batch_rows, batches, is_open, is_pending, work_items
 
@@ -92,18 +102,20 @@ class SqlBatches(BatchStore):
         emptied = dict.fromkeys(["number", "ended_at", "work_item_id", "attempts", "failure"])
         await self._set_state(batch_id, BatchState.STARTED, None)  # first: what has ended may be pruned
         await self._change_rows(batch_id, again, {"state": RowState.PENDING, **emptied})
-        return await self.counts(batch_id)
+        return await self._count(batch_id, _COLUMNS.state != RowState.PENDING)
 
     async def counts(self, batch_id: str) -> BatchCounts:
         """See `BatchStore.counts`."""
+        return await self._count(batch_id, sa.true())
+
+    async def _count(self, batch_id: str, is_used: sa.ColumnElement[bool]) -> BatchCounts:
+        """The rows by state, and the tokens and cost of those that meet the condition."""
         query = (
             sa.select(
                 _COLUMNS.state,
                 sa.func.count(),
                 sa.func.max(_COLUMNS.number),
-                sa.func.sum(_COLUMNS.input_tokens),
-                sa.func.sum(_COLUMNS.output_tokens),
-                sa.func.sum(_COLUMNS.cost_usd),
+                *(sa.func.sum(sa.case((is_used, _COLUMNS[name]))) for name in Usage.model_fields),
             )
             .where(_COLUMNS.batch_id == batch_id)
             .group_by(_COLUMNS.state)
@@ -176,11 +188,24 @@ class SqlBatches(BatchStore):
 
         return await self._read(work)
 
-    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> None:
+    async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> dict[int, Usage]:
         """See `BatchStore.save`."""
+        if not outcomes:
+            return {}
+        task_ids = {
+            outcome.position: task_id_of(batch_id, outcome.row_id)
+            for outcome in outcomes
+            if outcome.failure is None or outcome.failure.type != ID_TAKEN
+        }
+        totals = await self._read(lambda connection: _used_by(connection, list(task_ids.values())))
+        used = {
+            outcome.position: totals.get(task_ids.get(outcome.position, "")) or outcome.usage
+            for outcome in outcomes
+        }
         values = [
             {"same_batch": batch_id, "same_position": outcome.position}
             | outcome.model_dump(exclude={"position", "row_id"})
+            | used[outcome.position].model_dump()
             for outcome in outcomes
         ]
         update = sa.update(batch_rows).where(
@@ -188,10 +213,10 @@ class SqlBatches(BatchStore):
             _COLUMNS.position == sa.bindparam("same_position"),
             _COLUMNS.state != RowState.COMPLETED,
         )
-        if values:
-            names = values[0].keys() - {"same_batch", "same_position"}
-            update = update.values({name: sa.bindparam(name) for name in names})
-            await self._change(lambda connection: connection.execute(update, values))
+        names = values[0].keys() - {"same_batch", "same_position"}
+        update = update.values({name: sa.bindparam(name) for name in names})
+        await self._change(lambda connection: connection.execute(update, values))
+        return used
 
     async def end(self, batch_id: str, state: BatchState) -> None:
         """See `BatchStore.end`."""
@@ -214,9 +239,12 @@ class SqlBatches(BatchStore):
         wanted = [_COLUMNS.batch_id == batch_id, _COLUMNS.state == RowState.COMPLETED, place > after]
         size = sa.func.coalesce(sa.func.length(ai_jobs.c.result), 0) + _ROW_BYTES
         sizes = sa.select(place, size).select_from(joined).where(*wanted).order_by(place).limit(limit)
-        columns = [_COLUMNS[name] for name in RowAnswer.model_fields if name in _COLUMNS]
+        usage = list(Usage.model_fields)
+        own = [name for name in RowAnswer.model_fields if name in _COLUMNS and name not in usage]
+        columns = [_COLUMNS[name] for name in own] + [_COLUMNS[name].label(f"total_{name}") for name in usage]
+        facts = [ai_jobs.c[name] for name in ("model", "finish_reason", *usage)]
         query = (
-            sa.select(*columns, ai_jobs.c.result.label("text"), ai_jobs.c.model, ai_jobs.c.finish_reason)
+            sa.select(*columns, ai_jobs.c.result.label("text"), *facts)
             .select_from(joined)
             .where(*wanted)
             .order_by(place)
@@ -227,7 +255,10 @@ class SqlBatches(BatchStore):
             if last is None:
                 return []
             rows = connection.execute(query.where(place <= last)).mappings()
-            return [RowAnswer.model_validate(dict(row)) for row in rows]
+            return [
+                RowAnswer.model_validate({**row, "total": {name: row[f"total_{name}"] for name in usage}})
+                for row in rows
+            ]
 
         return await self._read(work)
 
@@ -277,6 +308,19 @@ class SqlBatches(BatchStore):
 
 _ROW_BYTES = 300
 """What a row has besides its request or answer, about."""
+
+
+def _used_by(connection: sa.Connection, task_ids: Sequence[str]) -> dict[str, Usage]:
+    """What the tasks used in all their attempts; tasks of which nothing is known are left out."""
+    sums = [sa.func.sum(ai_jobs.c[name]).label(name) for name in Usage.model_fields]
+    query = (
+        sa.select(work_items.c.task_id, *sums)
+        .join(ai_jobs, ai_jobs.c.work_item_id == work_items.c.id)
+        .where(work_items.c.task_id.in_(task_ids))
+        .group_by(work_items.c.task_id)
+    )
+    totals = {row["task_id"]: Usage.model_validate(dict(row)) for row in connection.execute(query).mappings()}
+    return {task_id: total for task_id, total in totals.items() if total != Usage()}
 
 
 def _find(connection: sa.Connection, batch_id: str) -> Batch | None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from temporalio import workflow
 from temporalio.common import Priority, RawValue, RetryPolicy
 
+from tasquencer.ai.usage import Usage
 from tasquencer.batch.rows import BatchCounts, OpenRow, RowOutcome
 from tasquencer.batch.store import BatchState, RowPage
 from tasquencer.temporal.bookkeeping import LOCAL_RETRY_THRESHOLD, RECORD_TIMEOUT
@@ -142,11 +143,12 @@ class BatchCalls:
         )
         return received(page, RowPage)
 
-    async def save(self, outcomes: list[RowOutcome]) -> None:
-        """Save how rows ended."""
+    async def save(self, outcomes: list[RowOutcome]) -> dict[int, Usage]:
+        """Save how rows ended; what their tasks used, by position."""
         # A local activity: one a second would use up the queue's limit of calls per second.
         request = SaveRequest(batch_id=self._batch_id, outcomes=outcomes)
-        await _execute_locally(SAVE, request, RECORD_TIMEOUT)
+        used = await _execute_locally(SAVE, request, RECORD_TIMEOUT)
+        return received(used, dict[int, Usage]) or {}  # an earlier release returned nothing
 
     async def cancel(self, rows: Sequence[OpenRow]) -> None:
         """Ask the tasks of these rows to cancel."""
@@ -159,9 +161,10 @@ class BatchCalls:
         request = FollowRequest(batch_id=self._batch_id, rows=list(rows), is_last=is_last)
         return received(await _execute(FOLLOW, request), Followed)
 
-    async def end(self, state: BatchState) -> None:
-        """End the batch in this state."""
-        await _execute(END, EndRequest(batch_id=self._batch_id, state=state))
+    async def end(self, state: BatchState) -> BatchCounts | None:
+        """End the batch in this state; how its rows stand then. None from a worker of an earlier release."""
+        request = EndRequest(batch_id=self._batch_id, state=state)
+        return received(await _execute(END, request), BatchCounts)
 
 
 async def _execute(
@@ -183,8 +186,8 @@ async def _execute(
     return returned
 
 
-async def _execute_locally(name: str, argument: object, limit: timedelta) -> None:
-    await workflow.execute_local_activity(
+async def _execute_locally(name: str, argument: object, limit: timedelta) -> RawValue:
+    returned: RawValue = await workflow.execute_local_activity(
         name,
         sent(argument),
         result_type=RawValue,
@@ -192,3 +195,4 @@ async def _execute_locally(name: str, argument: object, limit: timedelta) -> Non
         retry_policy=_UNTIL_IT_WORKS,
         local_retry_threshold=LOCAL_RETRY_THRESHOLD,
     )
+    return returned

@@ -28,6 +28,7 @@ from temporalio.exceptions import (
 from tasquencer.batch.rows import (
     AiBatchRequest,
     AiBatchResult,
+    BatchCounts,
     BatchPause,
     BatchProgress,
     BatchRow,
@@ -83,6 +84,7 @@ class BatchEngine:
         self._starting = 0
         self._started_bytes = _StartedBytes()
         self._is_ending = False
+        self._final: BatchCounts | None = None
         self._has_changed = False
         self._bug: BaseException | None = None
         self._loading: asyncio.Task[RowPage] | None = None
@@ -197,7 +199,10 @@ class BatchEngine:
         await to_the_end(self._end(BatchState.COMPLETED if failure is None else BatchState.FAILED))
         if failure is not None:
             raise failure
-        return self._window.result()
+        result = self._window.result()
+        if self._final is not None:  # the ledger knows more: what rows used in earlier runs of the batch
+            result = result.model_copy(update=self._final.usage.model_dump())
+        return result
 
     async def cancel(self) -> None:
         """Cancel all rows under way, and save how everything ended. A cancel cannot interrupt it."""
@@ -268,8 +273,7 @@ class BatchEngine:
     async def _save(self, window: BatchWindow) -> None:
         workflow.set_current_details(_details(window.progress()))
         if outcomes := window.to_save():
-            await self._calls.save(outcomes)
-            window.saved()
+            window.saved(await self._calls.save(outcomes))
 
     async def _look(self, rows: list[OpenRow]) -> Followed:
         """Look once whether one of the tasks has ended; if none has, pause."""
@@ -299,7 +303,7 @@ class BatchEngine:
                 await self._calls.cancel(rows)
                 self._take_ends(await self._calls.follow(rows, is_last=True))
             await self._save(window)
-        await self._calls.end(state)
+        self._final = await self._calls.end(state)
 
     def _failure(self) -> ApplicationError | None:
         """The error that the decided batch ends with; None if it completes."""

@@ -24,14 +24,15 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError
 
 from tasquencer.ai.answer import AiAgentResult
-from tasquencer.batch.rows import BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
+from tasquencer.ai.usage import Usage
+from tasquencer.batch.rows import ID_TAKEN, BatchCounts, OpenRow, RowFailure, RowOutcome, RowState, task_id_of
 from tasquencer.batch.store import BatchStore, RowPage
 from tasquencer.core.entries import cleaned_text
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import FailureKind
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import WorkItemState
-from tasquencer.ledger.contract import Ledger, WorkItemFilter
+from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal.batch_calls import (
     BEGIN,
     CANCEL,
@@ -82,7 +83,7 @@ def completed_row(row: OpenRow, result: object) -> RowOutcome:
         state=RowState.COMPLETED,
         work_item_id=answer.work_item_id,
         attempts=answer.attempts,
-        **answer.usage.model_dump(),
+        **(answer.total or answer.usage).model_dump(),
     )
 
 
@@ -150,19 +151,23 @@ class BatchActivities:
             )
 
     @activity.defn(name=SAVE)
-    async def save(self, request: SaveRequest) -> None:
-        """Save outcomes."""
+    async def save(self, request: SaveRequest) -> dict[int, Usage]:
+        """Save outcomes; what their tasks used, by position."""
         with retried_outages():
-            await self._batches.save(request.batch_id, request.outcomes)
+            return await self._batches.save(request.batch_id, request.outcomes)
 
     @activity.defn(name=END)
-    async def end(self, request: EndRequest) -> None:
-        """End the batch. Tasks that a terminated run has left and this one has not come to are canceled."""
+    async def end(self, request: EndRequest) -> BatchCounts:
+        """End the batch; how its rows stand then.
+
+        Tasks that a terminated run has left and this one has not come to are canceled.
+        """
         with retried_outages():
             async with heartbeats():
                 left = await self._batches.left_running(request.batch_id)
                 await self._following(request.batch_id).cancel(left)
                 await self._batches.end(request.batch_id, request.state)
+                return await self._batches.counts(request.batch_id)
 
     @activity.defn(name=CANCEL)
     async def cancel(self, request: FollowRequest) -> None:
@@ -188,7 +193,7 @@ class BatchActivities:
 
 
 def _taken() -> ApplicationError:
-    return ApplicationError("another request has a task with this row's id", type="IdTaken")
+    return ApplicationError("another request has a task with this row's id", type=ID_TAKEN)
 
 
 def _stopping() -> ApplicationError:
@@ -289,12 +294,13 @@ class _Following:
 
     async def _end_in_ledger(self, row: OpenRow, task_id: str) -> RowOutcome | None:
         """How a task ended that Temporal has forgotten."""
-        newest = await self._ledger.work_items(WorkItemFilter(task_id=task_id, limit=1))
-        if not newest or not newest[0].state.is_terminal:
+        items = await self._ledger.work_items_of(task_id)
+        if not items or not items[-1].state.is_terminal:
             return None
-        (item,) = newest
+        item = items[-1]
         if item.state is WorkItemState.COMPLETED:
-            return completed_row(row, AiAgentResult.of(item, attempts=item.attempt + 1))
+            attempts = items[-(item.attempt + 1) :]  # not those of an earlier task with the same id
+            return completed_row(row, AiAgentResult.of(item, attempts))
         if item.failure is None:
             return lost_row(row, CancelledError())
         told = ApplicationError(item.failure.message, {"kind": item.failure.kind}, type="TaskFailed")
