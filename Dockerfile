@@ -1,4 +1,4 @@
-# The worker's image: the package, the workflows, the activities, and nothing of the devkit or the tests.
+# The worker's image: the package and the application, and nothing of the devkit or the tests.
 
 FROM python:3.13-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1
@@ -10,8 +10,12 @@ ENV PATH=/opt/build/bin:$PATH
 COPY requirements-worker.lock ./
 RUN uv venv --python /usr/local/bin/python /opt/tasq \
     && uv pip sync --python /opt/tasq/bin/python --require-hashes --no-build requirements-worker.lock
-COPY pyproject.toml README.md ./
+COPY .env.example README.md docker-compose.yml pyproject.toml worker.py ./
+COPY activities activities
+COPY deploy deploy
 COPY src src
+COPY starter starter
+COPY workflows workflows
 RUN uv build --wheel --python /opt/build/bin/python --no-build-isolation --out-dir dist \
     && uv pip install --python /opt/tasq/bin/python --no-deps dist/*.whl
 

@@ -57,7 +57,7 @@ chaos: setup ## kill, stop and cut off the parts while tasks run (CHAOS_ARGS="--
 
 lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping versions where possible
 	$(COMPILE) $(LOCK_ARGS) --all-extras --group dev -o requirements.lock pyproject.toml
-	$(COMPILE) -c requirements.lock --extra sql --extra ai --extra cli -o requirements-worker.lock pyproject.toml
+	$(COMPILE) -c requirements.lock --extra worker -o requirements-worker.lock pyproject.toml
 	$(COMPILE) -c requirements.lock --group build -o requirements-build.lock
 
 lock-peers: $(BIN)/uv ## pin again what `make peers` installs; after lock or upgrade (needs npm)

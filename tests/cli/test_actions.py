@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tasquencer.cli.demo_parts import AnsweringModel, find_worker, running_worker, worker_environment
+from tasquencer.cli.application import find_worker
+from tasquencer.cli.demo_parts import AnsweringModel, running_worker, worker_environment
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 from tests.cli.processes import finish

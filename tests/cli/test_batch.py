@@ -16,7 +16,8 @@ import pytest_asyncio
 from temporalio.client import Client
 
 from tasquencer.batch.store import Batch
-from tasquencer.cli.demo_parts import AnsweringModel, find_worker, running_worker, worker_environment
+from tasquencer.cli.application import find_worker
+from tasquencer.cli.demo_parts import AnsweringModel, running_worker, worker_environment
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 from tasquencer.sql import SqlLedger

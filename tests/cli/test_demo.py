@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tasquencer.cli.demo_parts import AnsweringModel, answering_model, find_worker, worker_environment
+from tasquencer.cli.application import find_worker
+from tasquencer.cli.demo_parts import AnsweringModel, answering_model, worker_environment
 from tasquencer.cli.errors import CommandFailed
 from tasquencer.devkit.processes import answers
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
@@ -133,7 +134,7 @@ def test_the_worker_is_found_in_this_folder_else_in_the_checkout(
     (tmp_path / "workflows" / "ai_agent.py").touch()
     assert find_worker(tmp_path) == tmp_path / "worker.py"
     monkeypatch.setattr("tasquencer.__file__", "/nowhere/lib/site-packages/tasquencer/__init__.py")
-    with pytest.raises(CommandFailed, match=r"worker\.py is not here"):
+    with pytest.raises(CommandFailed, match="the application is missing from /nowhere"):
         find_worker(tmp_path / "workflows")
 
 

@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 from temporalio.client import Client, WorkflowExecutionStatus
 
-from tasquencer.cli.demo_parts import AnsweringModel, find_worker, running_worker, worker_environment
+from tasquencer.cli.application import find_worker
+from tasquencer.cli.demo_parts import AnsweringModel, running_worker, worker_environment
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 from tasquencer.temporal.converter import data_converter
@@ -164,9 +165,7 @@ async def test_a_terminated_task_is_status_1(environment: dict[str, str], client
 async def test_a_queue_that_nobody_polls_is_said(environment: dict[str, str]) -> None:
     nobody = {**environment, "TASQ_TASK_QUEUE": "nobody-polls-this"}
     running = await start("run", "hello", "--id", "lonely", environment=nobody)
-    await running.says(
-        "no worker polls task queue 'nobody-polls-this': start one with .venv/bin/python worker.py"
-    )
+    await running.says("no worker polls task queue 'nobody-polls-this': start one with tasq worker")
     running.interrupt()
     ended = await running.finish()
     assert ended.code == 130

@@ -19,8 +19,9 @@ import platformdirs
 from temporalio.client import Client
 
 from tasquencer.ai.record import AI_JOBS
+from tasquencer.cli.application import find_worker
 from tasquencer.cli.connections import open_ledger, quiet_runtime
-from tasquencer.cli.demo_parts import answering_model, find_worker, running_worker, worker_environment
+from tasquencer.cli.demo_parts import answering_model, running_worker, worker_environment
 from tasquencer.cli.display import print_table
 from tasquencer.cli.errors import ExitCode
 from tasquencer.cli.following import start_task

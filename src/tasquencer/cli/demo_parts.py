@@ -11,14 +11,12 @@ from urllib.parse import urlsplit
 
 from pydantic import JsonValue
 
-import tasquencer
-from tasquencer.cli.errors import CommandFailed
 from tasquencer.devkit.local_model import local_model
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 
-__all__ = ["AnsweringModel", "answering_model", "find_worker", "running_worker", "worker_environment"]
+__all__ = ["AnsweringModel", "answering_model", "running_worker", "worker_environment"]
 
 _OPENAI = "https://api.openai.com/v1"
 _READY = "tasq worker ready"
@@ -64,15 +62,6 @@ async def answering_model(environment: Mapping[str, str]) -> AsyncIterator[Answe
             environment={"OPENAI_API_KEY": "local", "TASQ_MODEL": model.model_name},
             options={"temperature": 0, "max_output_tokens": 120},
         )
-
-
-def find_worker(here: Path) -> Path:
-    """The worker's program: in this folder, or in the checkout that the package runs from."""
-    checkout = Path(tasquencer.__file__).resolve().parents[2]
-    for folder in (here, checkout):
-        if (folder / "worker.py").is_file() and (folder / "workflows" / "ai_agent.py").is_file():
-            return folder / "worker.py"
-    raise CommandFailed("worker.py is not here: run the demo in a checkout of the project (make demo)")
 
 
 def worker_environment(

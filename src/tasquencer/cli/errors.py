@@ -131,8 +131,8 @@ def _missing_part(module: str) -> tuple[str, ExitCode] | None:
 
 
 _PARTS = {
-    "sql": {"alembic", "asyncpg", "platformdirs", "sqlalchemy"},
-    "devkit": {"h11", "httpx2", "xllamacpp"},
+    "worker": {"alembic", "asyncpg", "httpx2", "openai", "platformdirs", "sqlalchemy"},
+    "devkit": {"h11", "xllamacpp"},
 }
 """Modules of the package's optional parts."""
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import tasquencer
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
 from tasquencer.cli.output import print_json, print_line, say
@@ -215,10 +214,10 @@ def _classes(names: Sequence[str] | None, folder: Path | None) -> list[type]:
         names: None: the tasks of this project.
         folder: Where to import them from. The folder in which the command runs is not trusted by itself.
     """
-    from tasquencer.cli.demo_parts import find_worker
+    from tasquencer.cli.application import bundled_application
 
     if folder is None and not names:
-        folder = find_worker(Path(tasquencer.__file__).parent).parent
+        folder = bundled_application()
     if folder is not None:
         sys.path.insert(0, str(folder.resolve()))
     return [_workflow_class(name) for name in names or _SHIPPED]

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from tasquencer.cli import actions, batch, demo_command, ledger, reconcile, reviews, tasks, work_items
+from tasquencer.cli import (
+    actions,
+    batch,
+    demo_command,
+    ledger,
+    new,
+    reconcile,
+    reviews,
+    tasks,
+    work_items,
+    worker,
+)
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
 from tasquencer.cli.output import print_line, replace_what_cannot_be_shown, silence
@@ -30,6 +41,8 @@ app = typer.Typer(
     ),
 )
 app.command(epilog=demo_command.EXAMPLES)(demo_command.demo)
+app.command(epilog=new.EXAMPLES)(new.new)
+app.command(epilog=worker.EXAMPLES, add_help_option=False, context_settings=worker.SETTINGS)(worker.worker)
 app.command(epilog=tasks.RUN_EXAMPLES)(tasks.run)
 app.command("fan-out", epilog=tasks.FAN_OUT_EXAMPLES)(tasks.fan_out)
 app.add_typer(batch.batch_commands, name="batch")

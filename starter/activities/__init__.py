@@ -1,0 +1,11 @@
+"""The application's activities: effects on the world. The plugin brings the AI call, `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from activities.file_ticket import file_ticket
+
+ACTIVITIES: list[Callable[..., Any]] = [file_ticket]
+"""What the worker offers besides the AI call. Add activities of your own here."""

@@ -1,0 +1,20 @@
+"""The application's tasks: deterministic code, one task per file."""
+
+from __future__ import annotations
+
+from workflows.ai_agent import AiAgentTask
+from workflows.ai_batch import AiBatchTask
+from workflows.ai_fan_out import AiFanOutTask
+from workflows.reconcile_ledger import ReconcileLedger
+from workflows.reviewed_draft import ReviewedDraft
+from workflows.triage_ticket import TriageTicket
+
+WORKFLOWS: list[type] = [
+    TriageTicket,
+    AiAgentTask,
+    AiFanOutTask,
+    AiBatchTask,
+    ReviewedDraft,
+    ReconcileLedger,
+]
+"""What the worker carries out. Add workflows of your own here."""
