@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 import traceback
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -14,11 +17,12 @@ from pydantic import JsonValue
 from sqlalchemy.dialects import sqlite
 
 from tasquencer.core.entries import DomainRecord
-from tasquencer.core.errors import LedgerConflict, LedgerUnavailable
+from tasquencer.core.errors import LedgerConflict, LedgerUnavailable, SchemaMismatch
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Place, WorkItemFilter
 from tasquencer.sql import SqlLedger, schema_version, upgrade
 from tasquencer.sql.databases import database_at
+from tasquencer.sql.pruning import old_tasks
 from tasquencer.sql.reading import open_work_items_query, work_items_query
 from tasquencer.sql.schema import UtcTime
 from tests.ledger.stories import START, Life, after, ai_job
@@ -31,6 +35,50 @@ from tests.support.postgres import EmbeddedPostgres
 async def test_the_folder_of_a_sqlite_file_is_created(tmp_path: Path) -> None:
     async with SqlLedger(f"sqlite:///{tmp_path}/new/folder/ledger.db"):
         assert (tmp_path / "new/folder/ledger.db").exists()
+
+
+@pytest.fixture
+def usual_mask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("usual_mask")
+@pytest.mark.parametrize("url", ["sqlite:///{}/ledger.db", "sqlite:///file:{}/ledger.db?uri=true"])
+async def test_only_its_owner_may_read_what_a_ledger_creates(tmp_path: Path, url: str) -> None:
+    folder = tmp_path / "new" / "folder"
+    if "uri" in url:
+        folder.mkdir(mode=0o700, parents=True)
+        (tmp_path / "new").chmod(0o700)
+    async with SqlLedger(url.format(folder)) as ledger:
+        await ledger.record([Life().initialized()])
+        files = ("ledger.db", "ledger.db-wal", "ledger.db-shm")
+        assert modes(folder) == dict.fromkeys(files, "600")
+    assert modes(tmp_path) == {"new": "700"}
+    assert modes(tmp_path / "new") == {"folder": "700"}
+
+
+@pytest.mark.usefixtures("usual_mask")
+async def test_looking_at_a_ledger_that_does_not_exist_leaves_no_file_for_others(tmp_path: Path) -> None:
+    with pytest.raises(SchemaMismatch):
+        await old_tasks(f"sqlite:///{tmp_path}/ledger.db", START)
+    assert modes(tmp_path) == {"ledger.db": "600"}
+
+
+@pytest.mark.usefixtures("usual_mask")
+async def test_what_exists_keeps_its_rights(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir(mode=0o755)
+    (folder / "ledger.db").touch(mode=0o644)
+    async with SqlLedger(f"sqlite:///{folder}/ledger.db") as ledger:
+        await ledger.record([Life().initialized()])
+        assert set(modes(folder).values()) == {"644"}
+    assert modes(tmp_path) == {"shared": "755"}
 
 
 async def test_a_sqlite_file_keeps_what_was_recorded(tmp_path: Path) -> None:

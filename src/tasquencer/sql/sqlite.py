@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from pydantic_core import from_json
@@ -51,6 +54,7 @@ class SqliteDatabase(Database):
             json_deserializer=from_json,
             hide_parameters=True,
         )
+        sa.event.listen(self._engine, "do_connect", self._create_privately)
         sa.event.listen(self._engine, "connect", _prepare_sqlite)
         sa.event.listen(self._engine, "connect", self._remember_file)
         sa.event.listen(self._engine, "begin", _begin_sqlite)
@@ -94,7 +98,7 @@ class SqliteDatabase(Database):
 
         def job() -> None:
             if self._file is not None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
+                _make_private(self._file.parent)
             connection = self._engine.raw_connection()
             try:
                 _write_ahead(connection.cursor())
@@ -111,6 +115,15 @@ class SqliteDatabase(Database):
         self._opened = None
         self._new_threads()  # none runs before it is needed: a closed ledger may be opened again
 
+    def _create_privately(self, *_arguments: object) -> None:
+        """Create the file if need be, for its owner alone. SQLite's files beside it get the same rights."""
+        path = self._file
+        if path is None and self._is_file and self._url.query.get("mode", "rwc") == "rwc":
+            path = Path(unquote((self._url.database or "").removeprefix("file:").partition("?")[0]))
+        if path is not None:
+            with contextlib.suppress(OSError):  # SQLite says what the matter is
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
     def _remember_file(self, _connection: object, _record: object) -> None:
         if self._opened is None and self._file is not None:
             self._opened = _identity(self._file)
@@ -126,6 +139,13 @@ class SqliteDatabase(Database):
         if found != self._opened:
             happened = "is gone" if found is None else "is another one"
             raise FileNotFoundError(f"the file {happened}: put it back, or stop what uses it first")
+
+
+def _make_private(folder: Path) -> None:
+    """Create the folder and those above it that are missing, for their owner alone."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing or [folder]):
+        one.mkdir(mode=0o700, exist_ok=True)
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
