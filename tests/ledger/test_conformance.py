@@ -371,7 +371,48 @@ async def test_a_batch_with_such_text_may_be_delivered_twice(ledger: Ledger) -> 
     write = Life(id="a\x00", payload="\x00").until(WorkItemState.STARTED)
     await ledger.record(write)
     await ledger.record(write)
-    assert await all_ids(ledger) == ["a\ufffd"]
+    assert await all_ids(ledger) == ["a\x00"]
+
+
+IDS = ["a", "a\x00", "a\ufffd", "a\u2400", "a\u24000000", "a\u2400\x00", "a\u24002400", "a0000"]
+
+
+async def test_ids_that_differ_in_such_a_character_stay_apart(ledger: Ledger) -> None:
+    for name in IDS:
+        life = Life(id=name, task_id=f"task {name}", run_id=f"run {name}", lineage=f"lineage {name}")
+        await ledger.record([life.initialized(ai_job("pending"))])
+        await ledger.record([life.started(ai_job("started"))])
+    for name in IDS:
+        (item,) = await ledger.work_items(WorkItemFilter(task_id=f"task {name}"))
+        assert (item.id, item.task_id, item.run_id) == (name, f"task {name}", f"run {name}")
+        assert item.lineage == f"lineage {name}"
+        (same,) = await ledger.work_items(WorkItemFilter(work_item_id=name))
+        assert same == item
+    assert {key: len(value) for key, value in (await ledger.transitions_of(IDS)).items()} == dict.fromkeys(
+        IDS, 2
+    )
+    assert (await ledger.domain_records("ai_jobs", IDS)).keys() == set(IDS)
+    open_ones = await ledger.open_work_items(created_before=after(99))
+    assert {one.task_id for one in open_ones} == {f"task {name}" for name in IDS}
+    settlement = Settlement(
+        task_id="task a\x00", run_id="run a\x00", at=after(9), actor="reconciler", reason="terminated"
+    )
+    assert await ledger.settle(settlement) == ["a\x00"]
+    states = {item.id: item.state for item in await ledger.work_items(WorkItemFilter())}
+    assert states == dict.fromkeys(IDS, WorkItemState.STARTED) | {"a\x00": WorkItemState.CANCELED}
+
+
+async def test_a_question_with_such_text_is_no_outage(ledger: Ledger) -> None:
+    await ledger.record([Life().initialized()])
+    for wanted in (
+        WorkItemFilter(task_id="\x00"),
+        WorkItemFilter(work_item_id="\x00"),
+        WorkItemFilter(failure_kind="\x00"),
+        WorkItemFilter(payload_kind="\x00"),
+    ):
+        assert await ledger.work_items(wanted) == []
+    assert await ledger.transitions("\x00") == []
+    assert await ledger.domain_records("ai_jobs", ["\x00"]) == {}
 
 
 # Reading

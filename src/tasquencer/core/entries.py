@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 from pydantic_core import PydanticSerializationError
@@ -10,6 +11,11 @@ from pydantic_core import PydanticSerializationError
 from tasquencer.core.work_item import Transition, WorkItem
 
 __all__ = ["DomainRecord", "LedgerEntry", "cleaned", "cleaned_text"]
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+_IDS = {"id", "work_item_id", "task_id", "run_id", "lineage"}
 
 
 class DomainRecord(BaseModel):
@@ -37,18 +43,32 @@ class LedgerEntry(BaseModel):
 
 
 def cleaned(entry: LedgerEntry) -> LedgerEntry:
-    """The entry with U+FFFD in the place of what databases cannot hold: NUL and lone surrogates."""
+    """The entry with U+FFFD in the place of what databases cannot hold: NUL and lone surrogates.
+
+    Ids stay as they are: two that differ must not become one.
+    """
     try:
         if "\\u0000" not in entry.model_dump_json():
             return entry
     except PydanticSerializationError:
         pass
-    return LedgerEntry.model_validate(_cleaned_value(entry.model_dump()))
+    found = LedgerEntry.model_validate(_cleaned_value(entry.model_dump()))
+    return found.model_copy(
+        update={
+            "transition": _with_ids_of(entry.transition, found.transition),
+            "work_item": _with_ids_of(entry.work_item, found.work_item),
+        }
+    )
 
 
 def cleaned_text(text: str) -> str:
     """The text with U+FFFD in the place of what a database cannot hold: NUL characters, lone surrogates."""
     return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _with_ids_of(before: _M, after: _M) -> _M:
+    names = _IDS & type(before).model_fields.keys()
+    return after.model_copy(update={name: getattr(before, name) for name in names})
 
 
 def _cleaned_value(value: object) -> object:

@@ -56,7 +56,7 @@ class Ledger(ABC):
     - A terminal work item, its domain record and every transition are immutable. Where the ledger
       is a database, the database itself refuses to update or delete them.
     - Text that a database cannot hold (NUL characters, lone surrogates) is stored with U+FFFD in
-      its place.
+      its place. Ids are kept: two that differ in such a character stay two.
     - Any outage raises `LedgerUnavailable`; the caller may try the same entries again.
 
     **Settling** (`settle`) ends what a run of a task has left open, or what the settlement names of it, as if

@@ -22,7 +22,7 @@ from tasquencer.batch.rows import (
     task_id_of,
 )
 from tasquencer.batch.store import Batch, BatchState, BatchStore, RowAnswer, RowPage, UnansweredRow
-from tasquencer.sql.schema import ai_jobs, batch_rows, batches, is_open, is_pending, work_items
+from tasquencer.sql.schema import ai_jobs, batch_rows, batches, escaped, is_open, is_pending, work_items
 
 __all__ = ["SqlBatches"]
 
@@ -36,7 +36,7 @@ _COLUMNS = batch_rows.c
 
 
 def _is_task_of(batch_id: str) -> sa.ColumnElement[bool]:
-    prefix = task_id_of(batch_id, "")
+    prefix = escaped(task_id_of(batch_id, ""))
     return sa.func.substr(work_items.c.task_id, 1, len(prefix)) == prefix
 
 
@@ -141,7 +141,7 @@ class SqlBatches(BatchStore):
 
     async def left_running(self, batch_id: str) -> list[OpenRow]:
         """See `BatchStore.left_running`."""
-        row_id = sa.func.substr(work_items.c.task_id, len(task_id_of(batch_id, "")) + 1)
+        row_id = sa.func.substr(work_items.c.task_id, len(escaped(task_id_of(batch_id, ""))) + 1)
         under_way = sa.select(row_id).where(is_open, _is_task_of(batch_id))
         left = (
             sa.select(_COLUMNS.position, _COLUMNS.row_id)

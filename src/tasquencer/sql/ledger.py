@@ -10,7 +10,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from pydantic import JsonValue
 
-from tasquencer.core.entries import LedgerEntry, cleaned
+from tasquencer.core.entries import LedgerEntry, cleaned, cleaned_text
 from tasquencer.core.errors import LedgerConflict
 from tasquencer.core.work_item import Transition, WorkItem
 from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
@@ -108,6 +108,10 @@ class SqlLedger(Ledger):
 
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
         """See `Ledger.work_items`."""
+        texts = {name: getattr(wanted, name) for name in ("failure_kind", "payload_kind")}
+        wanted = wanted.model_copy(
+            update={name: cleaned_text(text) for name, text in texts.items() if text is not None}
+        )
         return await self._read(lambda connection: work_items_in(connection, wanted))
 
     async def open_work_items(

@@ -47,9 +47,12 @@ def execute_many(
 def rows_of(
     connection: sa.Connection, statement: sa.Select[Any], values: Iterable[Any]
 ) -> Iterable[Sequence[Any]]:
-    """The rows of a query of plain columns, for plain values of its parameters in their order."""
-    text, _, _ = _compiled(statement, connection.dialect)
-    return connection.exec_driver_sql(text, tuple(values))
+    """The rows of a query, as the driver returns them, for values of its parameters in their order."""
+    text, _, processors = _compiled(statement, connection.dialect)
+    parameters = list(values)
+    for place, process in processors:
+        parameters[place] = process(parameters[place])
+    return connection.exec_driver_sql(text, tuple(parameters))
 
 
 @functools.lru_cache(maxsize=128)

@@ -7,6 +7,7 @@ transition to a terminal work item.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -22,17 +23,20 @@ __all__ = [
     "SCHEMA_VERSION",
     "SCHEMA_VERSIONS",
     "VERSION_TABLE",
+    "Id",
     "Json",
     "UtcTime",
     "ai_jobs",
     "batch_rows",
     "batches",
+    "escaped",
     "is_canceled",
     "is_failed",
     "is_open",
     "is_pending",
     "metadata",
     "schema_compatibility",
+    "unescaped",
     "work_item_transitions",
     "work_items",
 ]
@@ -81,6 +85,43 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Id(sa.types.TypeDecorator[str]):
+    """Text that tells apart what it told apart: characters that a database cannot hold are escaped.
+
+    NUL and lone surrogates become `␀` with four hexadecimal digits, and so does `␀` itself.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: sa.Dialect) -> str | None:
+        """Escaped."""
+        return value if value is None else escaped(value)
+
+    def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> str | None:
+        """As it was given."""
+        return value if value is None else unescaped(value)
+
+
+_ESCAPED = re.compile("[\x00\u2400\ud800-\udfff]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\u2400{ord(found[0]):04x}"
+
+
+def escaped(text: str) -> str:
+    """An id as the database has it."""
+    return text if _ESCAPED.search(text) is None else _ESCAPED.sub(_escape, text)
+
+
+def unescaped(text: str) -> str:
+    """The id that the text in the database stands for; lone surrogates stay escaped."""
+    if "\u2400" not in text:
+        return text
+    return re.sub("\u2400(0000|2400)", lambda found: chr(int(found[1], 16)), text)
+
+
 Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 """JSON; Python's None is SQL's NULL."""
 
@@ -98,11 +139,11 @@ metadata = sa.MetaData()
 work_items = sa.Table(
     "work_items",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("task_id", sa.Text, nullable=False),
-    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("task_id", Id, nullable=False),
+    sa.Column("run_id", Id, nullable=False),
     sa.Column("task_type", sa.Text, nullable=False),
-    sa.Column("lineage", sa.Text, nullable=False),
+    sa.Column("lineage", Id, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("payload", Json),
@@ -170,7 +211,7 @@ sa.Index(
 work_item_transitions = sa.Table(
     "work_item_transitions",
     metadata,
-    sa.Column("work_item_id", sa.Text, sa.ForeignKey("work_items.id"), primary_key=True),
+    sa.Column("work_item_id", Id, sa.ForeignKey("work_items.id"), primary_key=True),
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("previous_state", sa.Text),
     sa.Column("next_state", sa.Text, nullable=False),
@@ -190,7 +231,7 @@ work_item_transitions = sa.Table(
 ai_jobs = sa.Table(
     AI_JOBS,
     metadata,
-    sa.Column("work_item_id", sa.Text, sa.ForeignKey("work_items.id"), primary_key=True),
+    sa.Column("work_item_id", Id, sa.ForeignKey("work_items.id"), primary_key=True),
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("model", sa.Text),
     sa.Column("max_retries", sa.Integer, nullable=False),
@@ -215,7 +256,7 @@ ai_jobs = sa.Table(
 batches = sa.Table(
     "batches",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("defaults", Json, nullable=False),
@@ -233,15 +274,15 @@ is_pending = sa.text("state = 'pending'")
 batch_rows = sa.Table(
     "batch_rows",
     metadata,
-    sa.Column("batch_id", sa.Text, sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("batch_id", Id, sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("row_id", sa.Text, nullable=False),
+    sa.Column("row_id", Id, nullable=False),
     sa.Column("request", Json, nullable=False),
     sa.Column("request_bytes", sa.Integer, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("number", sa.Integer),
     sa.Column("ended_at", UtcTime),
-    sa.Column("work_item_id", sa.Text),
+    sa.Column("work_item_id", Id),
     sa.Column("attempts", sa.Integer),
     sa.Column("input_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),

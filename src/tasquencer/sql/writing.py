@@ -21,7 +21,7 @@ from tasquencer.core.errors import LedgerConflict
 from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tasquencer.ledger.contract import Settlement, as_recorded, caught_up, is_new
 from tasquencer.sql.prepared import execute_many, rows_of
-from tasquencer.sql.schema import is_open, work_item_transitions, work_items
+from tasquencer.sql.schema import Id, is_open, unescaped, work_item_transitions, work_items
 
 __all__ = ["PARAMETERS", "settle", "taken_attempt", "write"]
 
@@ -42,7 +42,7 @@ _DELAY = ("delay_seconds", "delay_reason", "not_before")
 @functools.cache
 def _log(ids: int) -> sa.Select[tuple[str, int, str]]:
     columns = work_item_transitions.c
-    wanted = columns.work_item_id.in_([sa.bindparam(str(number), type_=sa.Text) for number in range(ids)])
+    wanted = columns.work_item_id.in_([sa.bindparam(str(number), type_=Id()) for number in range(ids)])
     return sa.select(columns.work_item_id, columns.sequence, columns.next_state).where(wanted)
 
 
@@ -160,7 +160,7 @@ def _logs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[int, 
         places = 1 << (len(some) - 1).bit_length()
         some += some[-1:] * (places - len(some))
         for key, sequence, state in rows_of(connection, _log(places), some):
-            logs[key][sequence] = WorkItemState(state)
+            logs[unescaped(key)][sequence] = WorkItemState(state)
     return logs
 
 
