@@ -18,6 +18,7 @@ from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping
 
 SLOW = {
     "crash": (
+        "tests/cli/test_demo.py::test_a_demo_that_is_stopped_leaves_nothing",
         "tests/chaos/test_short.py::test_no_promise_is_broken_while_the_parts_are_killed",
         "tests/end_to_end/test_batch.py",
         "tests/end_to_end/test_worker.py::test_a_call_that_outlasts_the_grace_period_fails_and_the_next_worker_goes_on",

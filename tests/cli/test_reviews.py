@@ -17,8 +17,11 @@ from temporalio.client import Client
 
 from tasquencer.cli.application import find_worker
 from tasquencer.cli.demo_parts import AnsweringModel, running_worker, worker_environment
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.settings import Settings
+from tasquencer.sql import SqlLedger
 from tests.cli.conftest import Tasq
 from tests.cli.processes import finish, on_a_terminal, start
 from tests.cli.stories import NOON, ReviewStory, Story
@@ -196,12 +199,18 @@ async def drafted(environment: Environment, task_id: str, *options: str) -> dict
 async def waiting(environment: Environment, task_id: str, number: int) -> dict[str, Any]:
     """The draft with this number, once it waits for a review."""
 
-    async def probe() -> dict[str, Any] | None:
-        shown = await finish("review", task_id, "--json", environment=environment)
-        review = json.loads(shown.stdout) if shown.code == 0 else {}
-        return review if review.get("number") == number else None
+    async with SqlLedger(environment["TASQ_DATABASE_URL"]) as ledger:
 
-    return await eventually(probe, f"draft {number} of {task_id} to wait for a review")
+        async def probe() -> bool:
+            started = WorkItemFilter(task_id=task_id, states=frozenset({WorkItemState.STARTED}))
+            return any(item.lineage == f"review-{number}" for item in await ledger.work_items(started))
+
+        await eventually(probe, f"draft {number} of {task_id} to wait for a review")
+    shown = await finish("review", task_id, "--json", environment=environment)
+    assert shown.code == 0, shown.stderr
+    review: dict[str, Any] = json.loads(shown.stdout)
+    assert review["number"] == number
+    return review
 
 
 async def decide(environment: Environment, *arguments: str) -> tuple[int, str]:
