@@ -31,6 +31,8 @@ class Settings:
             under the user's data folder.
         model: The model that answers when a request names none (`TASQ_MODEL`).
         task_queue: The task queue (`TASQ_TASK_QUEUE`).
+
+    The AI call itself reads the file of prices that `TASQ_PRICES` names, see `tasquencer.ai.provider.prices`.
     """
 
     database_url: str

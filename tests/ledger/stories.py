@@ -33,7 +33,7 @@ def ai_job(status: str, /, **values: JsonValue) -> DomainRecord:
         "attempt": 0,
         "status": status,
     }
-    row |= dict.fromkeys((*empty, "cost_usd", "latency_seconds"))
+    row |= dict.fromkeys((*empty, "cost_usd", "latency_seconds", "cached_tokens", "reasoning_tokens"))
     return DomainRecord(table="ai_jobs", values=row | values)
 
 

@@ -23,6 +23,8 @@ ANSWER = AiAnswer(
     output_tokens=5,
     cost_usd=0.25,
     latency_seconds=1.5,
+    cached_tokens=2,
+    reasoning_tokens=4,
 )
 NOTHING_YET = {
     "prompt": "Hello",
@@ -38,6 +40,8 @@ NOTHING_YET = {
     "output_tokens": None,
     "cost_usd": None,
     "latency_seconds": None,
+    "cached_tokens": None,
+    "reasoning_tokens": None,
 }
 
 
@@ -74,6 +78,8 @@ def item_in(state: WorkItemState, **facts: object) -> WorkItem:
                 "output_tokens": 5,
                 "cost_usd": 0.25,
                 "latency_seconds": 1.5,
+                "cached_tokens": 2,
+                "reasoning_tokens": 4,
             },
         ),
         (
@@ -95,6 +101,7 @@ def item_in(state: WorkItemState, **facts: object) -> WorkItem:
                     output_tokens=9,
                     cost_usd=0.5,
                     latency_seconds=2.5,
+                    cached_tokens=1,
                 ),
             ),
             {
@@ -107,6 +114,7 @@ def item_in(state: WorkItemState, **facts: object) -> WorkItem:
                 "output_tokens": 9,
                 "cost_usd": 0.5,
                 "latency_seconds": 2.5,
+                "cached_tokens": 1,
             },
         ),
         (

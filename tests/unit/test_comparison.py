@@ -182,6 +182,26 @@ async def test_what_the_ledger_may_know_more_is_no_difference(case: str) -> None
     assert differences(told, ALIKE[case](told), under_way=False) == []
 
 
+LATER = {"cached_tokens": 0, "reasoning_tokens": 5}
+
+
+async def test_facts_that_an_older_release_did_not_keep_are_no_difference() -> None:
+    held = await a_story()
+    job = held["w1"].records["jobs"]
+    history = with_job(changed(held, result={"text": "hi", **LATER}), {**job, **LATER})
+    assert differences(history, held, under_way=False) == []
+    assert differences(history, with_job(held, {**job, **dict.fromkeys(LATER)}), under_way=False) == []
+
+
+async def test_facts_that_are_kept_must_be_right() -> None:
+    story = await a_story()
+    job = story["w1"].records["jobs"]
+    history = with_job(changed(story, result={"text": "hi", **LATER}), {**job, **LATER})
+    held = with_job(changed(story, result={"text": "hi", "cached_tokens": 1}), {**job, "reasoning_tokens": 4})
+    problems = [one.problem for one in differences(history, held, under_way=False)]
+    assert [problem.partition(" is ")[0] for problem in problems] == ["result", "jobs.reasoning_tokens"]
+
+
 @pytest.mark.parametrize("state", [WorkItemState.INITIALIZED, STARTED])
 async def test_what_was_settled_after_the_end_is_no_difference(state: WorkItemState) -> None:
     told = await a_story(state)

@@ -39,5 +39,7 @@ def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
             "provider_request_id": facts.get("provider_request_id"),
             **{name: facts.get(name) for name in Usage.model_fields},
             "latency_seconds": facts.get("latency_seconds"),
+            "cached_tokens": facts.get("cached_tokens"),
+            "reasoning_tokens": facts.get("reasoning_tokens"),
         },
     )

@@ -6,7 +6,8 @@ The histories are the truth, and yet the ledger knows more in some places, which
 - an earlier time: a workflow task that was done again after a crash came later, the ledger keeps the first;
 - what a lost workflow task wrote and nobody decided again, once it is settled, and a start in such a place;
 - what was settled after the end of a run that had no chance to do so itself;
-- of a run under way, what is written and not yet in the history.
+- of a run under way, what is written and not yet in the history;
+- facts that an older release did not keep, whose workers wrote beside this one's during an upgrade.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ __all__ = ["Difference", "FullWorkItem", "differences"]
 _FACTS = ("run_id", "task_type", "lineage", "attempt", "payload", "result", "failure")
 _TIMES = ("created_at", "started_at", "ended_at")
 _WAIT = ("delay_seconds", "delay_reason")
+
+_LATER_FACTS = frozenset({"cached_tokens", "reasoning_tokens"})
+"""Facts of an answer that older releases do not keep."""
 
 _SHOWN = 80
 """Characters of a value that a difference shows."""
@@ -131,7 +135,8 @@ def _transition_problems(history: FullWorkItem, ledger: FullWorkItem) -> Iterato
 def _fact_problems(told: WorkItem, held: WorkItem, *, ahead: bool) -> Iterator[str]:
     for name in _FACTS:
         if not (ahead and getattr(told, name) is None):
-            yield from _problem(name, getattr(told, name), getattr(held, name))
+            fact, kept = getattr(told, name), getattr(held, name)
+            yield from _problem(name, _as_far_as_kept(fact, kept), kept)
     if told.worker is not None and not ahead:
         yield from _problem("worker", told.worker, held.worker)
     # Where an operator ended the wait, the ledger has how long it really was: that is a matter of times.
@@ -156,7 +161,15 @@ def _record_problems(
     if ahead and told.get(_STATUS) != held.get(_STATUS):  # it came with a later transition
         return
     for name, value in told.items():
-        yield from _problem(f"{table}.{name}", value, held.get(name))
+        if name not in _LATER_FACTS or held.get(name) is not None:
+            yield from _problem(f"{table}.{name}", value, held.get(name))
+
+
+def _as_far_as_kept(told: object, held: object) -> object:
+    """What the history tells, without the later facts that the ledger does not have."""
+    if not isinstance(told, dict) or not isinstance(held, dict):
+        return told
+    return {name: value for name, value in told.items() if name not in _LATER_FACTS or name in held}
 
 
 def _problem(name: str, told: object, held: object) -> Iterator[str]:

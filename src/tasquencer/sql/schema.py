@@ -41,7 +41,7 @@ __all__ = [
     "work_items",
 ]
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every schema version so far, oldest first: the numbers of the migrations."""
 
 SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
@@ -245,6 +245,8 @@ ai_jobs = sa.Table(
     sa.Column("output_tokens", sa.BigInteger),
     sa.Column("cost_usd", sa.Double),
     sa.Column("latency_seconds", sa.Double),
+    sa.Column("cached_tokens", sa.BigInteger),
+    sa.Column("reasoning_tokens", sa.BigInteger),
     sa.CheckConstraint(
         _one_of("status", ["pending", *(state for state in _STATES if state != "initialized")]),
         name="ai_jobs_status_known",
