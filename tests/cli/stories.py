@@ -15,7 +15,7 @@ from tasquencer.ai.review import Review, record_of
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.core.retry import RetryRecipe
-from tasquencer.core.task_state import TaskState
+from tasquencer.core.task_state import TASK_ACTOR, TaskState
 from tasquencer.core.work_item import WorkItem
 
 __all__ = ["NOON", "ReviewStory", "Story", "answered", "rate_limited"]
@@ -58,9 +58,9 @@ class Story:
         self.state.fail(self.state.latest().id, failure or rate_limited(), now=_at(at), worker="1@host")
         return self
 
-    def complete(self, at: float, answer: AiAnswer | None = None) -> Story:
+    def complete(self, at: float, answer: AiAnswer | None = None, actor: str = TASK_ACTOR) -> Story:
         result = (answer or answered()).model_dump(mode="json")
-        self.state.complete(self.state.latest().id, result, now=_at(at))
+        self.state.complete(self.state.latest().id, result, now=_at(at), actor=actor)
         return self
 
     def cancel(self, at: float, *, actor: str, reason: str) -> Story:

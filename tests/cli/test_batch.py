@@ -172,7 +172,7 @@ async def test_the_same_file_again_asks_nothing_twice(scene: Scene, tmp_path: Pa
     assert (await scene.tasq("batch", prompts, "--out", first)).code == 0
     ran = await scene.tasq("batch", prompts, "--out", second)
     assert ran.code == 0
-    assert "has completed before; 1 rows have no answer (--retry-failed tries them again)" in ran.stderr
+    assert "has completed before; 1 row without an answer (--retry-failed tries again)" in ran.stderr
     assert second.read_text() == first.read_text()
     assert (scene.provider.asked["again one"], scene.provider.asked["bad again"]) == (1, 1)
     ran = await scene.tasq("batch", prompts, "--out", third, "--retry-failed")
@@ -345,7 +345,7 @@ async def test_wrong_lines_can_be_set_aside(scene: Scene, tmp_path: Path) -> Non
         (("--out", "nowhere/r.jsonl"), "--out: cannot write 'nowhere/r.jsonl': its folder cannot be written"),
         (("--json",), "--json: needs --out FILE, for it goes to standard output"),
         (("--concurrency", "0"), "--concurrency: should be greater than or equal to 1"),
-        (("--successes", "2"), "--successes: 2 are required of only 1 prompts"),
+        (("--successes", "2"), "--successes: 2 are required of only 1 prompt"),
         (("--max-retries", "-1"), "--max-retries: should be greater than or equal to 0"),
         (("--id", "a/b"), "--id: must not contain a slash: it stands between batch and row"),
         (("--detach", "--out", "r.jsonl"), "--detach: takes no --out, --failures or --unordered"),

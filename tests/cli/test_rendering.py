@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -115,6 +116,25 @@ def test_totals_of_a_task_under_way_have_no_duration_and_no_invented_cost() -> N
     story = Story()
     records = {entry.work_item.id: entry.record.values for entry in story.entries() if entry.record}
     assert totals(story.items, records) == "1 work item: 1 initialized · cost unknown"
+
+
+def test_a_retry_that_waits_says_when_it_starts() -> None:
+    story = Story().start(0).fail(0.25)
+    table = attempts_table(story.items, {})
+    assert row(table, "retry 1").endswith("initialized 1 s backoff starts at 2026-11-23 12:00:01 UTC")
+
+
+def test_a_result_that_somebody_gave_is_marked() -> None:
+    story = Story().start(0).complete(3.5, actor="anna")
+    transitions = {"story-0": [entry.transition for entry in story.entries()]}
+    assert "given by anna" in row(attempts_table(story.items, {}, transitions), "first try")
+    own = {"story-0": [change.model_copy(update={"actor": "task"}) for change in transitions["story-0"]]}
+    assert "given by" not in drawn(attempts_table(story.items, {}, own))
+
+
+@pytest.mark.parametrize("draw", [attempts_table, listing_table])
+def test_times_carry_their_zone(draw: Callable[..., RenderableType]) -> None:
+    assert "(UTC)" in drawn(draw(Story().start(0).items, {}))
 
 
 def test_totals_of_a_task_without_ai_jobs_have_no_cost() -> None:

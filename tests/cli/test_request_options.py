@@ -187,7 +187,7 @@ def test_a_fan_out_takes_its_prompts_from_the_lines_of_a_file(
     [
         (b"\n \n", [], "has no prompts: write one a line"),
         (b"\xff\n", [], "FILE: is not UTF-8 text (invalid start byte at byte 0)"),
-        (b"a\n", ["--successes", "2"], "--successes: 2 are required of only 1 prompts"),
+        (b"a\n", ["--successes", "2"], "--successes: 2 are required of only 1 prompt"),
         (b"a\n", ["--concurrency", "0"], "--concurrency: should be greater than or equal to 1"),
         (
             b"a\n",

@@ -34,7 +34,7 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
         ),
         (
             {"prompts": ["a"], "policy": {"name": "require_successes", "successes": 2}},
-            "policy.successes: 2 are required of only 1 prompts",
+            "policy.successes: 2 are required of only 1 prompt",
         ),
         ({"prompts": ["a"], "promts": 1}, "promts: unknown field (did you mean 'prompts'?)"),
         ({"prompts": ["x" * MAXIMUM_FAN_OUT_BYTES]}, "prompts: the request has "),

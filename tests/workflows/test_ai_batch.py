@@ -494,7 +494,7 @@ async def test_rows_that_somebody_has_deleted_end_it(scene: Scene) -> None:
     await database.write(lambda connection: connection.execute(gone))
     await database.close()
     error = await failure_of_task(handle)
-    assert (error.type, error.message) == ("TaskFailed", "10 rows of the batch are no longer in the ledger")
+    assert (error.type, error.message) == ("TaskFailed", "the ledger no longer has 10 rows of the batch")
     assert await scene.states(handle.id) == {"completed": 50}
 
 

@@ -40,6 +40,7 @@ from tasquencer.cli.following import (
 )
 from tasquencer.cli.worker_watch import WorkerWatch, has_begun
 from tasquencer.core.errors import LedgerUnavailable
+from tasquencer.core.wording import counted
 from tasquencer.temporal.batch_calls import BATCH_WORKFLOW, PAUSED
 from tasquencer.temporal.not_found import is_missing
 
@@ -100,7 +101,7 @@ async def begin(client: Client, batch: Batch, request: Mapping[str, JsonValue], 
         task_queue=task_queue,
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        static_summary=f"{batch.rows:,} prompts",
+        static_summary=counted(batch.rows, "prompt"),
     )
     return BatchRun(handle, task_queue, is_running=True)
 

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tasquencer.cli.errors import CommandFailed, ExitCode
 from tasquencer.cli.lines import lines_in
 from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.wording import counted
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -178,5 +179,5 @@ def check_lines(
             if set_aside is not None:
                 set_aside.write(content + (line.end or b"\n" if line.is_last else b""))
         if number % 1_000 == 0:
-            said(f"checked {number:,} lines")
+            said(f"checked {counted(number, 'line')}")
     return checked

@@ -32,7 +32,7 @@ from tasquencer.cli.display import counting
 from tasquencer.cli.errors import CommandFailed, ExitCode, complain
 from tasquencer.cli.output import print_answer, print_json, print_line, say
 from tasquencer.cli.rendering import usage_labels
-from tasquencer.core.wording import one_line
+from tasquencer.core.wording import counted, one_line
 
 __all__ = ["act", "attach_to", "id_of", "print_status", "run_batch", "stage"]
 
@@ -121,11 +121,11 @@ async def run_batch(
             say(f"batch {batch_id} is under way: its concurrency and policy stay as they are")
             run = found
         elif batch.state is BatchState.COMPLETED and not (retry_failed and lost):
-            hint = f"; {lost:,} rows have no answer (--retry-failed tries them again)" if lost else ""
+            hint = f"; {counted(lost, 'row')} without an answer (--retry-failed tries again)" if lost else ""
             say(f"batch {batch_id} has completed before{hint}")
         else:
-            done = f", {counts.completed:,} of them are done already" if counts.completed else ""
-            say(f"batch {batch_id}: {batch.rows:,} prompts{done}")
+            done = f", {counts.completed:,} done already" if counts.completed else ""
+            say(f"batch {batch_id}: {counted(batch.rows, 'prompt')}{done}")
             run = await begin(client, batch, request, settings.task_queue)
         if detach:
             print_json({"batch_id": batch_id}) if as_json else print_answer(batch_id)
@@ -139,7 +139,7 @@ async def _upload(rows: StagedRows, batches: BatchStore, batch_id: str) -> None:
         for page in rows.pages():
             await batches.fill(batch_id, page)
             sent += len(page)
-            said(f"sent {sent:,} of {rows.count:,} prompts")
+            said(f"sent {sent:,} of {counted(rows.count, 'prompt')}")
     await batches.filled(batch_id)
 
 
@@ -226,13 +226,13 @@ def _how_to_go_on(batch_id: str, out: Path | None) -> str:
 def _footer(progress: BatchProgress, batch_id: str, files: BatchFiles) -> str:
     """`98 completed · 2 failed · 1,200 tokens in, 900 out · cost $0.01 · batch a · results in r.jsonl`."""
     pending = progress.rows - progress.ended
-    counted = {
+    states = {
         "completed": progress.completed,
         "failed": progress.failed,
         "canceled": progress.canceled,
         "not ended": pending,
     }
-    parts = [f"{count:,} {name}" for name, count in counted.items() if count or name == "completed"]
+    parts = [f"{count:,} {name}" for name, count in states.items() if count or name == "completed"]
     parts += usage_labels(progress.usage.model_dump())
     parts.append(f"batch {batch_id}")
     if files.out is not None:

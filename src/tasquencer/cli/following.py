@@ -41,6 +41,7 @@ from tasquencer.cli.errors import CommandFailed, ExitCode
 from tasquencer.cli.ledger_view import LedgerView
 from tasquencer.cli.worker_watch import WorkerWatch, has_begun
 from tasquencer.core.display_text import markdown_line
+from tasquencer.core.wording import counted
 from tasquencer.core.work_item import WorkItem
 from tasquencer.temporal.not_found import is_missing
 
@@ -330,7 +331,7 @@ def _summary(request: Mapping[str, JsonValue]) -> str:
     from tasquencer.ai.request import AiAgentRequest
 
     if isinstance(prompts := request.get("prompts"), list):
-        return f"{len(prompts)} prompts"
+        return counted(len(prompts), "prompt")
     asked = {name: request[name] for name in ("prompt", "messages") if name in request}
     return markdown_line(AiAgentRequest.model_validate(asked).job().prompt, 80)
 

@@ -103,7 +103,7 @@ def rebuild(
 async def _verify(
     task: str | None, since: datetime | None, limit: int, classes: Sequence[type], *, as_json: bool
 ) -> ExitCode:
-    from tasquencer.cli.rendering import counted
+    from tasquencer.core.wording import counted
     from tasquencer.temporal.projection import verify
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "differences": [], "gaps": []}
@@ -129,7 +129,7 @@ async def _verify(
 async def _rebuild(
     task: str | None, since: datetime | None, limit: int, classes: Sequence[type], *, as_json: bool
 ) -> ExitCode:
-    from tasquencer.cli.rendering import counted
+    from tasquencer.core.wording import counted
     from tasquencer.temporal.projection import rebuild
 
     report: dict[str, Any] = {"tasks": 0, "work_items": 0, "transitions": 0, "added": [], "refused": []}
@@ -162,7 +162,7 @@ async def _rebuild(
 
 
 def _added(work_items: int, transitions: int) -> str:
-    from tasquencer.cli.rendering import counted
+    from tasquencer.core.wording import counted
 
     return f"{counted(work_items, 'work item')}, {counted(transitions, 'transition')} added"
 

@@ -71,7 +71,7 @@ async def _prune(before: datetime, *, dry_run: bool, yes: bool, as_json: bool) -
 
 
 def _told(old: Old) -> str:
-    from tasquencer.cli.rendering import counted
+    from tasquencer.core.wording import counted
 
     told = f"{counted(old.tasks, 'task')} with {counted(old.work_items, 'work item')}"
     return told + (f" and {counted(old.batches, 'batch', 'batches')}" if old.batches else "")

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 
 from pydantic import JsonValue
 from rich.box import SIMPLE_HEAD
@@ -14,7 +15,8 @@ from rich.text import Text
 
 from tasquencer.ai.usage import Usage
 from tasquencer.core.display_text import terminal_line
-from tasquencer.core.wording import attempt_label, delay_label, duration, elapsed
+from tasquencer.core.task_state import TASK_ACTOR
+from tasquencer.core.wording import attempt_label, counted, delay_label, duration, elapsed, moment
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
 __all__ = [
@@ -22,7 +24,6 @@ __all__ = [
     "attempt_of",
     "attempts_table",
     "cost_label",
-    "counted",
     "listing_table",
     "live_table",
     "sum_of",
@@ -50,11 +51,8 @@ _LISTED_MESSAGE_LENGTH = 200
 _MESSAGE_LENGTH = 500
 
 _TIME = "%Y-%m-%d %H:%M:%S"
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 task`, `1,234 tasks`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+_CREATED = "created (UTC)"
+_STARTED = "started (UTC)"
 
 
 def attempt_of(item: WorkItem, max_retries: object) -> str:
@@ -93,24 +91,36 @@ def live_table(items: Sequence[WorkItem], *, max_retries: int | None, now: datet
             _failure(item, _LIVE_MESSAGE_LENGTH),
         )
     if len(items) > len(shown):
-        table.caption = f"the newest {len(shown)} of {len(items)} work items"
+        table.caption = f"the newest {len(shown)} of {counted(len(items), 'work item')}"
     return table
 
 
-def attempts_table(items: Sequence[WorkItem], records: Records, *, wide: bool = True) -> Table:
+def attempts_table(
+    items: Sequence[WorkItem],
+    records: Records,
+    transitions: Mapping[str, Sequence[Transition]] = MappingProxyType({}),
+    *,
+    wide: bool = True,
+) -> Table:
     """A task's work items as the ledger has them, oldest first, with what they cost.
 
-    Not `wide`, it leaves out the date and the worker, to fit 80 columns.
+    Args:
+        items: The work items.
+        records: Their AI jobs.
+        transitions: Show which results a person or program gave, instead of the task itself.
+        wide: Show the dates and the workers. Without them the table fits 80 columns.
     """
     several = _several_lineages(items)
     last = ["worker"] if wide else []
-    table = _table(*_LINEAGE[:several], "attempt", "state", "delay", "started", "took", "outcome", *last)
+    table = _table(*_LINEAGE[:several], "attempt", "state", "delay", _STARTED, "took", "outcome", *last)
     for item in items:
         record = records.get(item.id, {})
         started = item.started_at.strftime(_TIME if wide else "%H:%M:%S") if item.started_at else ""
         outcome = _failure(item)
-        if told := _decision(item) or _usage(record):
-            outcome.append(f"{' · ' if outcome else ''}{told}")
+        giver = _giver(item, transitions.get(item.id, ()))
+        for part in (_start(item), _decision(item) or _usage(record), giver and f"given by {giver}"):
+            if part:
+                outcome.append(f"{' · ' if outcome else ''}{part}")
         table.add_row(
             *[Text(terminal_line(item.lineage))][:several],
             Text(attempt_of(item, record.get("max_retries"))),
@@ -127,7 +137,7 @@ def attempts_table(items: Sequence[WorkItem], records: Records, *, wide: bool = 
 def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = True) -> Table:
     """Work items of many tasks. Not `wide`, it leaves out delay, duration and message, to fit 80 columns."""
     more = ["delay", "took"] if wide else []
-    table = _table("created", "task", "attempt", "state", *more, "failure")
+    table = _table(_CREATED, "task", "attempt", "state", *more, "failure")
     for item in items:
         kind = Text(terminal_line(item.failure.kind) if item.failure else "")
         table.add_row(
@@ -143,7 +153,7 @@ def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = T
 
 def transitions_table(items: Sequence[WorkItem], transitions: Mapping[str, Sequence[Transition]]) -> Table:
     """Every change of every work item: when, by whom, why."""
-    table = _table("work item", "attempt", "at", "state", "actor", "reason")
+    table = _table("work item", "attempt", "at (UTC)", "state", "actor", "reason")
     table.columns[0].overflow = "fold"
     for item in items:
         for change in transitions.get(item.id, ()):
@@ -184,10 +194,10 @@ def _table(*columns: str) -> Table:
             no_wrap=name in ("attempt", "state", "took"),
             overflow="fold",
             min_width={
-                "created": 10,
+                _CREATED: 10,
                 "state": 11,
                 "took": 6,
-                "started": 8,
+                _STARTED: 8,
                 "task": 17,
                 "failure": 16,
                 "outcome": 16,
@@ -220,6 +230,19 @@ def _failure(item: WorkItem, width: int = _MESSAGE_LENGTH) -> Text:
         return Text("")
     message = terminal_line(item.failure.message, width)
     return Text.assemble((terminal_line(item.failure.kind), "bold"), ": ", message)
+
+
+def _start(item: WorkItem) -> str:
+    """`starts at 2026-11-23 19:10:04 UTC`, for a retry that waits."""
+    is_waiting = item.state is WorkItemState.INITIALIZED and item.delay_seconds
+    return f"starts at {moment(item.not_before)}" if is_waiting else ""
+
+
+def _giver(item: WorkItem, transitions: Sequence[Transition]) -> str:
+    """Who gave the result; empty if the task's own work did."""
+    if item.state is not WorkItemState.COMPLETED or not transitions or transitions[-1].actor == TASK_ACTOR:
+        return ""
+    return terminal_line(transitions[-1].actor)
 
 
 def _decision(item: WorkItem) -> str:

@@ -12,8 +12,8 @@ from tasquencer.cli.errors import ExitCode, complain
 from tasquencer.cli.following import FollowedTask, Outcome, follow
 from tasquencer.cli.ledger_view import LedgerView
 from tasquencer.cli.output import print_answer, print_json, say
-from tasquencer.cli.rendering import counted, usage_labels
-from tasquencer.core.wording import one_line
+from tasquencer.cli.rendering import usage_labels
+from tasquencer.core.wording import counted, one_line
 from tasquencer.settings import Settings
 
 __all__ = ["follow_and_report"]

@@ -123,18 +123,19 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
         items = await ledger.work_items_of(task_id)
         if not items:
             raise CommandFailed(
-                f"the ledger has no task {task_id!r}: `tasq list` shows the newest work items"
+                f"the ledger {ledger.database} has no task {task_id!r}: `tasq list` shows the newest work "
+                "items, TASQ_DATABASE_URL names the ledger"
             )
         ids = [item.id for item in items]
         records = await ledger.domain_records(AI_JOBS, ids)
-        transitions = await ledger.transitions_of(ids) if with_transitions or as_json else {}
+        transitions = await ledger.transitions_of(ids)
     if as_json:
         _print_json(shown(task_id, items, records, transitions))
         return ExitCode.COMPLETED
     print_line(f"task {task_id} ({items[0].task_type})")
     if (prompt := records.get(items[0].id, {}).get("prompt")) is not None:
         print_line(f"prompt: {terminal_line(str(prompt), 200)}")
-    print_table(lambda wide: attempts_table(items, records, wide=wide))
+    print_table(lambda wide: attempts_table(items, records, transitions, wide=wide))
     if with_transitions:
         print_table(lambda _: transitions_table(items, transitions))
     print_line(totals(items, records))

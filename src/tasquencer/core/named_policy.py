@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tasquencer.core.policy import TaskPolicy, absorb_failures, fail_fast, require_successes, until_exhausted
 from tasquencer.core.validation import RequestModel, Whole
+from tasquencer.core.wording import counted
 
 __all__ = ["NamedPolicy", "policy_by_name"]
 
@@ -38,7 +39,7 @@ class NamedPolicy(RequestModel):
         """Why so many prompts cannot reach what the policy requires; None: they can."""
         if self.successes is None or self.successes <= prompts:
             return None
-        return f"{self.successes} are required of only {prompts} prompts"
+        return f"{self.successes} are required of only {counted(prompts, 'prompt')}"
 
     def is_reached_by(self, answers: int) -> bool:
         """Whether so many answers are all that the policy requires."""

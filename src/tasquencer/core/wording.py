@@ -17,6 +17,7 @@ from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 
 __all__ = [
     "attempt_label",
+    "counted",
     "delay_label",
     "duration",
     "elapsed",
@@ -59,6 +60,11 @@ def duration(seconds: float) -> str:
 def moment(at: datetime) -> str:
     """A time as people read it here: `2026-11-23 19:10:04 UTC`."""
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 task`, `1,234 tasks`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def attempt_label(attempt: int, max_retries: int) -> str:

@@ -41,6 +41,7 @@ from tasquencer.batch.window import MOST_UNSAVED, BatchWindow
 from tasquencer.core.display_text import markdown_line
 from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.core.policy import Verdict
+from tasquencer.core.wording import counted
 from tasquencer.temporal.batch_calls import PAUSED, TASK_WORKFLOW, BatchCalls, Followed
 from tasquencer.temporal.batches import completed_row, lost_row
 from tasquencer.temporal.failures import task_error
@@ -312,9 +313,11 @@ class BatchEngine:
             return None
         if window.verdict is Verdict.CONTINUE:
             missing = progress.rows - progress.ended
-            return task_error("TaskFailed", f"{missing:,} rows of the batch are no longer in the ledger")
+            return task_error(
+                "TaskFailed", f"the ledger no longer has {counted(missing, 'row')} of the batch"
+            )
         lost = progress.failed + progress.canceled
-        message = f"the policy ended the batch: {lost:,} of {progress.rows:,} rows failed"
+        message = f"the policy ended the batch: {lost:,} of {counted(progress.rows, 'row')} failed"
         last = f"; the last one: {window.last_failure}" if window.last_failure is not None else ""
         return task_error("TaskFailed", message + last)
 
