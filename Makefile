@@ -52,7 +52,7 @@ bench-docs: peers ## write the results of `make bench` into docs/performance.md,
 	$(BIN)/python -m benchmarks.page
 	$(PEERS)/bin/python -m benchmarks.plots
 
-chaos: setup ## kill, stop and cut off the parts while tasks run (CHAOS_ARGS="--seed 7 --tasks 2000 --faults 300")
+chaos: setup ## kill, stop and cut off the parts while tasks run (CHAOS_ARGS="--seed 7 --tasks 2000 --faults 300", "--shapes any")
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping versions where possible

@@ -6,23 +6,35 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.plan import Options
 from tests.chaos.report import found_in, missed_aims, slowest_stories, smallest_story, table
 from tests.chaos.run import run
+from tests.chaos.shapes import report as shapes
+from tests.chaos.shapes.campaign import ShapeOptions, run_shapes
+from tests.chaos.shapes.program import CONSTRUCTS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="decides about tasks, faults and answers (1)")
     parser.add_argument("--tasks", type=int, default=2000, help="how many tasks (2000)")
+    parser.add_argument(
+        "--shapes", help="run random tasks instead, made of `any` or of these constructs: a,b,c"
+    )
+    parser.add_argument("--deaths", type=int, default=200, help="with --shapes: how many workers die (200)")
+    parser.add_argument("--caches", default="1000,2", help="with --shapes: workflows that each worker caches")
     parser.add_argument("--faults", type=int, default=300, help="how many faults (300)")
     parser.add_argument("--rows", type=int, default=0, help="of a batch beside the tasks (none)")
     parser.add_argument("--ledger", choices=["postgresql", "sqlite"], default="postgresql")
     parser.add_argument("--gap", type=float, default=1.6, help="mean seconds from a fault to the next (1.6)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all logs and databases there")
     chosen = parser.parse_args()
+    if chosen.shapes is not None:
+        return _in_folder(chosen.keep, lambda folder: _run_shapes(_shape_options(chosen), folder))
     is_postgres = chosen.ledger == "postgresql"
     options = Options(
         seed=chosen.seed,
@@ -34,11 +46,36 @@ def main() -> int:
         witness=is_postgres,
         gap_seconds=chosen.gap,
     )
-    if chosen.keep is not None:
-        chosen.keep.mkdir(parents=True)
-        return asyncio.run(_run(options, chosen.keep.absolute()))
+    return _in_folder(chosen.keep, lambda folder: _run(options, folder))
+
+
+def _in_folder(keep: Path | None, work: Callable[[Path], Coroutine[Any, Any, int]]) -> int:
+    if keep is not None:
+        keep.mkdir(parents=True)
+        return asyncio.run(work(keep.absolute()))
     with tempfile.TemporaryDirectory(prefix="tasquencer-chaos-") as folder:
-        return asyncio.run(_run(options, Path(folder)))
+        return asyncio.run(work(Path(folder)))
+
+
+def _shape_options(chosen: argparse.Namespace) -> ShapeOptions:
+    return ShapeOptions(
+        seed=chosen.seed,
+        tasks=chosen.tasks,
+        deaths=chosen.deaths,
+        constructs=CONSTRUCTS if chosen.shapes == "any" else tuple(chosen.shapes.split(",")),
+        caches=tuple(int(cache) for cache in chosen.caches.split(",")),
+        ledger=chosen.ledger,
+    )
+
+
+async def _run_shapes(options: ShapeOptions, folder: Path) -> int:
+    campaign = await run_shapes(options, folder)
+    found = shapes.found_in(campaign)
+    print(shapes.table(campaign))
+    for account, wrong in found:
+        print(f"\n{shapes.story(account, wrong)}")
+    print(f"\n{len(found)} of {len(campaign.accounts)} tasks break a promise")
+    return 1 if found else 0
 
 
 async def _run(options: Options, folder: Path) -> int:

@@ -7,9 +7,10 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -32,9 +33,15 @@ _COMES_BACK_SECONDS = PATIENCE_SECONDS
 
 
 class Temporal:
-    """Temporal's dev server, its state in a file."""
+    """Temporal's dev server, its state in a file.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where the file is.
+        settings: Of its dynamic configuration.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any] = _SERVER_SETTINGS) -> None:
+        self._settings = settings
         self._file = folder / "temporal.db"
         self._running = AsyncExitStack()
         self._server: EmbeddedTemporal | None = None
@@ -52,7 +59,7 @@ class Temporal:
                 ui=False,
                 port=self.port,
                 database_file=self._file,
-                dynamic_config=_SERVER_SETTINGS,
+                dynamic_config=self._settings,
                 timeout_seconds=_COMES_BACK_SECONDS,
             )
         )

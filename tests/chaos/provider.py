@@ -29,7 +29,7 @@ from tests.stories.story import Given
 from tests.support import answers
 from tests.support.answers import Answer
 
-__all__ = ["Log", "random_answer"]
+__all__ = ["Glance", "Log", "glance_at", "random_answer"]
 
 _LOG = "SELECT next_state FROM work_item_transitions WHERE work_item_id = {} ORDER BY sequence"
 
@@ -87,6 +87,11 @@ class _PostgresGlance(Glance):
                 self._connection = None
                 return None
             return [row[0] for row in rows]
+
+
+def glance_at(ledger: str) -> Glance:
+    """Looks into a SQLite file, or into the database at a PostgreSQL URL."""
+    return _PostgresGlance(ledger) if ledger.startswith("postgresql:") else _SqliteGlance(ledger)
 
 
 def random_answer(dice: random.Random, text: str) -> tuple[Answer, Given]:
@@ -153,8 +158,7 @@ class _Provider:
 
 
 async def _serve(seed: str, log: Path, ledger: str) -> None:
-    glance = _SqliteGlance(ledger) if not ledger.startswith("postgresql:") else _PostgresGlance(ledger)
-    async with HttpServer(_Provider(seed, Log(log), glance).handle) as server:
+    async with HttpServer(_Provider(seed, Log(log), glance_at(ledger)).handle) as server:
         print(server.port, flush=True)
         await asyncio.Event().wait()
 

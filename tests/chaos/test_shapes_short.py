@@ -1,0 +1,63 @@
+"""Random task shapes in a short form: real workers that die, queries under way, no promise broken.
+
+At length: `make chaos CHAOS_ARGS="--shapes any --tasks 1000 --deaths 200"`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.shapes.campaign import ShapeOptions, run_shapes
+from tests.chaos.shapes.program import CONSTRUCTS, HOLDING, lineages_in, program_of, read_program
+from tests.chaos.shapes.report import found_in, story, table
+
+SHORT = ShapeOptions(seed=400, tasks=40, deaths=8, constructs=HOLDING, gap_seconds=0.6)
+
+
+@pytest.mark.timeout(480)
+async def test_no_promise_is_broken_whatever_the_shape(tmp_path: Path) -> None:
+    campaign = await run_shapes(SHORT, tmp_path)
+    print(table(campaign))
+    found = found_in(campaign)
+    if found:
+        pytest.fail("\n\n".join(story(account, wrong) for account, wrong in found))
+    assert len(campaign.accounts) == SHORT.tasks
+    assert campaign.deaths >= SHORT.deaths
+    assert campaign.looks
+    assert sum(len(account.requests) for account in campaign.accounts) >= SHORT.tasks
+
+
+def test_a_seed_always_stands_for_the_same_program() -> None:
+    assert [program_of(seed) for seed in range(50)] == [program_of(seed) for seed in range(50)]
+
+
+def test_a_program_survives_being_written_down() -> None:
+    for seed in range(50):
+        program = program_of(seed)
+        assert read_program(json.loads(json.dumps(program.as_json()))).as_json() == program.as_json()
+
+
+def test_every_construct_is_drawn() -> None:
+    programs = [program_of(seed) for seed in range(400)]
+    names = {name for program in programs for name in _names(program.body)}
+    acts = {act.name for program in programs for act in program.acts}
+    leaves = {leave for program in programs for leave in ("break", "return") if leave in str(program.body)}
+    operators = {"operators"} if {"retry_now", "complete", "fail", "cancel_item"} <= acts else set()
+    long = {"continue_as_new"} if any(program.retries > 3 for program in programs) else set()
+    assert set(CONSTRUCTS) <= names | acts | leaves | operators | long
+
+
+def test_each_lineage_of_a_program_has_its_attempts() -> None:
+    for seed in range(200):
+        program = program_of(seed)
+        assert sorted(lineages_in(program.body)) == sorted(program.attempts)
+
+
+def _names(part: object) -> set[str]:
+    if not isinstance(part, list):
+        return set()
+    mine = {part[0]} if part and isinstance(part[0], str) else set()
+    return mine.union(*(_names(one) for one in part))
