@@ -107,7 +107,8 @@ def test_commands_print_through_one_module() -> None:
     found = [
         f"{file.name}:{node.lineno}"
         for file in folder.glob("*.py")
-        if file.name != "output.py" and not file.name.startswith("demo")
+        if file.name not in ("output.py", "entry.py")  # the entry works without the packages of the output
+        and not file.name.startswith("demo")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]

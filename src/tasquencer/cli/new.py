@@ -11,6 +11,7 @@ import typer
 
 from tasquencer.cli.application import write_application
 from tasquencer.cli.help import examples
+from tasquencer.cli.output import print_text
 
 __all__ = ["EXAMPLES", "new"]
 
@@ -22,11 +23,10 @@ Wrote an application to {folder}. README.md in it says more; to try it:
   cd {folder}
   pip install -r requirements-dev.txt
   python -m pytest
-  tasq worker
-"""
+  tasq worker"""
 
 
 def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")]) -> None:
     """Write an application to start from: workflows, activities, a worker, a test, a compose file."""
     write_application(folder, version("tasquencer"))
-    print(_NEXT.format(folder=shlex.quote(str(folder))), end="")
+    print_text(_NEXT.format(folder=shlex.quote(str(folder))))
