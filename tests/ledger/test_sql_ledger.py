@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import stat
 import traceback
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -86,6 +88,17 @@ async def test_a_sqlite_file_keeps_what_was_recorded(tmp_path: Path) -> None:
         async with SqlLedger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
             await ledger.record([Life().initialized()])
             assert len(await ledger.work_items(WorkItemFilter())) == 1
+
+
+async def test_a_refused_write_leaves_no_lock_behind(tmp_path: Path) -> None:
+    async with SqlLedger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        await ledger.record([Life().initialized()])
+        with pytest.raises(LedgerConflict):
+            await ledger.record([Life(id="b").initialized(), Life(id="c").initialized()])
+        with closing(sqlite3.connect(tmp_path / "ledger.db", timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+        await ledger.record([Life(id="b", attempt=1).initialized()])
 
 
 # Outages

@@ -7,6 +7,7 @@ each execution: the greater part of what a write of the ledger took in Python.
 from __future__ import annotations
 
 import functools
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -41,7 +42,10 @@ def execute_many(
             parameters.append(tuple(values))
     except (TypeError, ValueError) as error:
         raise sa.exc.StatementError(str(error), text, None, error, hide_parameters=True) from error
-    connection.exec_driver_sql(text, parameters)
+    if connection.dialect.name == "sqlite":
+        _sqlite(connection, text, parameters if len(parameters) > 1 else parameters[0])
+    else:
+        connection.exec_driver_sql(text, parameters)
 
 
 def rows_of(
@@ -52,7 +56,25 @@ def rows_of(
     parameters = list(values)
     for place, process in processors:
         parameters[place] = process(parameters[place])
+    if connection.dialect.name == "sqlite":
+        return _sqlite(connection, text, tuple(parameters))
     return connection.exec_driver_sql(text, tuple(parameters))
+
+
+def _sqlite(
+    connection: sa.Connection, text: str, parameters: tuple[Any, ...] | list[tuple[Any, ...]]
+) -> list[Any]:
+    """The rows of a statement, run by the driver alone: that costs a fifth of what SQLAlchemy adds to it."""
+    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    try:
+        if isinstance(parameters, list):
+            driver.executemany(text, parameters)
+            return []
+        return driver.execute(text, parameters).fetchall()
+    except sqlite3.Error as error:
+        raise sa.exc.DBAPIError.instance(
+            text, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
+        ) from error
 
 
 @functools.lru_cache(maxsize=128)

@@ -60,6 +60,9 @@ class SqliteDatabase(Database):
         sa.event.listen(self._engine, "begin", _begin_sqlite)
         self._writing_engine = self._engine.execution_options(tasquencer_writes=True)
         self._is_file = is_file
+        self._writing: sa.Connection | None = (
+            None  # the writer's, kept: to get one takes longer than to use it
+        )
         self._new_threads()
 
     def _new_threads(self) -> None:
@@ -88,10 +91,21 @@ class SqliteDatabase(Database):
 
         def job() -> T:
             self._check_file()
-            with self._writing_engine.begin() as connection:
-                return work(connection)
+            if self._writing is None:
+                self._writing = self._writing_engine.connect()
+            try:
+                with self._writing.begin():
+                    return work(self._writing)
+            except BaseException:
+                self._end_writing()
+                raise
 
         return await asyncio.get_running_loop().run_in_executor(self._writer, job)
+
+    def _end_writing(self) -> None:
+        connection, self._writing = self._writing, None
+        if connection is not None:
+            connection.close()
 
     async def prepare(self) -> None:
         """Create the folder of the file, and let it have a write-ahead log (readers beside the writer)."""
@@ -109,6 +123,7 @@ class SqliteDatabase(Database):
 
     async def close(self) -> None:
         """See `Database.close`. Waits for the transaction under way."""
+        self._writer.submit(self._end_writing)
         await asyncio.to_thread(self._writer.shutdown)
         await asyncio.to_thread(self._reader.shutdown)
         self._engine.dispose()
@@ -179,4 +194,5 @@ def _write_ahead(cursor: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A writer takes the lock at once. One that reads first and takes it later may find the file changed.
     writes = connection.get_execution_options().get("tasquencer_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
