@@ -16,6 +16,7 @@ from temporalio.worker import Worker
 from activities import ACTIVITIES
 from tasquencer.ai import AiCalls
 from tasquencer.ai.provider.client import client_from
+from tasquencer.cli.environment import checked_settings
 from tasquencer.cli.worker_options import (
     BuildId,
     CallsPerSecond,
@@ -65,8 +66,8 @@ def main(
     Example: OPENAI_BASE_URL=http://127.0.0.1:11434/v1 TASQ_MODEL=llama3.2 python worker.py
     """
     set_up_logging(log_level)
-    settings = Settings.from_environment(os.environ)
     with errors_as_exit_status():
+        settings = checked_settings(provider=True)
         tuning = Tuning(
             concurrent_calls=concurrent_calls,
             calls_per_second=calls_per_second,

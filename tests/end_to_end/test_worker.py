@@ -209,8 +209,8 @@ async def test_without_a_key_it_says_what_to_set(stage: Stage, base_url: str | N
     async with stage.process(settings={"OPENAI_BASE_URL": base_url}) as worker:
         assert await exited(worker) == 2
         assert worker.output() == (
-            "error: no API key: set OPENAI_API_KEY; or set OPENAI_BASE_URL to a model server on this "
-            "machine, such as http://127.0.0.1:11434/v1, which needs none\n"
+            "error: OPENAI_API_KEY: not set: every provider needs a key, except a model server on "
+            "this machine, such as OPENAI_BASE_URL=http://127.0.0.1:11434/v1\n"
         )
 
 

@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
@@ -134,11 +136,11 @@ def ends(program: typer.Typer, *arguments: str) -> tuple[int, str]:
 TEMPORAL: dict[str, tuple[dict[str, str], str]] = {
     "an address that is none": (
         {"TEMPORAL_ADDRESS": "127.0.0.1:99999"},
-        "127.0.0.1:99999: that is no address (TEMPORAL_ADDRESS must be host:port, without http://)",
+        "TEMPORAL_ADDRESS: must be host:port, without http://, not '127.0.0.1:99999'",
     ),
     "an address with a scheme": (
         {"TEMPORAL_ADDRESS": "http://127.0.0.1:7233"},
-        "that is no address (TEMPORAL_ADDRESS must be host:port, without http://)",
+        "TEMPORAL_ADDRESS: must be host:port, without http://, not 'http://127.0.0.1:7233'",
     ),
     "an expired certificate": (
         {"TEMPORAL_ADDRESS": "localhost:{expired_tls}", "TEMPORAL_TLS": "true"},
@@ -158,7 +160,7 @@ TEMPORAL: dict[str, tuple[dict[str, str], str]] = {
     ),
     "an authority whose file is missing": (
         {"TEMPORAL_TLS": "true", "TEMPORAL_TLS_SERVER_CA_CERT_PATH": "/nowhere/ca.pem"},
-        "No such file or directory: '/nowhere/ca.pem'",
+        "TEMPORAL_TLS_SERVER_CA_CERT_PATH: there is no file '/nowhere/ca.pem'",
     ),
     "TLS to a port without": (
         {"TEMPORAL_TLS": "true"},
@@ -178,11 +180,11 @@ TEMPORAL: dict[str, tuple[dict[str, str], str]] = {
     ),
     "a file of profiles that is missing": (
         {"TEMPORAL_CONFIG_FILE": "/nowhere/temporal.toml"},
-        "there is no file '/nowhere/temporal.toml' (check TEMPORAL_CONFIG_FILE, TEMPORAL_PROFILE ",
+        "TEMPORAL_CONFIG_FILE: there is no file '/nowhere/temporal.toml'",
     ),
     "a profile that is unknown": (
         {"TEMPORAL_PROFILE": "nope"},
-        "Profile 'nope' not found (check TEMPORAL_CONFIG_FILE, TEMPORAL_PROFILE ",
+        "TEMPORAL_PROFILE: Profile 'nope' not found",
     ),
 }
 
@@ -199,8 +201,10 @@ def _cannot_reach_temporal(*says: str) -> None:
     """And the line says one of these."""
     for program, arguments in ((worker_app, ()), (app, ("run", "hello", "--detach"))):
         status, line = ends(program, *arguments)
-        assert status == 3
-        assert line.startswith("cannot reach Temporal at ") and any(one in line for one in says), line
+        assert any(one in line for one in says), line
+        is_setting = line.startswith("TEMPORAL_")
+        assert status == (2 if is_setting else 3)
+        assert is_setting or line.startswith("cannot reach Temporal at ")
 
 
 class _Facts(dict[str, Any]):
@@ -241,12 +245,13 @@ def test_a_temporal_that_accepts_and_never_answers(environment: pytest.MonkeyPat
 # The ledger
 
 
-def _refuses(environment: pytest.MonkeyPatch, url: str, *says: str, worker_status: int = 3) -> None:
+def _refuses(environment: pytest.MonkeyPatch, url: str, *says: str, is_setting: bool = False) -> None:
     """With one of these texts."""
     environment.setenv("TASQ_DATABASE_URL", url)
-    for program, arguments, expected in ((worker_app, (), worker_status), (app, ("list",), 3)):
+    for program, arguments in ((worker_app, ()), (app, ("list",))):
         status, line = ends(program, *arguments)
-        assert status == expected
+        assert status == (2 if is_setting else 3)
+        assert line.startswith("TASQ_DATABASE_URL: ") == is_setting
         assert any(one in line for one in says), line
 
 
@@ -289,7 +294,7 @@ def test_an_authority_for_postgresql_whose_file_is_missing(environment: pytest.M
         environment,
         url,
         "sslrootcert in the database URL names '/nowhere/ca.pem', which does not",
-        worker_status=2,
+        is_setting=True,
     )
 
 
@@ -304,7 +309,7 @@ def test_a_postgresql_that_refuses(environment: pytest.MonkeyPatch, falling: Fal
         environment,
         falling.url + "?sslmode=sometimes",
         "sslmode in the database URL is 'sometimes'",
-        worker_status=2,
+        is_setting=True,
     )
     _refuses(environment, falling.url + "?no_such_setting=3", '"no_such_setting"')
     _refuses(environment, falling.url.replace("/ledger", "/nowhere"), 'database "nowhere" does not exist')
@@ -339,7 +344,7 @@ def test_an_at_sign_in_a_password_must_be_escaped(
         environment,
         url,
         "the database URL contains an unescaped @: write it as %40 in the password",
-        worker_status=2,
+        is_setting=True,
     )
 
 
@@ -358,6 +363,74 @@ def test_a_sqlite_file_that_cannot_be_written(environment: pytest.MonkeyPatch, t
 
 
 # The worker's own settings
+
+
+def problems_of_the_worker(environment: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """What `worker.py` says of settings that it cannot use: a line for each, and status 2."""
+    program = Path(worker.__file__)
+    ran = subprocess.run(
+        [sys.executable, program, *arguments],
+        cwd=program.parent,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert b"s3cret" not in ran.stderr
+    lines = ran.stderr.decode().splitlines()
+    assert all(line.startswith("error: ") for line in lines), lines
+    return [line.removeprefix("error: ") for line in lines]
+
+
+def test_all_problems_are_told_and_nothing_is_started(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {
+        "TASQ_CONCURRENT_CALLS": "many",
+        "TASQ_DATABASE_URL": "mysql://localhost/db",
+        "TEMPORAL_ADDRESS": "http://localhost:7233",
+        "OPENAI_API_KEY": '"sk-s3cret"',
+        "OPENAI_BASE_URL": "https://models.example.org/v1/chat/completions",
+        "ALL_PROXY": "ftp://proxy",
+        "SSL_CERT_FILE": "/nowhere/ca.pem",
+    }.items():
+        environment.setenv(name, value)
+    problems = problems_of_the_worker(environment)
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "TASQ_CONCURRENT_CALLS",
+        "TASQ_DATABASE_URL",
+        "TEMPORAL_ADDRESS",
+        "OPENAI_BASE_URL",
+        "OPENAI_API_KEY",
+        "ALL_PROXY",
+        "SSL_CERT_FILE",
+    ]
+
+
+def test_tasq_checks_what_it_uses_and_tells_all_problems(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("OPENAI_API_KEY", "'quoted'")  # only workers call a model
+    environment.setenv("TASQ_DATABASE_URL", "mysql://localhost/db")
+    environment.setenv("TEMPORAL_ADDRESS", "localhost")
+    result = CliRunner().invoke(app, ["list"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [
+        ["error", " TASQ_DATABASE_URL"],
+        ["error", " TEMPORAL_ADDRESS"],
+    ]
+
+
+def test_empty_settings_are_unset_and_white_space_is_stripped(
+    environment: pytest.MonkeyPatch, dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    empty = ("TASQ_TASK_QUEUE", "TASQ_LOG_LEVEL", "TEMPORAL_NAMESPACE", "TEMPORAL_PROFILE", "TEMPORAL_TLS")
+    for name in (*empty, "TEMPORAL_API_KEY", "TEMPORAL_CONFIG_FILE"):
+        environment.setenv(name, " ")
+    environment.setenv("TEMPORAL_ADDRESS", f" {dev_server.address}\n")
+    environment.setenv("TASQ_DATABASE_URL", f"sqlite:///{tmp_path}/ledger.db\r\n")
+    environment.setenv("HOME", str(tmp_path))
+    result = CliRunner().invoke(app, ["run", "hello", "--detach"])
+    assert result.exit_code == 0, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -390,6 +463,5 @@ def test_a_metrics_port_that_is_occupied(environment: pytest.MonkeyPatch) -> Non
 
 def test_a_log_level_that_is_unknown(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("TASQ_LOG_LEVEL", "LOUD")
-    result = CliRunner().invoke(worker_app)
-    assert result.exit_code == 2
-    assert "'LOUD' is not one of" in result.stderr
+    problems = problems_of_the_worker(environment)
+    assert problems == ["TASQ_LOG_LEVEL: must be one of DEBUG, INFO, WARNING, ERROR, not 'LOUD'"]

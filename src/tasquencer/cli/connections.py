@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tasquencer.cli.environment import checked_settings
 from tasquencer.cli.errors import CommandFailed, ExitCode
 
 if TYPE_CHECKING:
@@ -20,18 +21,17 @@ __all__ = ["connect_temporal", "open_ledger", "quiet_runtime", "read_settings", 
 
 
 def read_settings() -> Settings:
-    """The settings from this process's environment."""
-    from tasquencer.settings import Settings
-
-    return Settings.from_environment(os.environ)
+    """The settings from this process's environment. Raises `WrongSettings`."""
+    return checked_settings()
 
 
 async def connect_temporal() -> Client:
-    """A client for the server that the environment names. Raises `TemporalUnreachable` or `WrongSetting`."""
+    """A client for the server that the environment names. Raises `WrongSettings`, `TemporalUnreachable`."""
     from tasquencer.cli.decoding import telling
     from tasquencer.temporal.connection import connect
     from tasquencer.temporal.converter import configured, data_converter
 
+    checked_settings()
     converter = telling(configured(os.environ) or data_converter)
     return await connect(runtime=quiet_runtime(), data_converter=converter)
 
@@ -57,4 +57,4 @@ def readable_database_url() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise CommandFailed(f"TASQ_DATABASE_URL: {error}", ExitCode.UNREACHABLE) from None
+        raise CommandFailed(f"TASQ_DATABASE_URL: {error}", ExitCode.USAGE) from None

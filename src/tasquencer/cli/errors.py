@@ -19,6 +19,8 @@ from tasquencer.core.errors import (
     SchemaMismatch,
     TasquencerError,
     TemporalUnreachable,
+    WrongSetting,
+    WrongSettings,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +84,10 @@ class ErrorReportingGroup(TyperGroup):
             return run()
         try:
             code = run() or 0
+        except WrongSettings as wrong:
+            for problem in wrong.problems:
+                complain(str(problem))
+            code = ExitCode.USAGE
         except Exception as error:
             explained = _explained(error)
             if explained is None:
@@ -98,7 +104,7 @@ def _explained(error: Exception) -> tuple[str, ExitCode] | None:
         return str(error), error.code
     if isinstance(error, typer.Abort):
         return "stopped", ExitCode.FAILED
-    if isinstance(error, InvalidRequest):
+    if isinstance(error, InvalidRequest | WrongSetting):
         return str(error), ExitCode.USAGE
     if isinstance(error, TemporalUnreachable | LedgerUnavailable):
         return str(error), ExitCode.UNREACHABLE

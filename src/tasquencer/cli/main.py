@@ -24,6 +24,7 @@ from tasquencer.cli import (
 from tasquencer.cli.errors import ErrorReportingGroup
 from tasquencer.cli.help import examples
 from tasquencer.cli.output import print_line, replace_what_cannot_be_shown, silence
+from tasquencer.settings import clean
 
 __all__ = ["app", "main"]
 
@@ -86,6 +87,7 @@ def main() -> None:
     """Run the command that the command line names, and end the process."""
     logging.getLogger("tasquencer").addHandler(logging.NullHandler())  # its warnings are for workers
     replace_what_cannot_be_shown()
+    clean(os.environ)
     try:
         app()
     except SystemExit as end:

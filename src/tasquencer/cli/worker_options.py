@@ -22,9 +22,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tasquencer.cli.environment import checked_settings
 from tasquencer.cli.log_format import LogFormatter
 from tasquencer.cli.output import say
-from tasquencer.core.errors import LedgerError, TasquencerError, TemporalUnreachable
+from tasquencer.core.errors import LedgerError, TasquencerError, TemporalUnreachable, WrongSettings
 from tasquencer.temporal.versioning import Versioning
 
 __all__ = [
@@ -141,15 +142,29 @@ def errors_as_exit_status() -> Iterator[None]:
     """
     try:
         yield
+    except WrongSettings as wrong:
+        for problem in wrong.problems:
+            say(f"error: {problem}")
+        raise SystemExit(2) from wrong
     except TasquencerError as error:
         say(f"error: {error}")
         raise SystemExit(3 if isinstance(error, LedgerError | TemporalUnreachable) else 2) from error
 
 
-def run_program(main: Callable[..., None]) -> NoReturn:
-    """Run `main` with the options of the command line, and end the process."""
+def run_program(main: Callable[..., None], *, provider: bool = True) -> NoReturn:
+    """Run `main` with the options of the command line, and end the process.
+
+    All settings of the environment are checked first; the process ends with status 2 if some are wrong.
+
+    Args:
+        main: Runs the worker.
+        provider: Whether the worker calls a model, so that it needs the provider's settings.
+    """
     status: object = 0
     try:
+        if "--help" not in sys.argv:
+            with errors_as_exit_status():
+                checked_settings(provider=provider)
         typer.run(main)
     except SystemExit as end:
         status = end.code or 0

@@ -10,6 +10,7 @@
     ├── PluginGivenTwice       a worker has the plugin twice
     ├── TemporalUnreachable    nobody answers at Temporal's address
     ├── WrongSetting           a setting has a value that cannot be used
+    ├── WrongSettings          the environment has settings that cannot be used
     └── LedgerError
         ├── BookkeepingRefused the ledger refused what a task decided; a bug, the task pauses
         ├── LedgerConflict     an entry contradicts what the ledger already holds
@@ -26,6 +27,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tasquencer.core.work_item import WorkItemState
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "TooManyWorkItems",
     "UnknownWorkItem",
     "WrongSetting",
+    "WrongSettings",
 ]
 
 
@@ -138,6 +142,14 @@ class WrongSetting(TasquencerError):
         self.name = name
         self.problem = problem
         super().__init__(f"{name}: {problem}")
+
+
+class WrongSettings(TasquencerError):
+    """The environment has settings that cannot be used. Its text has a line for each of them."""
+
+    def __init__(self, problems: Sequence[WrongSetting]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(map(str, problems)))
 
 
 class LedgerError(TasquencerError):

@@ -16,6 +16,7 @@ from temporalio.envconfig import ClientConfig as Profile
 from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
 
 from tasquencer.core.errors import TemporalUnreachable
+from tasquencer.settings import cleaned
 from tasquencer.temporal.converter import configured, data_converter, is_default
 from tasquencer.temporal.delivery import OUTAGES
 
@@ -127,11 +128,12 @@ async def report_outages(client: Client) -> NoReturn:
 
 def _configured() -> dict[str, Any]:
     """The arguments of `Client.connect`, as the settings give them."""
-    file = os.environ.get("TEMPORAL_CONFIG_FILE")
+    environment = cleaned(os.environ)
+    file = environment.get("TEMPORAL_CONFIG_FILE")
     try:
         if file and not Path(file).exists():  # the SDK would go on without it, to another server
             raise FileNotFoundError(f"there is no file {file!r}")
-        config: dict[str, Any] = dict(Profile.load_client_connect_config())
+        config: dict[str, Any] = dict(Profile.load_client_connect_config(override_env_vars=environment))
     except Exception as error:  # the SDK raises bare RuntimeErrors for an unreadable profile
         raise TemporalUnreachable(
             "the configured address",

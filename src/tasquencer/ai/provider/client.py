@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Mapping
 from http.cookiejar import CookieJar
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
 from tasquencer.ai.provider.body import read_body
 from tasquencer.ai.provider.reply import Reply, ReplyEnd
-from tasquencer.core.errors import TasquencerError, WrongSetting
+from tasquencer.ai.provider.settings import is_azure, is_local, problems_in, provider_address
+from tasquencer.core.errors import TasquencerError
+from tasquencer.settings import cleaned
 
 __all__ = [
     "MAXIMUM_BODY_BYTES",
@@ -49,38 +49,43 @@ def client_from(environment: Mapping[str, str]) -> openai.AsyncOpenAI:
 
     Raises:
         MissingApiKey: `OPENAI_API_KEY` is missing, and the provider is elsewhere.
-        WrongSetting: `OPENAI_BASE_URL` is no URL.
+        WrongSetting: another of the provider's settings cannot be used.
     """
-    base_url = environment.get("OPENAI_BASE_URL", "")
-    try:
-        parts = urlsplit(base_url)
-        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        raise WrongSetting("OPENAI_BASE_URL", str(error)) from error
-    if base_url and not is_url:
-        expected = "a URL such as https://models.example.org/v1 or http://127.0.0.1:11434/v1"
-        raise WrongSetting("OPENAI_BASE_URL", f"expected {expected}")
-    if environment.get("OPENAI_API_KEY"):
-        return make_client()
-    if _is_local(parts.hostname or ""):
-        return make_client(api_key="not-needed")
-    raise MissingApiKey
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    known = cleaned(environment)
+    address = provider_address(known)
+    key = known.get("OPENAI_API_KEY") or ("not-needed" if is_local(address.host) else None)
+    if key is None:
+        raise MissingApiKey
+    for wrong in problems_in(known):
+        raise wrong
+    client = make_client(
+        api_key=key,
+        base_url=address.base_url,
+        query=address.query,
+        # Azure takes a key in this header, and in the usual one only at its newer addresses.
+        headers={"api-key": key} if is_azure(address.host) else {},
+    )
+    # The client would take an empty setting for a name.
+    client.organization = known.get("OPENAI_ORG_ID")
+    client.project = known.get("OPENAI_PROJECT_ID")
+    return client
 
 
 def make_client(
-    *, api_key: str | None = None, base_url: str | None = None, organization: str | None = None
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    organization: str | None = None,
+    query: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> openai.AsyncOpenAI:
     """A client that sends each request once; what is not given is read from the environment as `openai` does.
 
     It never tries again (the task does, with a new work item), follows no redirect (that would be a second
     request), and reads no more than `MAXIMUM_ERROR_BYTES` of an error.
+
+    Args:
+        query, headers: Go with every request.
     """
     http_client = openai.DefaultAsyncHttpxClient(follow_redirects=False)
     return guard(
@@ -89,6 +94,8 @@ def make_client(
             base_url=base_url,
             organization=organization,
             max_retries=0,
+            default_query=query,
+            default_headers=headers,
             http_client=http_client,
         )
     )
@@ -135,7 +142,7 @@ def output_limit_field(base_url: httpx2.URL, model: str) -> str:
     `max_completion_tokens` towards OpenAI and Azure and for a model with the plain name of an OpenAI
     reasoning model, else `max_tokens`.
     """
-    at_openai = base_url.host.endswith(("api.openai.com", ".openai.azure.com", ".services.ai.azure.com"))
+    at_openai = base_url.host.endswith("api.openai.com") or is_azure(base_url.host)
     reasoning = model.startswith(("o1", "o3", "o4", "gpt-5", "gpt-6"))
     return "max_completion_tokens" if at_openai or reasoning else "max_tokens"
 
