@@ -174,13 +174,13 @@ def test_a_database_that_cannot_be_reached_is_one_line_and_status_3(
 
 @pytest.mark.parametrize("command", [["list"], ["db", "version"]])
 @pytest.mark.parametrize("url", ["no url", "mysql://user:s3cret@host/x"])
-def test_a_database_url_that_means_nothing_is_one_line_and_status_3(
+def test_a_database_url_that_means_nothing_is_one_line_and_status_2(
     tasq: Tasq, monkeypatch: pytest.MonkeyPatch, command: list[str], url: str
 ) -> None:
     monkeypatch.setenv("TASQ_DATABASE_URL", url)
     result = tasq(*command)
-    assert result.exit_code == 3
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: TASQ_DATABASE_URL: ") and result.stderr.count("\n") == 1
     assert "s3cret" not in result.output
 
 
