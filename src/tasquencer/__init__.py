@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         TooManyWorkItems as TooManyWorkItems,
         UnknownWorkItem as UnknownWorkItem,
         WrongSetting as WrongSetting,
+        WrongSettings as WrongSettings,
     )
     from tasquencer.core.failure import Failure as Failure, FailureKind as FailureKind
     from tasquencer.core.hooks import (
