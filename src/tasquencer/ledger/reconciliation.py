@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from tasquencer.core.wording import one_line
 
-__all__ = ["LEAVE", "Cause", "Judgement", "Run", "RunStatus", "judge", "reason_of"]
+__all__ = ["LEAVE", "Cause", "Judgement", "Run", "RunStatus", "judge", "judge_observed", "reason_of"]
 
 _TOLD_LENGTH = 500
 """Characters of somebody's reason that go into a transition."""
@@ -113,6 +113,18 @@ def judge(own: Run | None, latest: Run | None, *, now: datetime, grace: timedelt
         # Another task has taken the id since, so the one of these work items has ended.
         return Judgement(_CAUSES[own.status], ended_by=own) if latest.started_at <= quiet_since else LEAVE
     return _judge_earlier(own, latest, quiet_since)
+
+
+def judge_observed(own: Run | None, *, now: datetime, grace: timedelta) -> Judgement:
+    """What is to be done with observed attempts of a run for which Temporal knows no outcome.
+
+    An activity ends with its run: it does not matter whether another run follows. Arguments as for `judge`.
+    """
+    if own is None:
+        return Judgement(Cause.UNKNOWN, only_unlisted=True)
+    if not _closed_before(own, now - grace):
+        return LEAVE
+    return Judgement(_CAUSES[own.status], only_unlisted=True, ended_by=own)
 
 
 def _judge_earlier(own: Run, latest: Run, quiet_since: datetime) -> Judgement:

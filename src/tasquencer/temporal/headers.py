@@ -27,7 +27,10 @@ from temporalio.converter import (
 
 from tasquencer.temporal.wire import JSON
 
-__all__ = ["HeaderCodec", "pack", "unpack"]
+__all__ = ["RUN_HEADER", "HeaderCodec", "pack", "unpack"]
+
+RUN_HEADER = "tasquencer-run"
+"""The header of a work item's call: the run that makes it."""
 
 _FUNCTION = "tasquencer.headers"
 """Name of the function by which a workflow in the sandbox reaches the codec."""

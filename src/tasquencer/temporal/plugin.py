@@ -30,10 +30,11 @@ from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.converter import data_converter, is_default
 from tasquencer.temporal.headers import HeaderCodec
+from tasquencer.temporal.observing import ActivityObserver, Observing, OnOutage
 from tasquencer.temporal.reconciling import ReconciliationActivity
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.temporal.scope import TaskInterceptor
-from tasquencer.temporal.wire import WireInterceptor, wired
+from tasquencer.temporal.wire import WireInterceptor, activity_name, wired
 
 if TYPE_CHECKING:
     from tasquencer.temporal.ai_calls import AiCalls
@@ -66,11 +67,25 @@ class TasquencerPlugin(SimplePlugin):
         batches: The batches beside it, for a worker that carries out `AiBatchTask`; None: the ledger's own
             (`SqlLedger.batches`), if it has any.
         calls: Registers the AI call, the activity `generate`; None: this worker makes no AI calls.
+        observe_activities: Patterns (as in `fnmatch`) of activity types. Temporal retries these activities as
+            before, and each attempt leaves a work item.
+        observe_on_outage: What observed activities do while the ledger cannot be written: `"continue"`
+            without a work item, or `"wait"` for it.
+        record_payloads: Keep arguments and results of observed activities in the ledger; None: only if the
+            client has no payload codec.
     """
 
     def __init__(
-        self, ledger: Ledger, batches: BatchStore | None = None, *, calls: AiCalls | None = None
+        self,
+        ledger: Ledger,
+        batches: BatchStore | None = None,
+        *,
+        calls: AiCalls | None = None,
+        observe_activities: Sequence[str] = (),
+        observe_on_outage: OnOutage = "continue",
+        record_payloads: bool | None = None,
     ) -> None:
+        self._observing = Observing(tuple(observe_activities), observe_on_outage, record_payloads)
         self._ledger = ledger
         self._calls = calls
         self._headers: list[HeaderCodec] = []
@@ -94,9 +109,11 @@ class TasquencerPlugin(SimplePlugin):
                 of_batches.follow,
                 of_batches.end,
             ]
+        registered = [wired(activity) for activity in activities]
+        self._own_activities = {activity_name(one) or "" for one in registered}
         super().__init__(
             "tasquencer.TasquencerPlugin",
-            activities=[wired(activity) for activity in activities],
+            activities=registered,
             workflow_runner=_passing_through,
             run_context=self._open,
         )
@@ -120,6 +137,9 @@ class TasquencerPlugin(SimplePlugin):
         headers = HeaderCodec.of(config["client"])
         self._headers.append(headers)
         config["interceptors"] = [*interceptors, TaskInterceptor(headers), WireInterceptor()]
+        if self._observing.patterns:
+            observer = ActivityObserver(self._ledger, config["client"], self._observing, self._own_activities)
+            config["interceptors"] = [observer, *config["interceptors"]]
         if is_without_activities and self._calls is None and not _needs_remote_activities(config):
             # A worker for workflows alone does not take activities from the queue: it could not run them.
             config["no_remote_activities"] = True

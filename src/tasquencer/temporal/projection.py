@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import LedgerConflict
+from tasquencer.core.observed import is_observed
 from tasquencer.ledger.comparison import Difference, FullWorkItem, differences
 from tasquencer.ledger.contract import Ledger
 from tasquencer.ledger.memory import InMemoryLedger
@@ -123,8 +124,8 @@ def _unreadable(unknown: set[str]) -> list[str]:
 
 
 async def _recorded(ledger: Ledger, task_id: str, tables: Sequence[str]) -> dict[str, FullWorkItem]:
-    """All that the ledger holds of a task, oldest first."""
-    items = await ledger.work_items_of(task_id)
+    """All that the ledger holds of a task, oldest first, without attempts that no history records."""
+    items = [item for item in await ledger.work_items_of(task_id) if not is_observed(item.id)]
     ids = [item.id for item in items]
     transitions = await ledger.transitions_of(ids)
     records = {table: await ledger.domain_records(table, ids) for table in tables}

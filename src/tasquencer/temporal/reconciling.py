@@ -25,12 +25,22 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.errors import InvalidRequest, LedgerConflict
+from tasquencer.core.observed import is_observed
 from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement
-from tasquencer.ledger.reconciliation import Cause, Judgement, Run, RunStatus, judge, reason_of
+from tasquencer.ledger.reconciliation import (
+    Cause,
+    Judgement,
+    Run,
+    RunStatus,
+    judge,
+    judge_observed,
+    reason_of,
+)
 from tasquencer.temporal.heartbeats import heartbeats
 from tasquencer.temporal.ledger_outage import retried_outages
 from tasquencer.temporal.not_found import is_missing
+from tasquencer.temporal.observed_ends import STANDALONE, Ends
 
 __all__ = [
     "DEFAULT_GRACE",
@@ -208,12 +218,15 @@ class Reconciler:
         settled: list[Settled] = []
         undecided = 0
         async with self._slots:
-            latest = await self._describe(task_id)
+            latest = None if task_id.startswith(STANDALONE) else await self._describe(task_id)
             for run_id in dict.fromkeys(item.run_id for item in left):
                 items = [item for item in left if item.run_id == run_id]
                 own = latest
                 if latest is not None and latest.id != run_id:
                     own = await self._describe(task_id, run_id)
+                if watched := [item for item in items if is_observed(item.id)]:
+                    settled += await self._observed(task_id, run_id, watched, own)
+                    items = [item for item in items if not is_observed(item.id)]
                 judgement = judge(own, latest, now=datetime.now(UTC), grace=self._grace)
                 if judgement.cause is None:
                     continue
@@ -230,6 +243,29 @@ class Reconciler:
                     items = [item for item in items if item.id not in listed]
                 settled += await self._settle(task_id, run_id, items, judgement)
         return settled, undecided
+
+    async def _observed(
+        self, task_id: str, run_id: str, items: Sequence[OpenWorkItem], own: Run | None
+    ) -> list[Settled]:
+        """Settle observed attempts of a run: as Temporal says, or with the end of the run."""
+        judgement = judge_observed(own, now=datetime.now(UTC), grace=self._grace)
+        ends = await Ends(self._client, self._ledger).of_open(items, is_closed=judgement.cause is not None)
+        settled = []
+        for entry in ends:
+            item = entry.work_item
+            if not self._dry_run:
+                try:
+                    await self._ledger.record([entry])
+                except LedgerConflict:  # it has ended meanwhile
+                    continue
+            reason = str(item.failure or entry.transition.reason or item.state)
+            settled.append(Settled(item.id, task_id, run_id, Cause.ENDED, reason))
+        ended = {one.work_item_id for one in settled}
+        left = [item for item in items if item.id not in ended and not task_id.startswith(STANDALONE)]
+        if judgement.cause is Cause.UNKNOWN:
+            forgotten_before = datetime.now(UTC) - self._forgotten_after
+            left = [item for item in left if item.created_at <= forgotten_before]
+        return settled + await self._settle(task_id, run_id, left, judgement)
 
     async def _settle(
         self, task_id: str, run_id: str, items: Sequence[OpenWorkItem], judgement: Judgement

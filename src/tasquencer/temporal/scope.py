@@ -43,13 +43,12 @@ from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.temporal.delivery import Delivery
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import left_behind, task_error
-from tasquencer.temporal.headers import HeaderCodec, pack, unpack
+from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec, pack, unpack
 from tasquencer.temporal.wire import json_payload, received
 
 __all__ = ["TaskInterceptor", "TaskScope", "carried_task", "to_the_end"]
 
 _HEADER = "tasquencer-task"
-_RUN_HEADER = "tasquencer-run"
 _ATTRIBUTE = "__tasquencer_scope__"
 
 
@@ -182,7 +181,7 @@ class _CallInbound(ActivityInboundInterceptor):
         self._headers = headers
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        payload = input.headers.get(_RUN_HEADER)
+        payload = input.headers.get(RUN_HEADER)
         if payload is None:
             return await super().execute_activity(input)
         info = activity.info()
@@ -283,7 +282,7 @@ class _Outbound(WorkflowOutboundInterceptor):
         scope = TaskScope.find()
         if scope is not None and scope.driver is not None and scope.driver.is_calling(input.activity_id):
             payload = scope.run_header()
-            input.headers = {**input.headers, _RUN_HEADER: payload}
+            input.headers = {**input.headers, RUN_HEADER: payload}
         return super().start_activity(input)
 
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002

@@ -28,7 +28,16 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
-__all__ = ["JSON", "WireInterceptor", "json_payload", "received", "received_json", "sent", "wired"]
+__all__ = [
+    "JSON",
+    "WireInterceptor",
+    "activity_name",
+    "json_payload",
+    "received",
+    "received_json",
+    "sent",
+    "wired",
+]
 
 T = TypeVar("T")
 
@@ -67,9 +76,14 @@ def received_json(raw: RawValue, otherwise: Callable[[Payload], Any]) -> Any:
         return payload.data
 
 
+def activity_name(function: Callable[..., Any]) -> str | None:
+    """The name under which an activity is registered; None for a dynamic one."""
+    return activity._Definition.must_from_callable(function).name
+
+
 def wired(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[RawValue]]:
     """The activity of ours as the worker registers it: its arguments and its result are sent by us."""
-    name = activity._Definition.must_from_callable(function).name
+    name = activity_name(function)
     hints = get_type_hints(function)
     hints.pop("return", None)
     adapters: list[TypeAdapter[Any]] = [TypeAdapter(hint) for hint in hints.values()]

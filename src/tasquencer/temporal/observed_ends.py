@@ -1,0 +1,378 @@
+"""Ends of observed attempts that their worker did not see: found with what Temporal knows.
+
+A worker dies, an attempt times out, or somebody completes it asynchronously in another process. The next
+attempt settles the one before. What has no next attempt is left to the reconciler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import JsonValue
+from temporalio import activity
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.failure.v1 import Failure as FailureMessage
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.workflowservice.v1 import (
+    DescribeActivityExecutionRequest,
+    DescribeWorkflowExecutionRequest,
+)
+from temporalio.client import Client
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import FailureError
+from temporalio.service import RPCError, RPCStatusCode
+
+from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.errors import LedgerConflict
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.observed import observed_id
+from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.ledger.contract import Ledger, OpenWorkItem, WorkItemFilter
+from tasquencer.temporal.failures import failure_of
+from tasquencer.temporal.foreign import hides_messages, without_details
+
+__all__ = ["STANDALONE", "TEMPORAL", "Attempt", "Ends", "end_entry"]
+
+TEMPORAL = "temporal"
+"""The actor of what happens to observed attempts."""
+
+STANDALONE = "activity:"
+"""What the task id of an activity begins with that belongs to no workflow."""
+
+_LOOK_SECONDS = 1.0
+"""How long the next attempt waits for Temporal to tell how the one before failed."""
+
+_LOST = Failure.of(
+    FailureKind.WORKER_LOST, "no outcome was recorded: its worker died or was cut off", outcome_unknown=True
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A native attempt of an activity: which one it is.
+
+    Attributes:
+        number: Temporal's less one.
+        scheduled_at: When Temporal scheduled this attempt.
+    """
+
+    namespace: str
+    task_id: str
+    run_id: str
+    task_type: str
+    lineage: str
+    number: int
+    first_scheduled_at: datetime
+    scheduled_at: datetime
+    started_at: datetime
+    policy: RetryPolicy | None
+    worker: str
+    is_local: bool
+
+    @classmethod
+    def of(cls, info: activity.Info, client: Client) -> Attempt:
+        """The attempt that is running."""
+        scheduled_at = info.current_attempt_scheduled_time.astimezone(UTC)
+        return cls(
+            namespace=info.namespace,
+            task_id=info.workflow_id or STANDALONE + info.activity_id,
+            run_id=info.workflow_run_id or info.activity_run_id or "",
+            task_type=info.workflow_type or info.activity_type,
+            lineage=info.activity_id,
+            number=info.attempt - 1,
+            first_scheduled_at=info.scheduled_time.astimezone(UTC),
+            scheduled_at=scheduled_at,
+            started_at=max(scheduled_at, info.started_time.astimezone(UTC)),
+            policy=info.retry_policy,
+            worker=client.identity,
+            is_local=info.is_local,
+        )
+
+    @property
+    def id(self) -> str:
+        """The id of its work item."""
+        return self._id_of(self.number)
+
+    @property
+    def id_before(self) -> str:
+        """The id of the attempt before."""
+        return self._id_of(self.number - 1)
+
+    @property
+    def id_again(self) -> str:
+        """The id where the activity was reset, and has had an attempt of this number before."""
+        return observed_id(self.id, self.scheduled_at.isoformat())
+
+    @property
+    def was_begun_again(self) -> bool:
+        """Whether it is a first attempt that was not scheduled when the activity was: after a reset."""
+        return self.number == 0 and not self.is_local and self.scheduled_at > self.first_scheduled_at
+
+    def _id_of(self, number: int) -> str:
+        scheduled = self.first_scheduled_at.isoformat()
+        return observed_id(self.namespace, self.run_id, self.lineage, scheduled, str(number))
+
+    def expected_wait(self) -> timedelta:
+        """The backoff before this attempt, as the retry policy has it."""
+        policy = self.policy
+        if policy is None or self.number == 0:
+            return timedelta(0)
+        try:
+            wait = policy.initial_interval * policy.backoff_coefficient ** (self.number - 1)
+        except OverflowError:
+            wait = timedelta.max
+        most = policy.maximum_interval or 100 * policy.initial_interval
+        return min(wait, most)
+
+    def work_item(self, payload: JsonValue) -> WorkItem:
+        """Its work item, started."""
+        return WorkItem(
+            id=self.id,
+            task_id=self.task_id,
+            run_id=self.run_id,
+            task_type=self.task_type,
+            lineage=self.lineage,
+            attempt=self.number,
+            state=WorkItemState.STARTED,
+            payload=payload,
+            delay_reason=DelayReason.FIRST_TRY if self.number == 0 else DelayReason.BACKOFF,
+            not_before=self.scheduled_at,
+            created_at=self.scheduled_at,
+            started_at=self.started_at,
+            worker=self.worker,
+        )
+
+
+def end_entry(
+    item: WorkItem,
+    state: WorkItemState,
+    *,
+    at: datetime,
+    result: JsonValue = None,
+    failure: Failure | None = None,
+    reason: str | None = None,
+    actor: str = TEMPORAL,
+) -> LedgerEntry:
+    """The entry that ends a started work item."""
+    update = {"state": state, "result": result, "failure": failure, "ended_at": at}
+    return LedgerEntry(
+        transition=Transition(
+            work_item_id=item.id,
+            sequence=2,
+            previous_state=WorkItemState.STARTED,
+            next_state=state,
+            at=at,
+            actor=actor,
+            reason=reason,
+        ),
+        work_item=item.model_copy(update=update),
+    )
+
+
+class Ends:
+    """Settles observed attempts with what Temporal knows of them.
+
+    Args:
+        client: For the namespace of the activities.
+        ledger: An open ledger.
+    """
+
+    def __init__(self, client: Client, ledger: Ledger) -> None:
+        self._client = client
+        self._ledger = ledger
+
+    async def settle_before(self, open_item: WorkItem, next_one: Attempt, wait: timedelta) -> WorkItem:
+        """End the attempt before this one, which nobody did; the work item as it is now."""
+        failure = None
+        if not next_one.is_local:
+            with contextlib.suppress(RPCError, TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    failure = await self._last_failure(open_item)
+        at = max(open_item.started_at or open_item.created_at, next_one.scheduled_at - wait)
+        entry = end_entry(open_item, WorkItemState.FAILED, at=at, failure=failure or _LOST)
+        try:
+            await self._ledger.record([entry])
+        except LedgerConflict:  # it has just ended by itself
+            (known,) = await self._ledger.work_items(WorkItemFilter(work_item_id=open_item.id))
+            return known
+        return entry.work_item
+
+    async def of_open(self, items: Sequence[OpenWorkItem], *, is_closed: bool) -> list[LedgerEntry]:
+        """How these attempts of one run ended, as far as Temporal knows; those under way are left out.
+
+        Args:
+            is_closed: The run is; what Temporal knows no end of is left to whoever settles the run.
+        """
+        ends: list[LedgerEntry] = []
+        events: list[HistoryEvent] | None = None
+        pending: dict[str, Any] | None = None
+        for item in items:
+            (whole,) = await self._ledger.work_items(WorkItemFilter(work_item_id=item.id)) or (None,)
+            if whole is None or whole.state is not WorkItemState.STARTED:
+                continue
+            if item.task_id.startswith(STANDALONE):
+                entry = await self._standalone_end(whole)
+            else:
+                if pending is None and not is_closed:
+                    pending = await self._pending(whole)
+                known = pending or {}
+                under_way = next((known[one] for one in _activity_ids(whole) if one in known), None)
+                if under_way is not None:
+                    if under_way.attempt <= whole.attempt + 1:
+                        continue
+                    entry = await self._failed(whole, under_way.last_failure)
+                else:
+                    if events is None:
+                        events = await self._closing_events(whole)
+                    entry = await self._end_in(events, whole)
+            if entry is not None:
+                ends.append(entry)
+        return ends
+
+    async def _pending(self, item: WorkItem) -> dict[str, Any]:
+        found = await self._client.workflow_service.describe_workflow_execution(
+            DescribeWorkflowExecutionRequest(
+                namespace=self._client.namespace,
+                execution=WorkflowExecution(workflow_id=item.task_id, run_id=item.run_id),
+            ),
+            retry=True,
+        )
+        return {pending.activity_id: pending for pending in found.pending_activities}
+
+    async def _last_failure(self, item: WorkItem) -> Failure | None:
+        """Why the attempt failed, where Temporal's last failure of the activity is that of this attempt."""
+        if item.task_id.startswith(STANDALONE):
+            described = await self._describe_standalone(item)
+            attempt, failure = described.info.attempt, described.info.last_failure
+        else:
+            pending = await self._pending(item)
+            ours = [pending[one] for one in _activity_ids(item) if one in pending]
+            if not ours:
+                return None
+            attempt, failure = ours[0].attempt, ours[0].last_failure
+        return await self._read(failure) if attempt == item.attempt + 2 else None
+
+    async def _describe_standalone(self, item: WorkItem) -> Any:
+        request = DescribeActivityExecutionRequest(
+            namespace=self._client.namespace,
+            activity_id=item.task_id.removeprefix(STANDALONE),
+            run_id=item.run_id,
+            include_outcome=True,
+            include_last_failure=True,
+        )
+        return await self._client.workflow_service.describe_activity_execution(request, retry=True)
+
+    async def _standalone_end(self, item: WorkItem) -> LedgerEntry | None:
+        try:
+            found = await self._describe_standalone(item)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return end_entry(
+                item,
+                WorkItemState.CANCELED,
+                at=datetime.now(UTC),
+                reason="Temporal no longer has this activity",
+            )
+        info = found.info
+        if not info.HasField("close_time"):
+            if info.attempt <= item.attempt + 1:
+                return None
+            return await self._failed(item, info.last_failure)
+        at = _after_start(item, info.close_time.ToDatetime(tzinfo=UTC))
+        if info.attempt > item.attempt + 1:
+            return await self._failed(item, None)
+        if found.outcome.HasField("result"):
+            return end_entry(item, WorkItemState.COMPLETED, at=at, reason=_ELSEWHERE)
+        return await self._failed(item, found.outcome.failure, at)
+
+    async def _closing_events(self, item: WorkItem) -> list[HistoryEvent]:
+        """The events of the run, none where Temporal no longer has it."""
+        handle = self._client.get_workflow_handle(item.task_id, run_id=item.run_id)
+        try:
+            return [event async for event in handle.fetch_history_events()]
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return []
+
+    async def _end_in(self, events: Sequence[HistoryEvent], item: WorkItem) -> LedgerEntry | None:
+        """How the history says that the attempt ended; None if it says nothing."""
+        scheduled = [event.event_id for event in events if _schedules(event, item)]
+        if not scheduled:
+            return None
+        attempt = 0
+        for event in events:
+            if event.HasField("activity_task_started_event_attributes"):
+                started = event.activity_task_started_event_attributes
+                if started.scheduled_event_id == scheduled[-1]:
+                    attempt = started.attempt
+            elif (closing := _closing(event, scheduled[-1])) is not None:
+                at = _after_start(item, event.event_time.ToDatetime(tzinfo=UTC))
+                if attempt > item.attempt + 1:
+                    return await self._failed(item, None)
+                if closing == "completed":
+                    return end_entry(item, WorkItemState.COMPLETED, at=at, reason=_ELSEWHERE)
+                if closing == "canceled":
+                    return end_entry(item, WorkItemState.CANCELED, at=at, reason="canceled")
+                failed = getattr(event, f"activity_task_{closing}_event_attributes")
+                return await self._failed(item, failed.failure, at)
+        return None
+
+    async def _failed(
+        self, item: WorkItem, failure: FailureMessage | None, at: datetime | None = None
+    ) -> LedgerEntry:
+        read = None if failure is None else await self._read(failure)
+        at = at or _after_start(item, datetime.now(UTC))
+        return end_entry(item, WorkItemState.FAILED, at=at, failure=read or _LOST)
+
+    async def _read(self, failure: FailureMessage) -> Failure | None:
+        if not failure.ByteSize():
+            return None
+        copied = FailureMessage()
+        copied.CopyFrom(failure)
+        converter = self._client.data_converter
+        try:
+            error = await converter.decode_failure(copied)
+        except Exception:  # noqa: BLE001 - the user's codec
+            return None
+        if not isinstance(error, FailureError):
+            return None
+        read = failure_of(error)
+        if converter.payload_codec is None:
+            return read
+        return without_details(read, message="hidden" if hides_messages(converter) else None)
+
+
+_ELSEWHERE = "Temporal has its result; the worker did not record it"
+
+_CLOSING = ("completed", "failed", "timed_out", "canceled")
+
+
+def _closing(event: HistoryEvent, scheduled: int) -> str | None:
+    for kind in _CLOSING:
+        name = f"activity_task_{kind}_event_attributes"
+        if event.HasField(name) and getattr(event, name).scheduled_event_id == scheduled:  # type: ignore[arg-type]
+            return kind
+    return None
+
+
+def _activity_ids(item: WorkItem) -> tuple[str, str]:
+    """What the activity's id may be: the lineage, or that without what sets a second use of an id apart."""
+    return item.lineage, item.lineage.rpartition("@")[0]
+
+
+def _schedules(event: HistoryEvent, item: WorkItem) -> bool:
+    if not event.HasField("activity_task_scheduled_event_attributes"):
+        return False
+    is_before = event.event_time.ToDatetime(tzinfo=UTC) <= item.created_at + timedelta(milliseconds=1)
+    return is_before and event.activity_task_scheduled_event_attributes.activity_id in _activity_ids(item)
+
+
+def _after_start(item: WorkItem, at: datetime) -> datetime:
+    return max(at, item.started_at or item.created_at)
