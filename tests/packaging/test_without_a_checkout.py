@@ -78,6 +78,7 @@ async def test_a_worker_of_the_folder_runs_instead_of_the_bundled_one(
     assert (ended.returncode, ended.stdout) == (7, "['--what', 'ever', '-x']\n")
 
 
+@pytest.mark.slow
 async def test_a_new_application_s_test_passes_and_its_worker_does_its_task(
     installed: Installed, stage: Stage, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ async def test_a_folder_that_is_not_empty_is_refused_in_one_line(
     assert kept.read_text() == "mine"
 
 
+@pytest.mark.slow
 async def test_the_demo_runs_in_an_empty_folder(installed: Installed, stage: Stage, tmp_path: Path) -> None:
     environment = stage.environment({"OPENAI_API_KEY": "test"})
     ended = await installed.run(tmp_path, "demo", "--prompt", QUESTION, environment=environment)
