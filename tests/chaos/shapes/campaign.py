@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError
 
@@ -215,15 +215,25 @@ async def _watch(stage: _Stage) -> None:
                 stage.sightings[item.id] = item
 
 
+async def _answer(people: People) -> tuple[Any, str]:
+    """What the task says of its work items, or None and why it does not say it."""
+    reason = ""
+    for _ in range(3):
+        try:
+            return await people.handle.query("work_items", rpc_timeout=_QUERY), ""
+        except RPCError as error:  # a busy machine, as a rule
+            reason = f"RPCError: {error}"
+        except WorkflowQueryFailedError as error:
+            return None, f"WorkflowQueryFailedError: {error}"[:300]
+    return None, reason[:300]
+
+
 async def _accounts(stage: _Stage, people: Sequence[tuple[People, str]]) -> list[ShapeAccount]:
     requests = read_requests(stage.folder / "requests.jsonl")
     deaths = [event.at for event in stage.events]
     answers: dict[str, tuple[Any, str]] = {}
     for one, _ in people:
-        try:
-            answers[one.handle.id] = await one.handle.query("work_items", rpc_timeout=_QUERY), ""
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the task's account
-            answers[one.handle.id] = None, f"{type(error).__name__}: {error}"[:300]
+        answers[one.handle.id] = await _answer(one)
     rows = await read_ledger(stage.ledger)
     accounts = []
     for one, first in people:
