@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tests.chaos.report import found_in, missed_aims, slowest_stories, smallest_
 from tests.chaos.run import run
 from tests.chaos.shapes import report as shapes
 from tests.chaos.shapes.campaign import ShapeOptions, run_shapes
-from tests.chaos.shapes.program import CONSTRUCTS
+from tests.chaos.shapes.program import CONSTRUCTS, Program, read_program
 
 
 def main() -> int:
@@ -25,6 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--shapes", help="run random tasks instead, made of `any` or of these constructs: a,b,c"
     )
+    parser.add_argument("--program", type=Path, help="with --shapes: run this file's program, --tasks times")
     parser.add_argument("--deaths", type=int, default=200, help="with --shapes: how many workers die (200)")
     parser.add_argument("--caches", default="1000,2", help="with --shapes: workflows that each worker caches")
     parser.add_argument("--faults", type=int, default=300, help="how many faults (300)")
@@ -34,9 +37,13 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all logs and databases there")
     chosen = parser.parse_args()
     if chosen.shapes is not None:
-        return _in_folder(chosen.keep, lambda folder: _run_shapes(_shape_options(chosen), folder))
+        options, programs = _shape_options(chosen), None
+        if chosen.program is not None:
+            program = read_program(json.loads(chosen.program.read_text()))
+            programs = [replace(program, name=f"{program.name}-{number}") for number in range(options.tasks)]
+        return _in_folder(chosen.keep, lambda folder: _run_shapes(options, folder, programs))
     is_postgres = chosen.ledger == "postgresql"
-    options = Options(
+    faults = Options(
         seed=chosen.seed,
         tasks=chosen.tasks,
         faults=chosen.faults,
@@ -46,7 +53,7 @@ def main() -> int:
         witness=is_postgres,
         gap_seconds=chosen.gap,
     )
-    return _in_folder(chosen.keep, lambda folder: _run(options, folder))
+    return _in_folder(chosen.keep, lambda folder: _run(faults, folder))
 
 
 def _in_folder(keep: Path | None, work: Callable[[Path], Coroutine[Any, Any, int]]) -> int:
@@ -68,8 +75,8 @@ def _shape_options(chosen: argparse.Namespace) -> ShapeOptions:
     )
 
 
-async def _run_shapes(options: ShapeOptions, folder: Path) -> int:
-    campaign = await run_shapes(options, folder)
+async def _run_shapes(options: ShapeOptions, folder: Path, programs: Sequence[Program] | None) -> int:
+    campaign = await run_shapes(options, folder, programs)
     found = shapes.found_in(campaign)
     print(shapes.table(campaign))
     for account, wrong in found:

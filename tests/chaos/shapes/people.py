@@ -27,6 +27,7 @@ from tests.chaos.shapes.program import Act, Program
 __all__ = ["People"]
 
 _LOOK_SECONDS = 0.1
+_LOOKERS = 3
 _ANSWER = timedelta(seconds=15)
 _LOOK = timedelta(seconds=5)
 _RPC = timedelta(seconds=10)
@@ -61,12 +62,17 @@ class People:
         self.replies.append((act.name, reply))
 
     async def look(self) -> None:
-        """Ask ten times a second, until stopped."""
+        """Ask ten times a second, whether or not earlier questions are answered, until stopped."""
+        async with asyncio.TaskGroup() as asked:
+            for _ in range(_LOOKERS):
+                asked.create_task(self._look())
+
+    async def _look(self) -> None:
         while True:
             with suppress(RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
                 await self.handle.query("work_items", rpc_timeout=_LOOK)
                 self.looks += 1
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS * _LOOKERS)
 
     async def _do(self, act: Act) -> str:
         match act.name:
