@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 import traceback
@@ -152,7 +153,10 @@ class AiCalls:
                 async with asyncio.timeout(seconds):
                     reply = await self._exchange(job, model, info.activity_id, seconds)
                 latency = time.monotonic() - begin
-                outcome = await self._judge(reply, job, model)
+                # What is left until Temporal gives up on the activity, and a second for the way to it.
+                whole = info.start_to_close_timeout
+                left = None if whole is None else max(1.0, whole.total_seconds() - latency - 1)
+                outcome = await self._judge(reply, job, model, left)
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
             clean = Redactor.of(self._client)  # only now: the client may have fetched its key meanwhile
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
@@ -170,7 +174,7 @@ class AiCalls:
         problem = await self._schema_checks.problem_of_schema(job.output_schema)
         return None if problem is None else f"output_schema is not a usable JSON Schema: {problem}"
 
-    async def _judge(self, reply: Reply, job: AiJob, model: str) -> AiAnswer | Failure:
+    async def _judge(self, reply: Reply, job: AiJob, model: str, seconds: float | None) -> AiAnswer | Failure:
         clean = Redactor.of(self._client)
         judging = partial(
             judge,
@@ -185,7 +189,8 @@ class AiCalls:
         outcome = judging() if len(reply.body) <= _QUICKLY_JUDGED else await asyncio.to_thread(judging)
         if job.output_schema is None or isinstance(outcome, Failure):
             return outcome
-        problem = await self._schema_checks.problem_of_output(outcome.text, job.output_schema)
+        checks = self._schema_checks
+        problem = await checks.problem_of_output(outcome.text, job.output_schema, seconds or math.inf)
         return outcome if problem is None else unfit(outcome, reply, problem, clean)
 
     async def _exchange(

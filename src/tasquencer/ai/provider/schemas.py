@@ -26,7 +26,7 @@ Schema = dict[str, JsonValue]
 _CPU_SECONDS = 3
 _MEMORY_BYTES = 1024 * 2**20
 _MOST_SECONDS = 30.0
-"""Time that a check may take on a busy machine, or asleep; counted once it has a process."""
+"""Time that a check may take on a busy machine, the wait for a process included."""
 
 _MOST_PROCESSES = 2
 """Checks that run at the same time; further ones wait."""
@@ -64,29 +64,37 @@ class SchemaChecks:
                 del self._good[next(iter(self._good))]
         return problem
 
-    async def problem_of_output(self, output: str, schema: Schema) -> str | None:
+    async def problem_of_output(
+        self, output: str, schema: Schema, within_seconds: float = _MOST_SECONDS
+    ) -> str | None:
         """Why the output's text does not fit, or cannot be checked within the limits; None if it fits."""
-        return await self._problem(json.dumps(schema), output)
+        return await self._problem(json.dumps(schema), output, within_seconds)
 
-    async def _problem(self, schema: str, output: str | None) -> str | None:
+    async def _problem(
+        self, schema: str, output: str | None, within_seconds: float = _MOST_SECONDS
+    ) -> str | None:
+        seconds = min(within_seconds, _MOST_SECONDS)
+        try:
+            async with asyncio.timeout(seconds), self._places:
+                return await self._checked(schema, output)
+        except TimeoutError:
+            return f"checking it takes more than {seconds:.3g} s"
+
+    async def _checked(self, schema: str, output: str | None) -> str | None:
         request = json.dumps({"schema": schema, "output": output}).encode() + b"\n"
-        async with self._places:
-            process = self._idle.pop() if self._idle else await _start()
-            answer = b""
-            try:
-                async with asyncio.timeout(_MOST_SECONDS):
-                    answer = await _ask(process, request)
-            except TimeoutError:
-                return f"checking it takes more than {_MOST_SECONDS:g} s"
-            finally:
-                if answer:
-                    self._idle.append(process)
-                else:
-                    await asyncio.shield(_end(process))
+        process = self._idle.pop() if self._idle else await _start()
+        answer = b""
+        try:
+            answer = await _ask(process, request)
+        finally:
             if answer:
-                problem: str | None = json.loads(answer)["problem"]
-                return problem
+                self._idle.append(process)
+            else:
+                await asyncio.shield(_end(process))
+        if not answer:
             return f"checking it takes more than {_CPU_SECONDS} s of processor time, or too much memory"
+        problem: str | None = json.loads(answer)["problem"]
+        return problem
 
 
 async def _start() -> asyncio.subprocess.Process:
