@@ -121,10 +121,6 @@ _UNAUTHORIZED = _rule(
     unauthenticated unauthorized permissiondenied permissionerror accessdenied notauthorized
     accountdeactivated
     """,
-    "(?:invalid|incorrect|missing|no|expired|bad|wrong) api[ -]?key",
-    r"(?:invalid|missing|no|expired|bad) auth\w* (?:credentials|token|header)",
-    "api[ -]?key (?:is |was )?(?:not valid|invalid|not found|expired|missing|required)",
-    "no auth credentials|authentication fail|login fail",
 )
 _LIMITED_CODES = re.compile("^ratelimit")
 _LIMITED = _rule(
