@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import openai
@@ -16,7 +17,10 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from tasquencer.ai.provider import schemas
+from tasquencer.ai.provider.classify import error_failure
 from tasquencer.ai.provider.client import make_client
+from tasquencer.ai.provider.redaction import Redactor
+from tasquencer.ai.provider.reported import report_in
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.temporal.ai_calls import AiCalls
 from tests.activities.calling import KEY, MODEL, activities_for, environment, failure_of, job
@@ -224,3 +228,33 @@ async def test_the_processes_that_check_schemas_end_with_the_calls() -> None:
             (process,) = activities._schema_checks._idle
             assert process.returncode is None
         assert process.returncode is not None
+
+
+TEDIOUS = [
+    "exceed", "\\", "retry ", "retry in 1h", "status code ", "insufficient a ", "no credits x", "violat ",
+    "://a", "%4", "&#", '"code": "', "\\u00", "<title", "<", "1h", "9m38.016s ", "a", "rate limit ", "quota ",
+    "context length of ", "blocked by ", "per ", "{", "[", "sk-", "authorization: ", "bearer ",
+    "exceeded your a ", " ", "\n", "敏", "00:00:",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [200, 400])
+async def test_no_words_of_an_error_take_long_to_read(code: int) -> None:
+    """Each error has as many characters as are looked at, and more."""
+    headers = {
+        "ratelimit": "r=0 " * 10_000,
+        "x-ratelimit-remaining-x": "0",
+        "x-ratelimit-reset-x": "1h" * 10_000,
+    }
+    for words in TEDIOUS:
+        text = words * (30_000 // len(words))
+        body = {"error": {"message": text, "code": text, "metadata": {"raw": text, "headers": {"a": text}}}}
+        report_began = time.process_time()
+        failure = classified(code, body, headers)
+        assert time.process_time() - report_began < 1, words
+        assert len(failure.model_dump_json()) < 8_000
+
+
+def classified(code: int, body: Any, headers: dict[str, str]) -> Failure:
+    clean = Redactor(("sk-test-0123456789abcdef",))
+    return error_failure(code, "no", report_in(body, clean), headers, datetime.now(UTC))

@@ -71,7 +71,7 @@ _TOO_LONG = _rule(
     """,
     "maximum context length|context length of",
     "context (?:length|window|size) (?:is |was |has been )?(?:exceeded|too)",
-    r"exceed\w* .{0,60}context (?:length|window|size)",
+    r"exceed\w{0,6} .{0,60}context (?:length|window|size)",
     "(?:prompt|input|request|conversation) (?:is |was )?too (?:long|large)",
     "reduce the length of",
     "token count .{0,60}exceeds",
@@ -87,8 +87,8 @@ _SPENT = _rule(
     setlimitexceeded accessterminated ^1113$ ^1309$ ^131[01]$ ^1008$ ^30001$
     """,
     "credit balance|credit limit|api usage limits|key limit exceeded|insufficient_quota",
-    r"insufficient (?:\w+ )?(?:credits?|balance|funds?|quota)",
-    r"(?:out of|no|enough|any|more|remaining|available|included|all) (?:\w+ )?credits\b",
+    r"insufficient (?:\w{1,20} )?(?:credits?|balance|funds?|quota)",
+    r"(?:out of|no|enough|any|more|remaining|available|included|all) (?:\w{1,20} )?credits\b",
     "balance (?:is )?(?:too low|insufficient|not enough|exhausted)",
     "billing (?:hard )?limit|billing (?:is )?(?:not active|inactive)",
     "spend(?:ing)? (?:limit|cap)",
@@ -106,9 +106,9 @@ _MAYBE_SPENT = _rule(
     (?<!token)(?<!request)(?<!rate)(?<!minute)quota(?:limit)?(?:exceed|exhaust|reached)
     (?:usage|plan|monthly|daily|weekly)limit
     """,
-    r"exceeded your (?:\w+ ){0,2}quota",
+    r"exceeded your (?:\w{1,20} ){0,2}quota",
     "quota (?:has been |is )?(?:exceeded|exhausted|reached|used up)",
-    r"out of (?:\w+ ){0,2}quota",
+    r"out of (?:\w{1,20} ){0,2}quota",
     "check your plan and billing",
     "usage limit",
 )

@@ -53,7 +53,7 @@ def storable(text: str) -> str:
 
 
 _ESCAPE = re.compile(
-    r"%(?P<percent>[0-9A-Fa-f]{2})|\\+(?:u00|x)(?P<json>[0-9A-Fa-f]{2})"
+    r"%(?P<percent>[0-9A-Fa-f]{2})|\\{1,4}(?:u00|x)(?P<json>[0-9A-Fa-f]{2})"
     r"|&#(?:(?P<decimal>\d{2,3})|[xX](?P<entity>[0-9A-Fa-f]{2}));"
 )
 """A character in an encoding of single characters: percent, JSON's `\\u`, Python's `\\x`, HTML."""

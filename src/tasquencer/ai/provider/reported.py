@@ -153,7 +153,8 @@ class _Findings:
         elif name in _CODES and isinstance(value, str | int) and not isinstance(value, bool):
             self._code(value)
         elif name == "headers" and isinstance(value, dict):
-            self.headers |= {str(key).lower(): str(one)[:200] for key, one in [*value.items()][:50]}
+            pairs = [(key, one) for key, one in [*value.items()][:50] if isinstance(one, str | int)]
+            self.headers |= {str(key).lower()[:200]: str(one)[:200] for key, one in pairs}
         elif name not in _NOT_OURS:
             if name == "error" and isinstance(value, str) and " " not in value.strip():
                 self._code(value)

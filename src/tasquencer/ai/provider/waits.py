@@ -47,6 +47,9 @@ _FIELDS = {
 _EPOCH = 1e9
 """Numbers from here on are times since 1970 in seconds, from a thousand times that in milliseconds."""
 
+_MOST_HEADER = 500
+"""Characters of a header that are looked at."""
+
 _REFILL_IN_ONE_HEADER = re.compile(r"\b(?:remaining|r)\s*=\s*0\b.*?\b(?:reset|t)\s*=\s*(\d{1,12})")
 
 
@@ -95,7 +98,7 @@ def _refills(headers: Mapping[str, str], now: datetime) -> Iterator[float | None
             left = _number(headers.get(name.replace("reset", "remaining")))
             if left == 0:
                 yield _reset(value, now)
-        elif found := _REFILL_IN_ONE_HEADER.search(value.lower()):
+        elif found := _REFILL_IN_ONE_HEADER.search(value[:_MOST_HEADER].lower()):
             yield _sensible(float(found[1]))
 
 
