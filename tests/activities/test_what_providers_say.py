@@ -67,6 +67,11 @@ IN_A_200 = [
     Said("404", 200, error("No endpoints found", 404), K.INVALID_REQUEST),
     Said("408", 200, error(code=408), K.TIMED_OUT),
     Said("429", 200, error("slow down", 429), K.RATE_LIMITED),
+    Said("429 as a decimal", 200, error("slow down", 429.0), K.RATE_LIMITED),
+    Said("in an error in an error", 200, {"error": error(code=402)}, K.QUOTA_EXCEEDED),
+    Said("in a detail", 200, {"detail": error(code="insufficient_quota")}, K.QUOTA_EXCEEDED),
+    Said("DashScope", 200, {"code": "InvalidApiKey", "message": "x"}, K.UNAUTHORIZED),
+    Said("a status", 200, {"status": 429, "message": "x"}, K.RATE_LIMITED),
     Said("429 as text", 200, error("slow down", "429"), K.RATE_LIMITED),
     Said("502", 200, error(code=502), K.PROVIDER_ERROR),
     Said("504", 200, error(code=504), K.TIMED_OUT),
@@ -189,6 +194,12 @@ SPENT = [
         K.QUOTA_EXCEEDED,
     ),
     Said("Ollama", 403, error("your subscription payment is past due", kind="api_error"), K.QUOTA_EXCEEDED),
+    Said(
+        "Cohere",
+        429,
+        {"message": "You are using a Trial key, which is limited to 1000 API calls / month."},
+        K.QUOTA_EXCEEDED,
+    ),
     Said("out of credits", 403, error(code="out_of_credits"), K.QUOTA_EXCEEDED),
     Said("a month's quota", 403, error(code="monthly_quota_exceeded"), K.QUOTA_EXCEEDED),
     Said("a plan's limit", 429, error("x", kind="usage_limit_reached"), K.QUOTA_EXCEEDED),
@@ -286,6 +297,9 @@ LIMITED = [
     Said("Vertex", 429, google(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted (e.g. check quota)."), K.RATE_LIMITED),
     Said("Bedrock", 400, {"__type": "ThrottlingException", "message": "Too many tokens per day"}, K.RATE_LIMITED),
     Said("as a 400", 400, error(code="rate_limit_exceeded"), K.RATE_LIMITED),
+    Said("a minute's quota", 429, google(429, "RESOURCE_EXHAUSTED", "Quota exceeded for aiplatform/requests_per_minute_per_project"), K.RATE_LIMITED),
+    Said("a quota and Retry-After", 429, error("You exceeded your current quota"), K.RATE_LIMITED, 26, {"retry-after": "26"}),
+    Said("GitHub", 429, error("Rate limit of 10 per 60s exceeded for UserByMinute. Please wait 26 seconds before retrying.", "RateLimitReached"), K.RATE_LIMITED, 26),
     Said("as a 403", 403, google(403, "x", "Rate Limit Exceeded", {"reason": "rateLimitExceeded"}), K.RATE_LIMITED),
     Said("as a 500", 500, error("litellm.RateLimitError", "429"), K.RATE_LIMITED),
     Said("as a 503", 503, router(503, "tiny-1 is temporarily rate-limited upstream. Please retry shortly"), K.RATE_LIMITED),
@@ -322,6 +336,7 @@ FINAL = [
     Said("a wrong key as a 500", 500, error("Incorrect API key provided", "invalid_api_key"), K.UNAUTHORIZED),
     Said("a wrong key behind a router", 502, router(502, error(code="invalid_api_key")), K.UNAUTHORIZED),
     Said("451", 451, {}, K.INVALID_REQUEST),
+    Said("a model for moderation", 404, error("The model 'omni-moderation-9' does not exist"), K.INVALID_REQUEST),
 ]  # fmt: skip
 
 WAITS = [

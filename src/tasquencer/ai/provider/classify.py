@@ -70,7 +70,8 @@ def error_failure(
         headers: Names in lower case.
         now: Aware.
     """
-    kind = kind_of_error(status_code, report)
+    has_retry_after = bool(asked_in_headers(headers, now))
+    kind = kind_of_error(status_code, report, has_retry_after=has_retry_after)
     failure = Failure.of(
         kind,
         f"{what}: {report.message}" if report.message else what,

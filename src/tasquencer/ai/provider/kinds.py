@@ -57,7 +57,9 @@ _REFUSED = _rule(
     "blocked by .{0,40}(?:filter|polic|guardrail|safety)",
     "(?:inappropriate|prohibited|sensitive) content",
     "sensitive (?:information|words?)|new_sensitive",
-    "moderation|responsible ai",
+    r"requires moderation|by (?:\w{1,20} ){0,2}moderation",
+    "moderation (?:block|fail|error|filter|system|check|polic)",
+    "responsible ai",
     "敏感|违规|不安全",
 )
 _UNFIT_OUTPUT = _rule(
@@ -94,7 +96,7 @@ _SPENT = _rule(
     "spend(?:ing)? (?:limit|cap)",
     "budget (?:has been |is )?(?:exceeded|exhausted)|exceeded .{0,30}budget",
     "payment (?:is )?(?:required|past due|overdue|failed)|failure to pay|past due|unpaid|in arrears",
-    "quota is not enough|not enough quota|recharge|top[ -]up",
+    "quota is not enough|not enough quota|recharge|top[ -]up|api calls / month",
     "subscription .{0,30}(?:expired|past due)",
     "余额不足|欠费|充值|额度(?:不足|已用尽|已耗尽|已用完)",
 )
@@ -112,7 +114,9 @@ _MAYBE_SPENT = _rule(
     "check your plan and billing",
     "usage limit",
 )
-"""Some say this when the money is spent, others when a minute's limit is; the latter ask to wait."""
+"""Some say this when the money is spent, others of a limit per minute. The latter say so, or ask to wait."""
+
+_LIMIT_OF_A_TIME = _any("per[ _-]?(?:sec|min|hour|day)")
 
 _UNAUTHORIZED = _rule(
     _K.UNAUTHORIZED,
@@ -185,8 +189,14 @@ _SETTLED_STATUSES = frozenset({401, 402, 403, 407, 408, 429})
 """Statuses that a code for a broken or slow server does not change."""
 
 
-def kind_of_error(status_code: int, report: Report) -> FailureKind:
-    """The kind of an error that came with this status, which may be a good one."""
+def kind_of_error(status_code: int, report: Report, *, has_retry_after: bool = False) -> FailureKind:
+    """The kind of an error that came with this status, which may be a good one.
+
+    Args:
+        status_code: That of the answer.
+        report: What its body says.
+        has_retry_after: Its headers ask to wait.
+    """
     for rule in (_REFUSED, _UNFIT_OUTPUT, _TOO_LONG):
         if rule.fits(report):
             return rule.kind
@@ -194,7 +204,8 @@ def kind_of_error(status_code: int, report: Report) -> FailureKind:
     if _SPENT.fits(report, texts_count=not asks_to_wait):
         return _K.QUOTA_EXCEEDED
     if _MAYBE_SPENT.fits(report):
-        return _K.RATE_LIMITED if asks_to_wait else _K.QUOTA_EXCEEDED
+        is_limit = asks_to_wait or has_retry_after or _LIMIT_OF_A_TIME.search(report.text)
+        return _K.RATE_LIMITED if is_limit else _K.QUOTA_EXCEEDED
     if status_code != 429 and _UNAUTHORIZED.fits(report):
         return _K.UNAUTHORIZED
     if _LIMITED.fits(report):

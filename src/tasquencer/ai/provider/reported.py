@@ -44,7 +44,8 @@ _NOT_OURS = frozenset(
 """Fields that repeat what was asked, or say nothing about the failure."""
 
 _SHELLS = re.compile(
-    r"(?i)\W*(?:provider returned error|upstream (?:provider )?error|(?:an )?(?:unknown |internal )?error"
+    r"(?i)\W*(?:provider returned error|error from (?:upstream |the )?provider|upstream (?:provider )?error"
+    r"|upstream request failed|(?:an )?(?:unknown |internal )?error"
     r"(?: occurred)?|bad request|request failed|failed|failure|error code: \d+|too many requests|forbidden|"
     r"api ?error)\W*"
 )
@@ -126,7 +127,7 @@ class _Findings:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.codes: list[str | int] = []
+        self.codes: list[str | float] = []
         self.waits: list[float] = []
         self.headers: dict[str, str] = {}
         self._left = _MOST_VALUES
@@ -150,8 +151,8 @@ class _Findings:
         if is_wait_field(name):
             wait = field_wait(name, value)
             self.waits += [] if wait is None else [wait]
-        elif name in _CODES and isinstance(value, str | int) and not isinstance(value, bool):
-            self._code(value)
+        elif name in _CODES and isinstance(value, str | int | float) and not isinstance(value, bool):
+            self._code(int(value) if isinstance(value, float) and value.is_integer() else value)
         elif name == "headers" and isinstance(value, dict):
             pairs = [(key, one) for key, one in [*value.items()][:50] if isinstance(one, str | int)]
             self.headers |= {str(key).lower()[:200]: str(one)[:200] for key, one in pairs}
@@ -160,7 +161,7 @@ class _Findings:
                 self._code(value)
             self.walk(value, level + 1, is_text=name in _TEXTS)
 
-    def _code(self, value: str | int) -> None:
+    def _code(self, value: str | float) -> None:
         if value != "error":
             self.codes.append(value[:_MOST_CODE] if isinstance(value, str) else value)
 
@@ -210,7 +211,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", name[:_MOST_TEXT].lower())
 
 
-def _statuses(codes: list[str] | list[str | int]) -> Iterator[int]:
+def _statuses(codes: list[str] | list[str | float]) -> Iterator[int]:
     for code in codes:
         text = str(code).strip()
         if len(text) == 3 and text.isascii() and text.isdigit() and 400 <= int(text) <= 599:
