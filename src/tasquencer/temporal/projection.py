@@ -127,8 +127,9 @@ async def _recorded(ledger: Ledger, task_id: str, tables: Sequence[str]) -> dict
     """All that the ledger holds of a task, oldest first, without attempts that no history records."""
     items = [item for item in await ledger.work_items_of(task_id) if not is_observed(item.id)]
     ids = [item.id for item in items]
-    transitions = await ledger.transitions_of(ids)
     records = {table: await ledger.domain_records(table, ids) for table in tables}
+    # Last: they show whether a task that still writes has gone on while the rest was read.
+    transitions = await ledger.transitions_of(ids)
     return {
         item.id: FullWorkItem(
             item,
