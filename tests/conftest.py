@@ -39,6 +39,8 @@ SLOW = {
         "tests/cli/test_reviews.py::test_a_draft_that_is_rejected_comes_again",
         "tests/devkit/test_local_model.py",
         "tests/ledger/test_migrations.py::test_several_processes_may_upgrade_at_once",
+        "tests/packaging/test_without_a_checkout.py::test_a_new_application_s_test_passes_and_its_worker_does_its_task",
+        "tests/packaging/test_without_a_checkout.py::test_the_demo_runs_in_an_empty_folder",
         "tests/poison/test_memory.py",
         "tests/random_actions",
         "tests/secrets/test_no_secret_is_kept.py::test_whatever_a_provider_says_about_the_key_is_not_kept",

@@ -340,7 +340,7 @@ PLANTED = {
     ),
     "a changed text": (
         ["UPDATE work_items SET result = replace(result, '42', '43') WHERE id = '{id}'"],
-        "result is {'text': '43'",
+        "result is {'input_tokens': 3, 'output_tokens': 1, 'cost_usd': 0.0004, 'text': '43'",
     ),
     "a changed cost": (
         ["UPDATE ai_jobs SET cost_usd = 0 WHERE work_item_id = '{id}'"],
