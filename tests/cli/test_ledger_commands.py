@@ -56,6 +56,50 @@ def test_list_draws_a_table_and_says_when_there_is_another_page(tasq: Tasq) -> N
     assert "More" not in tasq("list", "--limit", "1", "--page", "5").stderr
 
 
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    ("arguments", "ids"),
+    [
+        ([], ["given-up", "waiting", "moons"]),
+        (["--state", "started"], ["waiting"]),
+        (["--type", "OtherTask"], []),
+        (["--model", "small"], ["given-up", "waiting", "moons"]),
+        (["--model", "large"], []),
+        (["--metadata", "customer=4711"], []),
+        (["--since", "2026-11-23T12:00:11"], ["given-up", "waiting"]),
+        (["--limit", "1", "--page", "3"], ["moons"]),
+    ],
+)
+def test_tasks_has_the_wanted_tasks_the_last_active_first(
+    tasq: Tasq, arguments: list[str], ids: list[str]
+) -> None:
+    result = tasq("tasks", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [task["task_id"] for task in json.loads(result.stdout)] == ids
+
+
+@pytest.mark.usefixtures("told")
+def test_tasks_draws_a_table_with_state_attempts_cost_and_age(tasq: Tasq) -> None:
+    result = tasq("tasks", "--limit", "1", "--page", "3")
+    row = " ".join(result.stdout.splitlines()[-1].split())
+    assert row.startswith("2026-11-23 12:00:00 moons AiAgentTask completed 2 12 tokens in, 34 out $0.0012 ")
+    assert "No such tasks in the ledger sqlite:///" in tasq("tasks", "--model", "none").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--state", "waiting"], "--state: 'waiting' is none of started, completed, failed, canceled"),
+        (["--since", "yesterday"], "--since: "),
+        (["--metadata", "customer"], "--metadata: 'customer' is not key=value"),
+    ],
+)
+def test_what_tasks_cannot_look_for_is_a_usage_error(tasq: Tasq, arguments: list[str], problem: str) -> None:
+    result = tasq("tasks", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {problem}")
+
+
 def test_since_a_duration_ago_counts_from_now(tasq: Tasq, tell: Tell) -> None:
     now = (datetime.now(UTC) - NOON).total_seconds()
     tell(Story("old", begin=now - 7200))

@@ -17,6 +17,7 @@ COMMANDS = [
     ["draft"],
     ["watch"],
     *ACTIONS,
+    ["tasks"],
     ["list"],
     ["show"],
     ["review"],

@@ -17,6 +17,7 @@ from tasquencer.cli import (
     new,
     reconcile,
     reviews,
+    task_listing,
     tasks,
     work_items,
     worker,
@@ -49,6 +50,7 @@ app.command("fan-out", epilog=tasks.FAN_OUT_EXAMPLES)(tasks.fan_out)
 app.add_typer(batch.batch_commands, name="batch")
 app.command(epilog=reviews.DRAFT_EXAMPLES)(reviews.draft)
 app.command(epilog=tasks.WATCH_EXAMPLES)(tasks.watch)
+app.command("tasks", epilog=task_listing.TASKS_EXAMPLES)(task_listing.tasks)
 app.command("list", epilog=work_items.LIST_EXAMPLES)(work_items.list_)
 app.command(epilog=work_items.SHOW_EXAMPLES)(work_items.show)
 app.command(epilog=reviews.REVIEW_EXAMPLES)(reviews.review)

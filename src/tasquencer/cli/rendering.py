@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 from rich.box import SIMPLE_HEAD
@@ -19,6 +20,9 @@ from tasquencer.core.task_state import TASK_ACTOR
 from tasquencer.core.wording import attempt_label, counted, delay_label, duration, elapsed, moment
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
+if TYPE_CHECKING:
+    from tasquencer.sql.task_listing import TaskSummary
+
 __all__ = [
     "Records",
     "attempt_of",
@@ -27,6 +31,7 @@ __all__ = [
     "listing_table",
     "live_table",
     "sum_of",
+    "tasks_table",
     "totals",
     "transitions_table",
     "usage_labels",
@@ -147,6 +152,26 @@ def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = T
             Text(item.state, style=_STYLES[item.state]),
             *[Text(delay_label(item)), Text(_took(item))][: len(more)],
             _failure(item, _LISTED_MESSAGE_LENGTH) if wide else kind,
+        )
+    return table
+
+
+def tasks_table(tasks: Sequence[TaskSummary], now: datetime, *, wide: bool = True) -> Table:
+    """Tasks with attempts, cost and age. Not `wide`, it leaves out three columns, to fit 80."""
+    table = _table(
+        *[_CREATED][:wide], "task", *["type"][:wide], "state", "attempts", *["tokens"][:wide], "cost", "age"
+    )
+    for task in tasks:
+        usage = task.usage.model_dump()
+        table.add_row(
+            *[Text(task.created_at.strftime(_TIME))][:wide],
+            Text(terminal_line(task.task_id)),
+            *[Text(terminal_line(task.task_type))][:wide],
+            Text(task.state, style=_STYLES[WorkItemState(task.state)]),
+            Text(f"{task.attempts:,}"),
+            *[Text(_tokens(usage))][:wide],
+            Text(cost_label(task.cost_usd) if task.models else ""),
+            Text(duration(math.floor((now - task.created_at).total_seconds()))),
         )
     return table
 

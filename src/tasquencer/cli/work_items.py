@@ -55,7 +55,10 @@ def list_(
     page: Annotated[int, typer.Option(min=1, help="Which page; 1 has the newest.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """List work items of all tasks, newest first, from the ledger."""
+    """List work items (attempts) of all tasks, newest first, from the ledger.
+
+    `tasq tasks` lists the tasks themselves.
+    """
     from tasquencer.core.work_item import WorkItemState
     from tasquencer.ledger.contract import WorkItemFilter
 

@@ -20,6 +20,7 @@ from tasquencer.sql.group_commit import GroupCommit
 from tasquencer.sql.migrate import check_schema, upgrade_database
 from tasquencer.sql.reading import domain_records_in, open_work_items_in, transitions_in, work_items_in
 from tasquencer.sql.schema import ai_jobs
+from tasquencer.sql.task_listing import TaskFilter, TaskSummary, tasks_in
 from tasquencer.sql.writing import settle, taken_attempt, write
 
 __all__ = ["SqlLedger"]
@@ -113,6 +114,10 @@ class SqlLedger(Ledger):
             update={name: cleaned_text(text) for name, text in texts.items() if text is not None}
         )
         return await self._read(lambda connection: work_items_in(connection, wanted))
+
+    async def tasks(self, wanted: TaskFilter) -> list[TaskSummary]:
+        """Tasks, the last active ones first."""
+        return await self._read(lambda connection: tasks_in(connection, wanted))
 
     async def open_work_items(
         self, *, created_before: datetime, after: Place | None = None, limit: int = 1000
