@@ -51,7 +51,7 @@ class GroupCommit:
         await waiting.written
 
     async def finish(self) -> None:
-        """Return once nothing is being written any more."""
+        """Return once nothing is being written."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
@@ -59,7 +59,7 @@ class GroupCommit:
         try:
             while self._waiting:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_GROUP))]
-                # Who has gone meanwhile comes again: while a database hangs, that would pile up.
+                # A caller that was cancelled will write again. While a database hangs, these would pile up.
                 awaited = [one for one in group if not one.written.cancelled()]
                 if awaited:
                     await self._write_group(awaited)
@@ -73,7 +73,7 @@ class GroupCommit:
             if len(group) == 1:
                 _end(group[0], conflict)
                 return
-            for waiting in group:  # whose fault it is only shows one by one
+            for waiting in group:  # one by one shows which of them is refused
                 await self._write_group([waiting])
         except BaseException as error:
             for waiting in group:

@@ -50,7 +50,7 @@ class SqlLedger(Ledger):
     Args:
         database_url: `sqlite:///file.db`, `sqlite://` (in memory), `postgresql://user@host/database`.
         domain_tables: Domain tables by name, beside `ai_jobs`. Each has a unique column `work_item_id`, takes
-            JSON values, and is created by whoever owns it.
+            JSON values, and is created by its owner.
 
     Raises:
         ValueError: the URL is none that the ledger can use.

@@ -2,7 +2,7 @@
 
 A migration says which releases work on the schema that it makes: `oldest_compatible`, beside its `revision`,
 is the oldest schema whose releases do. Without it no older release does. The database keeps that in a table,
-so that a release can tell whether it works on a schema that was made after it.
+so that a release knows if it works on a schema that was made after it.
 
 Alembic takes a second to import, so it is imported only when there is something to migrate.
 """
@@ -161,7 +161,7 @@ def _usable_version(connection: sa.Connection, name: str) -> str | None:
 
 
 def _is_behind(found: str | None) -> bool:
-    """Whether there is something to migrate; a version that this release doesn't know is a newer one."""
+    """True if there is something to migrate. A version that this release does not know is a newer one."""
     return found is None or (found in SCHEMA_VERSIONS and found != SCHEMA_VERSION)
 
 

@@ -138,7 +138,7 @@ class PostgresDatabase(Database):
         return self._engine
 
     async def _is_behind_pooler(self) -> bool:
-        """Whether the session has another process than the one that was announced when it was opened."""
+        """True if the session's process is not the one that was announced when it was opened."""
         import asyncpg
 
         connection = await asyncpg.connect(**self._arguments, statement_cache_size=0)

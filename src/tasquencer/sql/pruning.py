@@ -1,7 +1,7 @@
 """Removing old tasks from a ledger, each as a whole: the one exception to "nothing that has ended changes".
 
-The triggers that refuse it are put aside within the transaction that deletes, so nobody else ever finds them
-missing, and they are back whatever becomes of it.
+The triggers that refuse it are disabled within the transaction that deletes. So no other transaction finds
+them disabled, and they are back after a failure too.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ async def old_tasks(database_url: str, before: datetime) -> Old:
 async def prune(database_url: str, before: datetime, progress: Callable[[Old], None] = lambda _: None) -> Old:
     """Delete the tasks that have only work items that ended before this time, and batches; what was deleted.
 
-    Page by page, beside workers; interrupted, it has deleted a part, and goes on when run again.
+    Page by page, beside workers. If it is interrupted, it has deleted a part; run it again for the rest.
 
     Args:
         before: Aware.
@@ -94,7 +94,7 @@ async def prune(database_url: str, before: datetime, progress: Callable[[Old], N
 
     Raises:
         LedgerUnavailable: the database cannot be reached or used, its user may not alter the tables, or
-            a table of somebody else's refers to a work item.
+            a table of the user's refers to a work item.
         SchemaMismatch: it has another schema than this release.
     """
     database = database_at(database_url, command_seconds=None)
@@ -146,7 +146,7 @@ def _old_of(connection: sa.Connection, task_ids: list[str], before: datetime) ->
 
 
 def _delete(connection: sa.Connection, task_ids: list[str], before: datetime) -> Old:
-    with _without_triggers(connection):  # from here on nobody else writes
+    with _without_triggers(connection):  # from here on no other transaction writes
         tasks = _old_of(connection, task_ids, before)
         query = sa.select(work_items.c.id).where(work_items.c.task_id.in_(tasks))
         ids = list(connection.execute(query).scalars())
@@ -162,7 +162,7 @@ def _old_batches(connection: sa.Connection, before: datetime) -> list[str]:
 
 
 def _delete_batch(connection: sa.Connection, batch_id: str, before: datetime) -> bool:
-    """Delete the batch, and its rows with it, if it is still old; whether it was."""
+    """Delete the batch and its rows if it is still old; return whether it was."""
     old = sa.delete(batches).where(batches.c.id == batch_id, batches.c.ended_at < before)
     return connection.execute(old).rowcount > 0
 

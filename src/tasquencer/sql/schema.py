@@ -86,7 +86,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
 
 
 class Id(sa.types.TypeDecorator[str]):
-    """Text that tells apart what it told apart: characters that a database cannot hold are escaped.
+    """Text in which characters that a database cannot hold are escaped, so that ids stay distinct.
 
     NUL and lone surrogates become `␀` with four hexadecimal digits, and so does `␀` itself.
     """

@@ -144,7 +144,7 @@ class SqliteDatabase(Database):
             self._opened = _identity(self._file)
 
     def _check_file(self) -> None:
-        """Notice that the file is gone or another one: SQLite would go on to write where nobody can read.
+        """Notice that the file is gone or another one: SQLite would continue to write to the lost file.
 
         Another one is not opened: SQLite would take the log of the old one (`-wal`) for its own.
         """
@@ -178,7 +178,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _write_ahead(cursor: Any) -> None:
-    # Of several that do it at once SQLite refuses some without waiting: each may have begun to read.
+    # If several connections do this at the same time, SQLite refuses some without waiting.
     until = time.monotonic() + _BUSY_SECONDS
     while cursor.execute("PRAGMA journal_mode").fetchone() == ("delete",):
         try:
@@ -192,7 +192,7 @@ def _write_ahead(cursor: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock at once. One that reads first and takes it later may find the file changed.
+    # A writer takes the lock immediately. If it read first, the file could change before it has the lock.
     writes = connection.get_execution_options().get("tasquencer_writes", False)
     driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
     driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")

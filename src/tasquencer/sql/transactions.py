@@ -31,7 +31,7 @@ class Trouble(Enum):
     REFUSED = "refused"
     """The database does not take these rows: a constraint, a trigger, a value out of range."""
     PASSING = "passing"
-    """The same again may work at once: a deadlock, a connection that had gone stale."""
+    """The same transaction may work when it is tried again: a deadlock, a stale connection."""
     OUTAGE = "outage"
     """The database cannot be reached or used."""
 
@@ -59,7 +59,7 @@ class Database(ABC):
     @property
     @abstractmethod
     def migrates_itself(self) -> bool:
-        """Whether opening a ledger brings the schema up to date."""
+        """True if opening a ledger brings the schema up to date."""
 
     @abstractmethod
     async def read(self, work: Work[T]) -> T:

@@ -51,7 +51,7 @@ def _update(columns: tuple[str, ...]) -> sa.Update:
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
     worker, started_at = work_items.c.worker, work_items.c.started_at
     values["worker"] = sa.func.coalesce(sa.bindparam("worker", type_=worker.type), worker)
-    # A start that is told again later is another time: the transition has the first.
+    # A start that is delivered again has a later time: keep the first, as the transition does.
     values["started_at"] = sa.func.coalesce(started_at, sa.bindparam("started_at", type_=started_at.type))
     return sa.update(work_items).where(work_items.c.id == sa.bindparam("same_id")).values(values)
 
@@ -167,9 +167,9 @@ def _logs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[int, 
 def _plan(entries: Sequence[LedgerEntry], logs: dict[str, dict[int, WorkItemState]]) -> _Plan:
     plan = _Plan()
     attempts: dict[tuple[str, str, int], str] = {}
-    for told in entries:
-        log = logs[told.work_item.id]
-        entry = caught_up(told, log)
+    for given in entries:
+        log = logs[given.work_item.id]
+        entry = caught_up(given, log)
         if entry is None:
             continue
         item = entry.work_item
