@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncpg
 
-from tasquencer.devkit.processes import ChildProcess
+from tasquencer.devkit.processes import ChildProcess, free_port
 from tasquencer.sql import upgrade
 from tests.outages.tls import server
 from tests.support.patience import PATIENCE_SECONDS, eventually
@@ -91,6 +91,39 @@ class FallingPostgres:
         self.resume()
         if self._restarted is not None:
             await self._restarted.stop(first=signal.SIGQUIT)
+
+    @asynccontextmanager
+    async def standby(self) -> AsyncIterator[int]:
+        """A second server that follows this one; its port. `SELECT pg_promote()` makes it the primary."""
+        data, port = self.data.with_name("standby"), free_port()
+        data.mkdir(mode=0o700)
+        if self._user is not None:
+            os.chown(data, *self._user)
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--username", "postgres"]
+        options = ["--pgdata", str(data), "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        program = Path(self._command[0]).with_name("pg_basebackup")
+        copying = ChildProcess("pg_basebackup", [program, *address, *options], user=self._user)
+        status = await copying.wait(timeout_seconds=PATIENCE_SECONDS)
+        assert status == 0, copying.output()
+        own = {"-D": str(data), "-p": str(port)}
+        command = [
+            own.get(before, word) for before, word in zip(["", *self._command], self._command, strict=False)
+        ]
+        following = ChildProcess("the standby", command, user=self._user)
+        try:
+            await eventually(lambda: _answers(port), "the standby takes connections")
+            yield port
+        finally:
+            await following.stop(first=signal.SIGQUIT)
+
+
+async def _answers(port: int) -> bool:
+    try:
+        connection = await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{port}/postgres", timeout=5)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
+    await connection.close()
+    return True
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import sqlite3
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from temporalio.client import WorkflowHandle
@@ -27,11 +29,12 @@ from tasquencer.sql.databases import SqliteDatabase, database_at
 from tests.end_to_end.stage import Stage
 from tests.ledger.stories import Life
 from tests.outages.log import lines_of, tells_of_starving
-from tests.outages.postgres import FallingPostgres, way_to
+from tests.outages.postgres import FallingPostgres, falling_postgres, way_to
 from tests.support.answers import Hold, ok, stall
 from tests.support.calls import ANSWER, ScriptedCalls
 from tests.support.held_ledgers import FallingLedger, leading_to
 from tests.support.patience import PATIENCE_SECONDS, eventually
+from tests.support.postgres import skipping_without_postgres
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import Tasks, history, tasks_on, tasks_on_skipped_time, timers
 from workflows.ai_agent import AiAgentTask
@@ -170,6 +173,42 @@ async def test_nobody_notices_a_failover_when_the_first_new_session_is_writable(
         await asyncio.sleep(1.1)  # a session younger than a second is not replaced
         async with failed_over(falling):
             await ledger.record([lives[1].initialized()])
+
+
+@pytest.mark.postgresql
+async def test_a_standby_that_is_promoted_takes_over() -> None:
+    before = Life(id="before", run_id="promoted").initialized()
+    later = Life(id="later", run_id="promoted", attempt=1).initialized()
+    with skipping_without_postgres():
+        async with falling_postgres() as primary, primary.standby() as port:
+            hosts = f"127.0.0.1:{primary.port},127.0.0.1:{port}"
+            url = f"postgresql://postgres@{hosts}/ledger?target_session_attrs=read-write"
+            alone = f"postgresql://postgres@127.0.0.1:{port}/ledger"
+            async with SqlLedger(url) as ledger, SqlLedger(alone) as follower:
+                await ledger.record([before])
+
+                async def followed() -> bool:
+                    return bool(await follower.transitions("before"))
+
+                await eventually(followed, "the standby has what was written")
+                with pytest.raises(LedgerUnavailable, match="the database is read-only: a standby, or "):
+                    await follower.record([later])
+                primary.kill()
+                with pytest.raises(LedgerUnavailable):
+                    await ledger.record([later])
+                connection = await asyncpg.connect(alone)
+                await connection.execute("SELECT pg_promote()")
+                await connection.close()
+
+                async def written() -> bool:
+                    with contextlib.suppress(LedgerUnavailable):
+                        await ledger.record([later])
+                        return True
+                    return False
+
+                async with asyncio.timeout(60):
+                    await eventually(written, "the promoted server takes writes")
+                assert len(await ledger.work_items(WorkItemFilter())) == 2
 
 
 @pytest.mark.postgresql

@@ -32,7 +32,7 @@ from tests.support.patience import PATIENCE_SECONDS
 __all__ = ["EmbeddedPostgres", "NoPostgres", "embedded_postgres", "other_user", "skipping_without_postgres"]
 
 _NAME = "the embedded PostgreSQL"
-_PROGRAM_PARTS = ("bin/postgres", "bin/initdb", "lib", "share")
+_PROGRAM_PARTS = ("bin/postgres", "bin/initdb", "bin/pg_basebackup", "lib", "share")
 
 
 class NoPostgres(DevkitError):
