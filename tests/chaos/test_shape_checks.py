@@ -306,6 +306,16 @@ def test_what_is_planted_is_found(wanted: str, plant: Plant) -> None:
     assert any(found.startswith(wanted) for found in violations(account)), violations(account)
 
 
+def test_a_policy_may_count_what_the_code_has_canceled() -> None:
+    account = sound()
+    change(account, 1, state=KINDS.CANCELED, result=None)
+    steps = account.transitions["b"]
+    account.transitions = {**account.transitions, "b": [*steps[:2], step("b", 2, KINDS.CANCELED, at(1.0))]}
+    assert not any(found.startswith("I7") for found in violations(account))
+    account.last.state, account.last.error_type = "failed", "TaskFailed"
+    assert not any(found.startswith("I7") for found in violations(account))
+
+
 def test_each_check_finds_something() -> None:
     silent = set(CHECKS)
     for _, plant in PLANTED:

@@ -161,19 +161,21 @@ def the_policy_decides(account: ShapeAccount) -> Iterator[str]:
     """I7: a task fails if its policy says so, and only then, unless its own code or a cancel ends it."""
     if account.last.state == "open" or account.is_reset:
         return
-    fails = _policy_fails(account)
+    must_fail, may_fail = (_policy_fails(account, with_cancels=one) for one in (False, True))
     canceled = any(run.canceled for run in account.runs)
     by_policy = account.last.state == "failed" and account.last.error_type in _TASK_ERRORS
-    if fails and account.last.state == "completed":
+    if must_fail and account.last.state == "completed":
         yield f"I7: the task completed, its policy {account.program.policy} says that it fails"
-    if by_policy and not fails:
+    if by_policy and not (must_fail or may_fail):
         policy = account.program.policy
         yield f"I7: the task failed with {account.last.error_type}, its policy {policy} does not"
     if account.last.state == "canceled" and not canceled:
         yield "I7: the task ended canceled, nobody canceled it"
 
 
-def _policy_fails(account: ShapeAccount) -> bool:
+def _policy_fails(account: ShapeAccount, *, with_cancels: bool) -> bool:
+    """Whether the policy ever says so: of work items that the task canceled, its code may have done that, and
+    then the policy sees it, or its end, and then not."""
     policy, states = policy_of(account.program), dict[str, WorkItem]()
     steps = sorted(
         (step for item in account.items for step in account.transitions[item.id]),
@@ -183,8 +185,8 @@ def _policy_fails(account: ShapeAccount) -> bool:
     for step in steps:
         item = items[step.work_item_id]
         states[item.id] = item.model_copy(update={"state": step.next_state})
-        if step.actor == TASK_ACTOR and step.next_state is WorkItemState.CANCELED:
-            continue  # the end itself, or a cancel of the code's own
+        if step.actor == TASK_ACTOR and step.next_state is WorkItemState.CANCELED and not with_cancels:
+            continue
         if policy(step, _counts(list(states.values()))) is Verdict.FAIL:
             return True
     return False
