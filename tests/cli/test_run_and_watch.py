@@ -26,6 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SCRIPT = {
     "moons": [rate_limited("3000"), status(503), ok("Io, Europa, Ganymede.")],
     "json": [ok("as JSON")],
+    "paid twice": [ok("", usage=(3, 12)), ok("the answer", usage=(3, 12))],
     "no money": [insufficient_quota()],
     "no money, as JSON": [insufficient_quota()],
     "detached": [ok("found again")],
@@ -89,6 +90,14 @@ async def test_the_result_comes_as_json(environment: dict[str, str]) -> None:
     assert {"model", "finish_reason", "work_item_id", "input_tokens", "output_tokens", "cost_usd"} < set(
         result
     )
+
+
+async def test_run_and_show_print_the_tokens_of_all_attempts(environment: dict[str, str]) -> None:
+    options = ("--id", "paid", "--initial-interval", "100ms")
+    ran = await finish("run", "paid twice", *options, environment=environment)
+    assert ran.stderr.splitlines()[-1].startswith("2 attempts · 6 tokens in, 24 out · cost ")
+    shown = await finish("show", "paid", environment=environment)
+    assert " · 6 tokens in, 24 out · cost " in shown.stdout.splitlines()[-1]
 
 
 async def test_a_failed_task_is_one_line_and_status_1(environment: dict[str, str]) -> None:

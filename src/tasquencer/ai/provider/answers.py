@@ -15,7 +15,6 @@ from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
 from tasquencer.ai.provider.classify import error_failure, heed_provider
 from tasquencer.ai.provider.finish import Finish, finish_of
 from tasquencer.ai.provider.prices import Price
-from tasquencer.ai.provider.redaction import storable
 from tasquencer.ai.provider.reply import (
     Clean,
     Reply,
@@ -30,6 +29,7 @@ from tasquencer.ai.provider.reported import Report, report_in, says_something
 from tasquencer.ai.provider.schemas import Schema
 from tasquencer.ai.provider.stream import Unreadable, completion_in
 from tasquencer.ai.provider.usage import usage_in
+from tasquencer.core.entries import cleaned_text
 from tasquencer.core.failure import Failure, FailureKind
 
 __all__ = ["Completion", "judge", "unfit"]
@@ -71,7 +71,7 @@ def judge(
         completion = _completion(reply, clean)
         facts = _facts(reply, completion, asked_model, price, clean)
         _raise_reported_error(reply, completion, clean)
-        text = storable(_text(reply, completion, clean, wants_whole=output_schema is not None))
+        text = cleaned_text(_text(reply, completion, clean, wants_whole=output_schema is not None))
         answer = AiAnswer.model_validate({"text": text} | facts)
         if output_schema is not None and nests_too_deeply(text):
             return unfit(answer, reply, "it is nested too deeply", clean)

@@ -14,7 +14,9 @@ from functools import cached_property, lru_cache
 
 from openai import AsyncOpenAI
 
-__all__ = ["REDACTED", "Redactor", "storable"]
+from tasquencer.core.entries import cleaned_text
+
+__all__ = ["REDACTED", "Redactor"]
 
 REDACTED = "[redacted]"
 
@@ -23,8 +25,6 @@ _SHORTEST_SECRET = 8
 
 So long, too, are the pieces of a key that are taken out: OpenAI masks a wrong key but for its first eight
 characters and its last four."""
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 _CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?:sk-|gsk_|xai-|hf_|AIza)[\w.*…-]+"), REDACTED),
@@ -45,11 +45,6 @@ _CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 _SECRET_HEADER = re.compile(r"(?i)auth|key|token|secret|cookie")
-
-
-def storable(text: str) -> str:
-    """The text with NUL characters and lone surrogates as U+FFFD: neither fits into PostgreSQL or UTF-8."""
-    return _UNSTORABLE.sub("\ufffd", text)
 
 
 _ESCAPE = re.compile(
@@ -89,7 +84,7 @@ class Redactor:
         text = _without_pieces(text, self._pieces, text, range(len(text) + 1))
         for pattern, replacement in _CREDENTIALS:
             text = pattern.sub(replacement, text)
-        return storable(text)
+        return cleaned_text(text)
 
     @cached_property
     def _pieces(self) -> frozenset[str]:
