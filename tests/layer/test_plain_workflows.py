@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -148,6 +149,20 @@ async def test_a_worker_without_activities_takes_none_from_the_queue(dev_server:
         if event.HasField("activity_task_started_event_attributes")
     ]
     assert [start.attempt for start in starts] == [1] * 10
+
+
+@pytest.mark.parametrize("where", ["client", "worker"])
+async def test_activities_that_a_later_plugin_brings_are_carried_out(
+    dev_server: EmbeddedTemporal, where: str
+) -> None:
+    ours = TasquencerPlugin(InMemoryLedger())
+    theirs = SimplePlugin("theirs", activities=[elsewhere])
+    of_client, of_worker = ([ours, theirs], []) if where == "client" else ([], [ours, theirs])
+    client = await Client.connect(dev_server.address, plugins=of_client)
+    async with working(client, [], workflows=[CallsElsewhere], plugins=of_worker) as queue:
+        handle = await client.start_workflow(CallsElsewhere.run, id=f"calls-{uuid4()}", task_queue=queue)
+        async with asyncio.timeout(30):
+            assert len(await handle.result()) == 10
 
 
 class CountedLedger(InMemoryLedger):

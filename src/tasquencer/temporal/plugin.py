@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import temporalio.client
+import temporalio.worker
 from temporalio.client import ClientConfig
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import ReplayerConfig, UnsandboxedWorkflowRunner, WorkerConfig, WorkflowRunner
@@ -131,7 +132,7 @@ class TasquencerPlugin(SimplePlugin):
         interceptors = list(config.get("interceptors") or ())
         if any(isinstance(known, TaskInterceptor) for known in interceptors):
             raise PluginGivenTwice
-        is_without_activities = not config.get("activities")
+        is_without_activities = not config.get("activities") and not self._may_bring_activities(config)
         config = super().configure_worker(config)
         config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
         headers = HeaderCodec.of(config["client"])
@@ -144,6 +145,13 @@ class TasquencerPlugin(SimplePlugin):
             # A worker for workflows alone does not take activities from the queue: it could not run them.
             config["no_remote_activities"] = True
         return config
+
+    def _may_bring_activities(self, config: WorkerConfig) -> bool:
+        """Return whether a plugin whose turn comes after this one may add activities to the worker."""
+        of_client = config["client"].config()["plugins"]
+        plugins: list[object] = [*of_client, *(config.get("plugins") or ())]
+        later = plugins[plugins.index(self) + 1 :] if self in plugins else plugins
+        return any(map(_may_bring_activities, later))
 
     def configure_replayer(self, config: ReplayerConfig) -> ReplayerConfig:
         """See the base class."""
@@ -178,6 +186,14 @@ def _may_bring_a_converter(plugin: temporalio.client.Plugin) -> bool:
     if isinstance(plugin, SimplePlugin) and type(plugin).configure_client is SimplePlugin.configure_client:
         return plugin.data_converter is not None
     return type(plugin).configure_client is not temporalio.client.Plugin.configure_client
+
+
+def _may_bring_activities(plugin: object) -> bool:
+    if not isinstance(plugin, temporalio.worker.Plugin):
+        return False
+    if isinstance(plugin, SimplePlugin) and type(plugin).configure_worker is SimplePlugin.configure_worker:
+        return plugin.activities is not None
+    return True
 
 
 def _needs_remote_activities(config: WorkerConfig) -> bool:
