@@ -11,6 +11,7 @@ import typer
 from tasquencer.cli.errors import CommandFailed, ExitCode, end_with
 from tasquencer.cli.help import examples
 from tasquencer.cli.output import say
+from tasquencer.core.display_text import terminal_line
 
 if TYPE_CHECKING:
     from tasquencer.cli.following import FollowedTask
@@ -106,7 +107,7 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise CommandFailed("nobody can be asked here: add --yes", ExitCode.USAGE)
-    typer.confirm(question, abort=True, err=True)
+    typer.confirm(terminal_line(question), abort=True, err=True)
 
 
 async def _find(task_id: str) -> FollowedTask:
