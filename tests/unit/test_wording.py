@@ -195,7 +195,7 @@ def test_the_table_stays_a_table_whatever_the_failure_says() -> None:
 def test_what_a_provider_says_is_never_taken_for_markup() -> None:
     state = task()
     state.begin("job", now=NOON)
-    said = "<b>bad</b> ![](i.png) [a](b) `c` *d* _e_ ~f~ &amp; \\ #"
+    said = "<b>bad</b> ![](http://example.org/i.png) [a](b) `c` *d* _e_ ~f~ &amp; \\ #"
     failed(state, "w0", Failure.of(FailureKind.REFUSED, said))
 
     row = plain(markdown_table(state.work_items(), three))[-1]

@@ -43,23 +43,22 @@ def terminal_line(text: str, width: int | None = None) -> str:
     return line if width is None or len(line) <= width else line[: width - 1] + "…"
 
 
-_MARKUP = re.compile(r"[\\`*\[\]<>|!~&#]|(?<![^\W_])_+|_+(?![^\W_])")
-"""An underscore between letters is no markup."""
-
-_LINK = re.compile(r"://|(?<![^\W_])www\.", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"[\\`*\[\]<>|!~&#]"
+    r"|(?<![^\W_])_+|_+(?![^\W_])"  # an underscore between letters is no markup
+    r"|(?<=[A-Za-z+.\-]):(?=\S)"  # the Web UI turns bare addresses into links
+)
 _BLOCK = re.compile(r"([-+=:]|\d{1,9}(?=[.)]))")
 
 
 def markdown_line(text: str, width: int | None = None) -> str:
     """The text in one line of Markdown that is shown as it is: no link, no image, no HTML, no table cell.
 
-    Bare addresses would become links even with a backslash, so `https://` is shown as `https[:]//`.
-
     Args:
         text: From outside.
         width: The most characters of the text that are kept.
     """
-    line = _MARKUP.sub(_escaped_markup, _LINK.sub(_unlinked, terminal_line(text, width)))
+    line = _MARKUP.sub(_escaped_markup, terminal_line(text, width))
     if found := _BLOCK.match(line):  # a list, a line below a heading, the alignment of a table
         marker = found.group()
         line = f"\\{line}" if not marker.isdecimal() else f"{marker}\\{line[len(marker) :]}"
@@ -68,10 +67,6 @@ def markdown_line(text: str, width: int | None = None) -> str:
 
 def _escaped_markup(found: re.Match[str]) -> str:
     return "".join(f"\\{character}" for character in found.group())
-
-
-def _unlinked(found: re.Match[str]) -> str:
-    return found.group()[:-1] + "[.]" if found.group().endswith(".") else "[:]//"
 
 
 def json_text(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
