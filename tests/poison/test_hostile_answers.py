@@ -24,14 +24,14 @@ from tasquencer.ai.provider.reported import report_in
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.temporal.ai_calls import AiCalls
 from tests.activities.calling import KEY, MODEL, activities_for, environment, failure_of, job
-from tests.poison.wire import GOOD, head, sending
+from tests.poison.wire import GOOD, head, nested, sending
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ScriptedProvider
 
 K = FailureKind
-LONGEST_STOP = 2.0
+LONGEST_STOP = 5.0
 """Seconds; the attacks stopped the event loop for a minute. Other programs of a busy machine stop it, too."""
 
 
@@ -52,15 +52,6 @@ async def nothing_stands_still() -> AsyncIterator[None]:
     finally:
         turning.cancel()
     assert max(stops) < LONGEST_STOP
-
-
-def nested(layers: int, empty_blocks: int) -> bytes:
-    """Gzip in gzip …, around stored blocks without any content."""
-    data = b"\x1f\x8b\x08" + bytes(7) + b"\x00\x00\x00\xff\xff" * empty_blocks
-    data += b"\x01\x00\x00\xff\xff" + bytes(8)
-    for _ in range(layers - 1):
-        data = gzip.compress(data, 9)
-    return data
 
 
 def pieces(status: str, count: int, piece: bytes = b"1\r\n \r\n") -> Answer:

@@ -13,7 +13,7 @@ import pytest
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tests.end_to_end.stage import Stage
-from tests.poison.wire import bomb, endless, head, streaming
+from tests.poison.wire import bomb, endless, head, nested, streaming
 from tests.support.answers import Answer, ok, raw
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ProviderRequest, ScriptedProvider
@@ -52,6 +52,10 @@ POISON: dict[str, tuple[Answer, str]] = {
     "gzip": (raw(GZIPPED, headers={"content-encoding": "gzip"}), "too_large"),
     "gzip in gzip": (raw(bomb(2, 256), headers={"content-encoding": "gzip, gzip"}), "provider_error"),
     "gzip as an error": (raw(GZIPPED, code=503, headers={"content-encoding": "gzip"}), "provider_error"),
+    "nothing, packed four times": (
+        raw(nested(4, 20_000_000), headers={"content-encoding": "gzip, gzip, gzip, gzip"}),
+        "provider_error",
+    ),
     "millions of lists": (raw(b'{"choices": [' + b"[]," * 2_000_000 + b"1]}"), "provider_error"),
     "millions of texts": (raw(b'{"choices": [' + b'"ab",' * 1_200_000 + b"1]}"), "provider_error"),
 }

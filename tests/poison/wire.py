@@ -68,3 +68,12 @@ def bomb(layers: int = 1, mebibytes: int = 64) -> bytes:
     for _ in range(layers - 1):
         data = gzip.compress(data)
     return data
+
+
+def nested(layers: int, empty_blocks: int) -> bytes:
+    """Gzip in gzip …, around stored blocks without any content."""
+    data = b"\x1f\x8b\x08" + bytes(7) + b"\x00\x00\x00\xff\xff" * empty_blocks
+    data += b"\x01\x00\x00\xff\xff" + bytes(8)
+    for _ in range(layers - 1):
+        data = gzip.compress(data, 9)
+    return data
