@@ -91,7 +91,8 @@ _SPENT = _rule(
     "credit balance|credit limit|api usage limits|key limit exceeded|insufficient_quota",
     r"insufficient (?:\w{1,20} )?(?:credits?|balance|funds?|quota)",
     r"(?:out of|no|enough|any|more|remaining|available|included|all) (?:\w{1,20} )?credits\b",
-    "balance (?:is )?(?:too low|insufficient|not enough|exhausted)",
+    "(?:balance|credits?) (?:is |are |have been )?(?:too low|insufficient|not enough)",
+    "(?:balance|credits?) (?:is |are |have been )?(?:exhausted|depleted|used up)",
     "billing (?:hard )?limit|billing (?:is )?(?:not active|inactive)",
     "spend(?:ing)? (?:limit|cap)",
     "budget (?:has been |is )?(?:exceeded|exhausted)|exceeded .{0,30}budget",
@@ -200,19 +201,19 @@ def kind_of_error(status_code: int, report: Report, *, has_retry_after: bool = F
     for rule in (_REFUSED, _UNFIT_OUTPUT, _TOO_LONG):
         if rule.fits(report):
             return rule.kind
+    decisive = _decisive_status(status_code, report)
     asks_to_wait = report.wait_seconds is not None or any(map(_LIMITED_CODES.search, report.codes))
     if _SPENT.fits(report, texts_count=not asks_to_wait):
         return _K.QUOTA_EXCEEDED
     if _MAYBE_SPENT.fits(report):
         is_limit = asks_to_wait or has_retry_after or _LIMIT_OF_A_TIME.search(report.text)
-        return _K.RATE_LIMITED if is_limit else _K.QUOTA_EXCEEDED
+        return _K.RATE_LIMITED if is_limit and decisive != 402 else _K.QUOTA_EXCEEDED
     if status_code != 429 and _UNAUTHORIZED.fits(report):
         return _K.UNAUTHORIZED
-    if _LIMITED.fits(report):
+    if decisive != 402 and _LIMITED.fits(report):
         return _K.RATE_LIMITED
     if status_code != 429 and _NO_SUCH_MODEL.fits(report):
         return _K.INVALID_REQUEST
-    decisive = _decisive_status(status_code, report)
     if decisive not in _SETTLED_STATUSES and decisive < 500:
         for rule in (_TOOK_TOO_LONG, _BROKEN):
             if rule.fits(report):
