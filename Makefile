@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reord
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all browser pgbouncer check format bench bench-docs peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test test-all browser postgres-tools check format bench bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -25,10 +25,10 @@ setup: $(STAMP) ## create .venv with everything, exactly as pinned in requiremen
 demo: setup ## run one task on this machine, with two failures on the way, and show each attempt
 	@$(BIN)/tasq demo $(DEMO_ARGS)
 
-test: setup ## run the tests that find nearly everything, under 5 minutes (PYTEST_ARGS="-k name -x" to choose)
+test: setup postgres-tools ## run the tests that find nearly everything, under 5 minutes (PYTEST_ARGS="-k name -x" to choose)
 	$(PYTEST) -m "not (browser or crash or outage or slow or upgrade)" $(PYTEST_ARGS)
 
-test-all: setup browser pgbouncer ## run all tests, those with browsers, crashes, outages and upgrades too
+test-all: setup browser postgres-tools ## run all tests, those with browsers, crashes, outages and upgrades too
 	$(PYTEST) $(PYTEST_ARGS)
 
 check: setup ## formatter, linter, types, import floors, unused dependencies, exports, the README's commands
@@ -109,9 +109,9 @@ browser:
 	then command -v chromium; \
 	else echo "No Chromium or Chrome here, and it could not be installed: the browser test will not run." >&2; fi
 
-# The ledger behind a pooler.
-pgbouncer:
-	@if command -v pgbouncer || command -v /usr/sbin/pgbouncer; then exit 0; fi; \
-	$(INSTALL) pgbouncer; \
-	then command -v pgbouncer || command -v /usr/sbin/pgbouncer; \
-	else echo "No pgbouncer here, and it could not be installed: the tests of poolers will not run." >&2; fi
+# A pooler for the ledger, and PostgreSQL's command-line client.
+postgres-tools:
+	@if { command -v pgbouncer || command -v /usr/sbin/pgbouncer; } && command -v psql; then exit 0; fi; \
+	$(INSTALL) pgbouncer postgresql-client; \
+	then command -v pgbouncer || command -v /usr/sbin/pgbouncer; command -v psql; \
+	else echo "No pgbouncer or psql here, and they could not be installed: their tests will not run." >&2; fi
