@@ -59,7 +59,7 @@ async def test_an_error_in_the_hook_records_nothing_and_the_task_waits_to_be_men
 
 async def has_stumbled(handle: Handle) -> bool:
     return any(
-        event.workflow_task_failed_event_attributes.failure.message == "a bug in the hook"
+        event.workflow_task_failed_event_attributes.failure.message.endswith("LookupError: a bug in the hook")
         for event in await history(handle)
         if event.HasField("workflow_task_failed_event_attributes")
     )

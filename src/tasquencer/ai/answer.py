@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import ConfigDict, JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
@@ -29,6 +30,7 @@ class AiAnswer(Usage):
     """
 
     model_config = ConfigDict(frozen=True)
+    leaves_out_defaults: ClassVar[bool] = True
 
     text: str
     model: str | None = None

@@ -18,6 +18,9 @@ __all__ = ["Books"]
 class Books:
     """Keeps what has happened, and makes an entry for the ledger from each transition.
 
+    What happens to a work item that a reset has left behind (`left_behind`) is only offered to the ledger:
+    where the run that was abandoned has recorded otherwise, that stays.
+
     Args:
         task_id: The task whose books these are.
         record_of: Makes the domain record of a work item in its present state; None: there is none.
@@ -25,6 +28,7 @@ class Books:
 
     def __init__(self, task_id: str, record_of: RecordOf | None) -> None:
         self.lineages: dict[str, Lineage] = {}
+        self.left_behind: set[str] = set()
         self.task_id = task_id
         self._record_of = record_of
         self._work_items: dict[str, WorkItem] = {}
@@ -121,6 +125,7 @@ class Books:
         del self._work_items[old.id], self._sequences[old.id]
         self._logs.pop(old.id, None)
         self._states[old.state] -= 1
+        self.left_behind.discard(old.id)
         self._entries = [entry for entry in self._entries if entry.work_item.id != old.id]
         self.lineages[old.lineage].work_item_ids[-1] = item.id
         return self._note(None, item, item.created_at, actor, reason)
@@ -171,7 +176,12 @@ class Books:
         self._keep(item, None if before is None else before.state)
         # The ledger has the payload from the first entry; it need not travel again.
         told = item if before is None else item.model_copy(update={"payload": None})
-        entry = LedgerEntry(transition=transition, work_item=told, record=self._record(item))
+        entry = LedgerEntry(
+            transition=transition,
+            work_item=told,
+            record=self._record(item),
+            offered=item.id in self.left_behind,
+        )
         self._entries.append(entry)
         self._logs.setdefault(item.id, []).append(entry)
         if item.state.is_terminal:

@@ -42,6 +42,8 @@ class CarriedTask(BaseModel):
         hurried: Work items whose wait an operator has ended and that only wait for their turn: by id, the
             actor and the reason.
         left_behind: Ids of open work items that a reset has left behind and that are yet to be replaced.
+        left_out: Ids of work items whose result does not travel along.
+        run_id: The run that carries the task along; None: of an earlier release, which did not say.
         verdict: What the policy said last; with FAIL, `decisive` is the transition on which it decided.
     """
 
@@ -53,24 +55,28 @@ class CarriedTask(BaseModel):
     sequences: dict[str, int]
     hurried: dict[str, tuple[str, str | None]] = {}
     left_behind: set[str] = set()
+    left_out: set[str] = set()
     deadline: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
+    run_id: str | None = None
     verdict: Verdict = Verdict.CONTINUE
     decisive: Transition | None = None
 
 
-def lean_work_items(work_items: Iterable[WorkItem]) -> list[WorkItem]:
-    """The work items as they travel along: without payloads, and with the results for which there is room.
+def lean_work_items(work_items: Iterable[WorkItem]) -> tuple[list[WorkItem], set[str]]:
+    """The work items as they travel along, without payloads, and the ids of those whose result stays.
 
-    Of the other results, and of the details of failures, only the numbers travel along.
+    Of such results, and of the details of failures, only the numbers travel along.
     """
     room = _RESULTS_BYTES
-    lean = []
+    lean, left_out = [], set()
     for item in work_items:
         size = len(json.dumps(item.result).encode())
+        if size > room:
+            left_out.add(item.id)
         lean.append(_lean(item, item.result if size <= room else _numbers(item.result)))
         room -= size if size <= room else 0
-    return lean
+    return lean, left_out
 
 
 def _numbers(value: JsonValue) -> JsonValue:

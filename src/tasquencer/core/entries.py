@@ -33,13 +33,19 @@ class DomainRecord(BaseModel):
 
 
 class LedgerEntry(BaseModel):
-    """One transition to be written, with the work item as it is after it."""
+    """One transition to be written, with the work item as it is after it.
+
+    Attributes:
+        offered: The ledger may leave the entry out where it holds otherwise: it is about a work item of a run
+            that a reset has abandoned.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     transition: Transition
     work_item: WorkItem
     record: DomainRecord | None = None
+    offered: bool = False
 
 
 def cleaned(entry: LedgerEntry) -> LedgerEntry:

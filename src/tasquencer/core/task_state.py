@@ -77,6 +77,7 @@ class TaskState(Books):
         self._hook = on_work_item_state_changed
         self._new_id = new_id
         self._random = random
+        self.left_out: set[str] = set()
         self._decisive: Transition | None = None
 
     # Reading
@@ -272,6 +273,7 @@ class TaskState(Books):
     def carry(self) -> CarriedTask:
         """What the next run of this task needs to go on."""
         open_items = self.open_work_items()
+        work_items, left_out = lean_work_items(self.work_items())
         return CarriedTask(
             lineages={
                 name: CarriedLineage(
@@ -281,7 +283,8 @@ class TaskState(Books):
                 )
                 for name, lineage in self.lineages.items()
             },
-            work_items=lean_work_items(self.work_items()),
+            work_items=work_items,
+            left_out=left_out | self.left_out,
             payloads={
                 item.id: item.payload
                 for item in open_items
@@ -300,6 +303,7 @@ class TaskState(Books):
             raise TaskMisused("only a new task can resume")
         self.deadline, self.started_at = carried.deadline, carried.started_at
         self.verdict, self._decisive = carried.verdict, carried.decisive
+        self.left_out = set(carried.left_out)
         for name, lineage in carried.lineages.items():
             self.lineages[name] = Lineage(lineage.recipe, lineage.deadline, lineage.payload, begun=False)
         for lean in carried.work_items:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -126,9 +126,13 @@ Interval = Annotated[Number, Field(ge=0, le=LONGEST_SECONDS)]
 
 
 class RequestModel(BaseModel):
-    """Part of a task's input. Unknown fields are refused, and null means that a field is not given."""
+    """Part of a task's input. Unknown fields are refused, and null means that a field is not given.
+
+    Work items keep it without its defaults.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    leaves_out_defaults: ClassVar[bool] = True
 
     @model_validator(mode="before")
     @classmethod

@@ -26,6 +26,7 @@ __all__ = [
     "WorkItemFilter",
     "as_recorded",
     "caught_up",
+    "fitting",
     "is_new",
 ]
 
@@ -239,6 +240,24 @@ def caught_up(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> LedgerEnt
         return None
     update = {"sequence": last + 1, "previous_state": log[last]}
     return entry.model_copy(update={"transition": transition.model_copy(update=update)})
+
+
+def fitting(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> LedgerEntry | None:
+    """The entry as it is to be written after what the ledger holds; None if there is nothing to write.
+
+    Args:
+        log: Of the entry's work item, the next states of the transitions that the ledger holds, by sequence.
+
+    Raises:
+        LedgerConflict: See `is_new`. An entry that is only offered is left out instead.
+    """
+    try:
+        caught = caught_up(entry, log)
+        return caught if caught is not None and is_new(caught, log) else None
+    except LedgerConflict:
+        if entry.offered:
+            return None
+        raise
 
 
 def is_new(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> bool:

@@ -17,8 +17,7 @@ from tasquencer.ledger.contract import (
     Settlement,
     WorkItemFilter,
     as_recorded,
-    caught_up,
-    is_new,
+    fitting,
 )
 
 __all__ = ["InMemoryLedger"]
@@ -54,8 +53,8 @@ class InMemoryLedger(Ledger):
 
     def _write(self, told: LedgerEntry) -> None:
         held = {known.sequence: known.next_state for known in self._transitions.get(told.work_item.id, [])}
-        entry = caught_up(told, held)
-        if entry is None or not is_new(entry, held):
+        entry = fitting(told, held)
+        if entry is None:
             return
         transition, item = entry.transition, entry.work_item
         present = self._work_items.get(item.id)

@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tasquencer.core.entries import DomainRecord, LedgerEntry
 from tasquencer.core.errors import LedgerConflict
 from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
-from tasquencer.ledger.contract import Settlement, as_recorded, caught_up, is_new
+from tasquencer.ledger.contract import Settlement, as_recorded, fitting
 from tasquencer.sql.prepared import execute_many, rows_of
 from tasquencer.sql.schema import Id, is_open, unescaped, work_item_transitions, work_items
 
@@ -167,14 +167,12 @@ def _logs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[int, 
 def _plan(entries: Sequence[LedgerEntry], logs: dict[str, dict[int, WorkItemState]]) -> _Plan:
     plan = _Plan()
     attempts: dict[tuple[str, str, int], str] = {}
-    for given in entries:
-        log = logs[given.work_item.id]
-        entry = caught_up(given, log)
+    for told in entries:
+        log = logs[told.work_item.id]
+        entry = fitting(told, log)
         if entry is None:
             continue
         item = entry.work_item
-        if not is_new(entry, log):
-            continue
         if not log:
             attempt = (item.run_id, item.lineage, item.attempt)
             if attempt in attempts:

@@ -32,7 +32,7 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, Workflo
 
 from tasquencer.temporal.bookkeeping import RECORD
 
-__all__ = ["Behaviour", "behaves", "guarded", "workflow_task_began"]
+__all__ = ["Behaviour", "behaves", "guarded", "report_bug", "workflow_task_began"]
 
 _EXTERN = "tasquencer_activations"
 
@@ -60,6 +60,18 @@ def workflow_task_began() -> datetime:
     """Return when the current workflow task began, by Temporal's clock; aware UTC."""
     guard = _current()
     return workflow.now() if guard is None else guard.began
+
+
+def report_bug(error: BaseException) -> None:
+    """Fail the current workflow task because of a bug in the task's code, whatever other code does about it.
+
+    Else a `TaskGroup` would first cancel what runs beside the bug, and those cancellations would be in the
+    history when the bug is fixed.
+    """
+    guard = _current()
+    runtime = workflow._Runtime.current()  # the SDK has no public name for this question
+    if guard is not None and not runtime.workflow_is_failure_exception(error):
+        guard.bug = error
 
 
 def guarded(runner: WorkflowRunner) -> WorkflowRunner:
@@ -99,6 +111,7 @@ class _Guard:
 
     def __init__(self) -> None:
         self.began = datetime.fromtimestamp(0, UTC)
+        self.bug: BaseException | None = None
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False
         self._seen: _Place | None = None
@@ -128,6 +141,8 @@ class _Guard:
             return _refusal(activation)
         self._note(activation)
         completion = self._activated(activation)
+        if self.bug is not None:
+            return _failed(activation, f"{type(self.bug).__name__}: {self.bug}")
         self._keeps_books = self._keeps_books or _keeps_books(completion)
         if born_of_a_query and self._keeps_books:
             return _refusal(activation)
@@ -232,8 +247,11 @@ def _keeps_books(completion: WorkflowActivationCompletion) -> bool:
 
 
 def _refusal(activation: WorkflowActivation) -> WorkflowActivationCompletion:
+    return _failed(activation, "the task is about to decide on news: ask again in a moment")
+
+
+def _failed(activation: WorkflowActivation, message: str) -> WorkflowActivationCompletion:
     completion = WorkflowActivationCompletion(run_id=activation.run_id)
-    completion.failed.failure.message = (
-        "the task has news that it has not decided on yet: ask again in a moment"
-    )
+    completion.failed.failure.message = message
+    completion.failed.failure.application_failure_info.SetInParent()
     return completion

@@ -27,7 +27,7 @@ from temporalio.converter import (
 
 from tasquencer.temporal.wire import JSON
 
-__all__ = ["RUN_HEADER", "HeaderCodec", "pack", "unpack"]
+__all__ = ["MOST_UNPACKED", "RUN_HEADER", "HeaderCodec", "pack", "unpack"]
 
 RUN_HEADER = "tasquencer-run"
 """The header of a work item's call: the run that makes it."""
@@ -36,6 +36,9 @@ _FUNCTION = "tasquencer.headers"
 """Name of the function by which a workflow in the sandbox reaches the codec."""
 
 _PACKED = b"tasquencer/zlib"
+
+MOST_UNPACKED = 64 * 1024 * 1024
+"""Bytes of a carried task. The largest that we write are some 4 MiB: 2,000 work items with results."""
 
 _PLAIN = (JSON, _PACKED)
 
@@ -55,7 +58,11 @@ def unpack(payload: Payload) -> Payload:
     """The payload as it was packed; one of an earlier release, which did not pack, as it is."""
     if payload.metadata["encoding"] != _PACKED:
         return payload
-    return Payload(metadata={"encoding": payload.metadata["packed"]}, data=zlib.decompress(payload.data))
+    decompressor = zlib.decompressobj()
+    data = decompressor.decompress(payload.data, MOST_UNPACKED)
+    if not decompressor.eof:
+        raise ValueError(f"a carried task has more than {MOST_UNPACKED:,} bytes, or is not complete")
+    return Payload(metadata={"encoding": payload.metadata["packed"]}, data=data)
 
 
 class HeaderCodec:

@@ -13,8 +13,8 @@ from tasquencer.ai.request import CallOptions
 from tasquencer.ai.timeouts import CALL_MARGIN
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.temporal.attempts import ActiveWorkItem
 from tasquencer.temporal.failures import as_application_error
-from tasquencer.temporal.task import ActiveWorkItem
 from tasquencer.temporal.wire import received_json, sent
 
 __all__ = ["answer"]

@@ -68,9 +68,16 @@ class Operators:
         check = _refusing(check)
 
         async def handler(raw: object = None) -> dict[str, Any]:
+            self._driver.actions_under_way += 1
+            try:
+                return await carried_out(raw)
+            finally:
+                self._driver.actions_under_way -= 1
+
+        async def carried_out(raw: object) -> dict[str, Any]:
             await first()
-            if isinstance(raw, dict) and self._driver.has_arrived(str(raw.get("work_item_id"))):
-                await self._driver.turns()
+            if isinstance(raw, dict) and self._driver.calls.has_arrived(str(raw.get("work_item_id"))):
+                await self._driver.calls.catch_up()
             check(raw)
             return await act(raw)
 
@@ -80,7 +87,7 @@ class Operators:
 
     async def _ended_waits(self) -> None:
         known = self._waiting()
-        await self._driver.waits()
+        await self._driver.catch_up_with_timers()
         if not any(self._still_waits(work_item_id) for work_item_id in known):
             raise task_error(
                 ActionRefused.__name__, "nothing waits any more: the wait has just ended by itself"

@@ -38,7 +38,7 @@ from temporalio.worker import (
 )
 
 from tasquencer.core.carried import CarriedTask
-from tasquencer.core.ending import TaskEnd, TaskEndHook, TaskEndState
+from tasquencer.core.ending import FollowUp, TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.temporal.delivery import Delivery
 from tasquencer.temporal.driver import TaskDriver
@@ -62,6 +62,7 @@ class TaskScope:
     def __init__(self, args: Sequence[Any]) -> None:
         self._args = args
         self.driver: TaskDriver | None = None
+        self.is_continuing = False
         self._run_header: Payload | None = None
         self._on_ended: TaskEndHook | None = None
 
@@ -100,13 +101,19 @@ class TaskScope:
 
     def continue_as_new(self) -> NoReturn:
         """Go on in a new run, with the arguments of this one; the task travels along."""
+        self.is_continuing = True
         workflow.continue_as_new(args=self._args)
 
     async def close(self, reason: str) -> None:
-        """Settle what is still open."""
-        if self.driver is not None:
-            await self.driver.close(reason)
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        """End what is still open, and wait for the operators' actions that are under way."""
+        driver = self.driver
+        if driver is None:
+            return
+        await driver.close(reason)
+        if driver.is_second_edition:
+            await workflow.wait_condition(lambda: driver.actions_under_way == 0)
+        else:
+            await workflow.wait_condition(workflow.all_handlers_finished)
 
     async def follow_up(self, error: BaseException | None) -> None:
         """Start what is to follow the task's end, and leave it to itself."""
@@ -123,9 +130,14 @@ class TaskScope:
             message=failed.message if failed is not None else None,
             counts=self.driver.state.counts(),
         )
-        wish = self._on_ended(end)
+        try:
+            wish: object = self._on_ended(end)
+        except Exception as raised:
+            raise TaskMisused.by("the hook `on_ended`", raised) from raised
         if wish is None:
             return
+        if not isinstance(wish, FollowUp):
+            raise TaskMisused.returned("the hook `on_ended`", wish, "a FollowUp or None")
         with contextlib.suppress(WorkflowAlreadyStartedError):
             await workflow.start_child_workflow(
                 wish.workflow,
@@ -142,7 +154,21 @@ def carried_task(info: workflow.Info) -> CarriedTask | None:
     payload = info.headers.get(_HEADER)
     if payload is None or info.continued_run_id is None:
         return None
-    return received(RawValue(unpack(HeaderCodec.decoded(payload))), CarriedTask)
+    carried = received(RawValue(unpack(HeaderCodec.decoded(payload))), CarriedTask)
+    return carried if _is_ours(carried, info) else None
+
+
+def _is_ours(carried: CarriedTask, info: workflow.Info) -> bool:
+    """Return whether the run before this one has carried the task along.
+
+    Temporal hands a header to later runs as well, when it retries a workflow or starts it on a cron schedule.
+    A client can put one into a start request. Neither names the run before this one, whose id Temporal chose.
+    """
+    if any(item.task_id != info.workflow_id for item in carried.work_items):
+        return False
+    if carried.run_id is None:  # by an earlier release
+        return info.cron_schedule is None and info.retry_policy is None
+    return carried.run_id == info.continued_run_id
 
 
 class TaskInterceptor(Interceptor):
@@ -208,26 +234,42 @@ class _Inbound(WorkflowInboundInterceptor):
             _refuse_surplus(input)
         scope = TaskScope(input.args)
         scope.begin()
-        result, error = None, None
+        result: Any = None
+        error: BaseException | None = None
         try:
             result = await super().execute_workflow(input)
-        except (FailureError, asyncio.CancelledError) as raised:
-            if scope.driver is None:
-                raise
-            if not isinstance(raised, FailureError) and workflow.cancellation_reason() is None:
+        except BaseException as raised:
+            if scope.driver is None or not _ends_the_run(raised, scope.driver):
                 raise
             error = raised
         if scope.driver is None:  # a workflow without a task ends as it would without the plugin
             return result
+        if isinstance(error, workflow.ContinueAsNewError):  # the user's own: the next run is another task
+            await to_the_end(scope.close("the task continued as new"))
+            raise error
+        # The code has seen a cancel that came before it ended, and has decided what follows from it.
+        is_decided = scope.driver.is_second_edition and workflow.cancellation_reason() is not None
         await to_the_end(scope.close(_REASONS[_state_of(error)]))
         # A cancel that came in time is obeyed, also where it met the last record of a task.
-        is_canceled = workflow.cancellation_reason() is not None
+        is_canceled = workflow.cancellation_reason() is not None and not is_decided
         if is_canceled and _state_of(error) is not TaskEndState.CANCELED:
             error = asyncio.CancelledError("the task was canceled")
         await to_the_end(scope.follow_up(error))
         if error is not None:
             raise error
         return result
+
+
+def _ends_the_run(raised: BaseException, driver: TaskDriver) -> bool:
+    """Return whether what the code raised ends the run. A bug repeats the workflow task instead."""
+    if isinstance(raised, FailureError):
+        return True
+    if isinstance(raised, asyncio.CancelledError):
+        return workflow.cancellation_reason() is not None
+    if not driver.is_second_edition:
+        return False
+    runtime = workflow._Runtime.current()  # the SDK has no public name for this question
+    return isinstance(raised, workflow.ContinueAsNewError) or runtime.workflow_is_failure_exception(raised)
 
 
 def _has_task() -> bool:
@@ -287,7 +329,9 @@ class _Outbound(WorkflowOutboundInterceptor):
 
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
         scope = TaskScope.find()
-        if scope is not None and scope.driver is not None:
-            payload = HeaderCodec.encoded(pack(json_payload(scope.driver.carry())))
+        driver = None if scope is None else scope.driver
+        if scope is not None and driver is not None and (scope.is_continuing or not driver.is_second_edition):
+            carried = driver.carry().model_copy(update={"run_id": workflow.info().run_id})
+            payload = HeaderCodec.encoded(pack(json_payload(carried)))
             input.headers = {**input.headers, _HEADER: payload}
         super().continue_as_new(input)

@@ -19,46 +19,34 @@ What happens when the block is left:
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from random import Random
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, JsonValue
+from pydantic import JsonValue
 from temporalio import workflow
-from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 from tasquencer.core.ending import TaskEndHook
 from tasquencer.core.errors import InvalidRequest, TaskMisused
-from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.core.hooks import RecordOf, StateChangeHook, retry_by_recipe
+from tasquencer.core.json_values import as_json
 from tasquencer.core.lineage import MAIN_LINEAGE
 from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
-from tasquencer.core.wording import attempt_label, duration
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.activations import Behaviour, behaves
+from tasquencer.temporal.attempts import Attempts
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import (
-    as_application_error,
-    failure_of,
-    is_left_behind,
-    left_behind,
     task_error,
-    worker_of,
 )
 from tasquencer.temporal.operators import Operators, ResultOf
 from tasquencer.temporal.scope import TaskScope, carried_task
 
-__all__ = ["NEVER_RETRY", "ActiveWorkItem", "Attempts", "Task", "accept"]
-
-NEVER_RETRY = RetryPolicy(maximum_attempts=1)
-"""A failed work item is never tried again: the retry is another work item."""
+__all__ = ["Task", "accept"]
 
 _END_MARGIN = timedelta(seconds=30)
 """How long before Temporal's own timeout of a run its task ends by itself."""
@@ -168,7 +156,7 @@ class Task:
 
     def attempts(
         self,
-        payload: BaseModel | JsonValue,
+        payload: object,
         *,
         lineage: str = MAIN_LINEAGE,
         recipe: RetryRecipe | None = None,
@@ -179,15 +167,20 @@ class Task:
         The lineage begins with this call, its first work item waits as `initialized` until the loop takes it.
 
         Args:
-            payload: What each attempt has to do; a Pydantic model or JSON.
+            payload: What each attempt has to do; kept as JSON (a Pydantic model, a dataclass, plain values).
             lineage: Names this chain of attempts; unique within the task.
             recipe: How it retries; None takes the task's.
             deadline: No attempt starts at or after this time; a wait beyond it is given up.
         """
         TaskScope.current().enter(self._driver, self._on_ended)
-        if self._state.verdict is not Verdict.FAIL:
+        if self._state.verdict is not Verdict.FAIL and not self._driver.is_ending:
+            self._driver.begins(lineage)
             self._state.begin(
-                _json(payload), now=workflow.now(), lineage=lineage, recipe=recipe, deadline=deadline
+                as_json(payload, f"the payload of lineage {lineage!r}"),
+                now=workflow.now(),
+                lineage=lineage,
+                recipe=recipe,
+                deadline=deadline,
             )
         return Attempts(self._driver, lineage)
 
@@ -198,7 +191,13 @@ class Task:
             ApplicationError: of type `RetriesExhausted`, `NotRetryable`, `DeadlineExceeded` or
                 `TaskFailed`; the message says what happened last, the detail is the last failure.
         """
-        return self.completed(lineage).result
+        item = self.completed(lineage)
+        if item.id in self._state.left_out:
+            raise TaskMisused(
+                f"the result of lineage {lineage!r} did not travel along when the task continued as new: all "
+                "results together may have 300,000 bytes. The ledger has it; keep large results elsewhere"
+            )
+        return item.result
 
     def completed(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
         """The completed work item of a lineage; fails the task like `result`."""
@@ -213,233 +212,6 @@ class Task:
         if self._state.verdict is Verdict.FAIL:
             ended = self._state.failure()
             raise task_error(ended.type, ended.message, ended.failure)
-
-
-class Attempts:
-    """Asynchronous iterator over the work items of one lineage, each handed out when it may start.
-
-    An iterator, not a generator: a generator that is left early is finalized whenever garbage is
-    collected, which is no place for a workflow's effects.
-    """
-
-    def __init__(self, driver: TaskDriver, lineage: str) -> None:
-        self._driver = driver
-        self._lineage = lineage
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> ActiveWorkItem:
-        while True:
-            item = self._next()
-            if item is None:
-                raise StopAsyncIteration
-            await self._driver.wait_for(item)
-            if self._driver.state.work_item(item.id).state.is_terminal:  # by an operator, meanwhile
-                continue
-            await self._driver.turn(item)
-            if self._driver.state.work_item(item.id).state.is_terminal:
-                continue
-            if self._driver.is_left_behind(item):
-                await self._driver.replace(item)
-                continue
-            if not await self._driver.expire(item):
-                return ActiveWorkItem(self._driver, item)
-
-    def _next(self) -> WorkItem | None:
-        state = self._driver.state
-        if state.verdict is Verdict.FAIL:
-            return None
-        item = state.latest(self._lineage)
-        if item.state is WorkItemState.STARTED:
-            raise TaskMisused(
-                f"work item {item.id!r} is still started: use `async with work_item:` in the loop"
-            )
-        return None if item.state.is_terminal else item
-
-
-class ActiveWorkItem:
-    """A work item whose turn it is. Entering it records the start, leaving it the outcome."""
-
-    def __init__(self, driver: TaskDriver, item: WorkItem) -> None:
-        self._driver = driver
-        self._item = item
-        self._outcome: tuple[JsonValue] | Failure | None = None
-
-    @property
-    def id(self) -> str:
-        """The work item's id."""
-        return self._item.id
-
-    @property
-    def attempt(self) -> int:
-        """0 for the first try, k for retry k."""
-        return self._item.attempt
-
-    @property
-    def payload(self) -> JsonValue:
-        """What this attempt has to do; a hook may have changed it from the attempt before."""
-        return self._item.payload
-
-    @overload
-    async def execute_activity(
-        self,
-        activity: Callable[..., Awaitable[T]],
-        *args: Any,
-        start_to_close_timeout: timedelta,
-        heartbeat_timeout: timedelta | None = None,
-        schedule_to_start_timeout: timedelta | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        task_queue: str | None = None,
-        result_type: None = None,
-    ) -> T: ...
-
-    @overload
-    async def execute_activity(
-        self,
-        activity: str | Callable[..., Any],
-        *args: Any,
-        start_to_close_timeout: timedelta,
-        heartbeat_timeout: timedelta | None = None,
-        schedule_to_start_timeout: timedelta | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        task_queue: str | None = None,
-        result_type: type[T],
-    ) -> T: ...
-
-    @overload
-    async def execute_activity(
-        self,
-        activity: str | Callable[..., Any],
-        *args: Any,
-        start_to_close_timeout: timedelta,
-        heartbeat_timeout: timedelta | None = None,
-        schedule_to_start_timeout: timedelta | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        task_queue: str | None = None,
-        result_type: None = None,
-    ) -> Any: ...
-
-    async def execute_activity(
-        self,
-        activity: str | Callable[..., Any],
-        *args: Any,
-        start_to_close_timeout: timedelta,
-        heartbeat_timeout: timedelta | None = None,
-        schedule_to_start_timeout: timedelta | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        task_queue: str | None = None,
-        result_type: type | None = None,
-    ) -> Any:
-        """Execute the activity that does the work: once, its id the work item's.
-
-        Temporal never retries it. When the task is canceled, the activity is told so (it sees it
-        at its next heartbeat), and the task ends after it.
-
-        Args:
-            activity: The activity, or its name.
-            args: Its arguments.
-            start_to_close_timeout: How long the attempt may take.
-            heartbeat_timeout: How long a silent worker counts as alive; None: no heartbeats.
-            schedule_to_start_timeout: How long it may wait for a worker; it then fails as `not_picked_up`.
-            schedule_to_close_timeout: How long waiting and attempt together may take.
-            task_queue: None takes the workflow's.
-            result_type: What to read the result as; needed where the activity is given by name.
-        """
-        if self._driver.is_left_behind(self._item):  # an action may have started it as the reset came
-            raise left_behind()
-        if self._driver.state.work_item(self.id).state.is_terminal:
-            raise _ended("before its call was made")
-        call = workflow.start_activity(  # type: ignore[misc]
-            activity,  # type: ignore[arg-type] # the SDK's overloads tell no name from a callable
-            args=args,
-            result_type=result_type,
-            activity_id=self._item.id,
-            task_queue=task_queue,
-            start_to_close_timeout=start_to_close_timeout,
-            heartbeat_timeout=heartbeat_timeout,
-            schedule_to_start_timeout=schedule_to_start_timeout,
-            schedule_to_close_timeout=schedule_to_close_timeout,
-            retry_policy=NEVER_RETRY,
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=attempt_label(self._item.attempt, self._driver.state.max_retries(self._item)),
-        )
-        return await self._driver.call(self._item, call)
-
-    async def outcome(self, within: timedelta | None = None) -> JsonValue:
-        """Wait for a person or another program to do the work: `complete_work_item` gives its result.
-
-        The block is left, and the loop goes on, if they fail or cancel the work item instead.
-
-        Args:
-            within: How long to wait; the work item then fails as `timed_out`.
-        """
-        try:
-            item = await asyncio.wait_for(
-                self._driver.outcome(self._item), None if within is None else within.total_seconds()
-            )
-        except TimeoutError:
-            after = duration(within.total_seconds()) if within is not None else ""
-            raise as_application_error(
-                Failure.of(FailureKind.TIMED_OUT, f"no outcome from outside within {after}")
-            ) from None
-        if self._driver.is_left_behind(item) and not item.state.is_terminal:
-            raise left_behind()
-        if item.state is not WorkItemState.COMPLETED:
-            raise _ended("without a result")
-        return item.result
-
-    def complete(self, result: BaseModel | JsonValue) -> None:
-        """The attempt succeeded; recorded when the block is left."""
-        self._settle((_json(result),))
-
-    def fail(self, failure: Failure) -> None:
-        """The attempt failed; recorded when the block is left."""
-        self._settle(failure)
-
-    def _settle(self, outcome: tuple[JsonValue] | Failure) -> None:
-        if self._outcome is not None:
-            raise TaskMisused(f"work item {self.id!r} was given a second outcome")
-        self._outcome = outcome
-
-    async def __aenter__(self) -> Self:
-        await self._driver.start(self._item)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if self._driver.state.work_item(self.id).state.is_terminal and (
-            error is None
-            or isinstance(error, FailureError)
-            # A call that was stopped before it was scheduled ends so, though the task was not canceled.
-            or (isinstance(error, asyncio.CancelledError) and workflow.cancellation_reason() is None)
-        ):
-            await self._driver.ended(self._item)
-            return True
-        if error is None:
-            if self._outcome is None:
-                raise TaskMisused(f"the block of work item {self.id!r} was left without complete() or fail()")
-            if isinstance(self._outcome, Failure):
-                await self._driver.fail(self._item, self._outcome, None)
-            else:
-                await self._driver.complete(self._item, self._outcome[0])
-            return False
-        if isinstance(error, asyncio.CancelledError) or (
-            is_cancelled_exception(error) and workflow.cancellation_reason() is not None
-        ):
-            self._driver.cancel(self._item.lineage)
-            return False
-        if is_cancelled_exception(error):
-            await self._driver.give_up(self._item, "what it waited for was canceled")
-            return True
-        if is_left_behind(error):
-            await self._driver.replace(self._item)
-            return True
-        if isinstance(error, FailureError):
-            await self._driver.fail(self._item, failure_of(error), worker_of(error))
-            return True
-        return False
 
 
 _IDS = UUID("6f1d6c1e-2c0b-5c53-9a54-0d5f4e6f3a10")
@@ -461,17 +233,6 @@ def _random(work_item_id: str) -> float:
     if not behaves(Behaviour.SECOND_EDITION):
         return workflow.random().random()
     return Random(work_item_id).random()  # noqa: S311
-
-
-def _ended(how: str) -> ApplicationError:
-    return ApplicationError(f"the work item was ended {how}", type="WorkItemEnded")
-
-
-def _json(value: BaseModel | JsonValue) -> JsonValue:
-    dumped: JsonValue = (
-        value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
-    )
-    return dumped
 
 
 def _listing(item: WorkItem) -> dict[str, Any]:

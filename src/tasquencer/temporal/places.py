@@ -1,4 +1,4 @@
-"""Which work items may be started now, where only so many may be started at once."""
+"""Places for work items, where only a limited number may be started at the same time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 
 from temporalio import workflow
 
-__all__ = ["Turns"]
+__all__ = ["Places"]
 
 
-class Turns:
+class Places:
     """Gives places, first come, first served.
 
-    Where a new run is due, nobody gets a place any more, and all who wait are let go once the last place is
-    left: then the new run can begin.
+    When a new run is due, no place is given away. All who wait are let go once the last place is free: then
+    the new run can begin.
 
     Args:
         places: How many there are; None: any number.
@@ -26,11 +26,11 @@ class Turns:
 
     @property
     def are_limited(self) -> bool:
-        """Whether anybody may have to wait."""
+        """Return whether a work item may have to wait."""
         return self._places is not None
 
     def is_waiting(self, work_item_id: str) -> bool:
-        """Whether the work item waits for nothing but its turn."""
+        """Return whether the work item waits for a place."""
         return work_item_id in self._queue
 
     async def take(self, work_item_id: str) -> bool:
@@ -38,10 +38,10 @@ class Turns:
         if self._places is None:
             return True
         if self._queue or self._is_full():
-            mine = self._queue[work_item_id] = asyncio.get_running_loop().create_future()
-            self.go_on()  # where a new run is due there may be nobody left to do so
+            future = self._queue[work_item_id] = asyncio.get_running_loop().create_future()
+            self.hand_out()  # where a new run is due there may be nobody left to do so
             try:
-                await mine
+                await future
             except asyncio.CancelledError:
                 self._queue.pop(work_item_id, None)
                 self.leave(work_item_id)
@@ -53,7 +53,7 @@ class Turns:
     def leave(self, work_item_id: str) -> None:
         """Give the place to the next one: this work item has ended."""
         self._taken.discard(work_item_id)
-        self.go_on()
+        self.hand_out()
 
     def forget(self, work_item_id: str) -> None:
         """Take the place back, for another work item that comes in this one's stead."""
@@ -61,23 +61,23 @@ class Turns:
 
     def drop(self, work_item_id: str) -> None:
         """Let the work item go if it waits: it has ended."""
-        turn = self._queue.pop(work_item_id, None)
-        if turn is not None and not turn.done():
-            turn.set_result(None)
+        future = self._queue.pop(work_item_id, None)
+        if future is not None and not future.done():
+            future.set_result(None)
 
-    def go_on(self) -> None:
+    def hand_out(self) -> None:
         """Give away the places that are free."""
         due = bool(self._queue) and workflow.info().is_continue_as_new_suggested()
         if due and self._taken:
             return
         while self._queue and (due or len(self._taken) < (self._places or 0)):
             work_item_id = next(iter(self._queue))
-            turn = self._queue.pop(work_item_id)
-            if turn.done():  # canceled, and about to say so
+            future = self._queue.pop(work_item_id)
+            if future.done():  # canceled, and about to say so
                 continue
             if not due:
                 self._taken.add(work_item_id)
-            turn.set_result(None)
+            future.set_result(None)
 
     def _is_full(self) -> bool:
         return len(self._taken) >= (self._places or 0) or workflow.info().is_continue_as_new_suggested()

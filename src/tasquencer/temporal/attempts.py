@@ -1,0 +1,316 @@
+"""The attempts of a lineage, and the block in which one of them is carried out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+
+from pydantic import JsonValue
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
+
+from tasquencer.core.errors import TaskMisused
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.json_values import as_json
+from tasquencer.core.policy import Verdict
+from tasquencer.core.wording import attempt_label, duration
+from tasquencer.core.work_item import WorkItem, WorkItemState
+from tasquencer.temporal.activations import report_bug
+from tasquencer.temporal.driver import STOPPED, TaskDriver
+from tasquencer.temporal.failures import (
+    as_application_error,
+    failure_of,
+    is_left_behind,
+    left_behind,
+    worker_of,
+)
+
+__all__ = ["NEVER_RETRY", "ActiveWorkItem", "Attempts"]
+
+NEVER_RETRY = RetryPolicy(maximum_attempts=1)
+"""A failed work item is never tried again: the retry is another work item."""
+
+_OF_THE_WORK_ITEM = frozenset({"activity_id", "cancellation_type", "retry_policy"})
+
+T = TypeVar("T")
+
+
+class Attempts:
+    """Asynchronous iterator over the work items of one lineage, each handed out when it may start.
+
+    An iterator, not a generator: a generator that is left early is finalized whenever garbage is
+    collected, which is no place for a workflow's effects.
+    """
+
+    def __init__(self, driver: TaskDriver, lineage: str) -> None:
+        self._driver = driver
+        self._lineage = lineage
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ActiveWorkItem:
+        driver = self._driver
+        while True:
+            if driver.is_ending:
+                await driver.nothing_more()
+            item = self._next()
+            if item is None:
+                raise StopAsyncIteration
+            await driver.wait_for(item)
+            if not driver.still_waits(item):  # ended by an operator meanwhile, or replaced after a reset
+                continue
+            await driver.take_place(item)
+            if not driver.still_waits(item):
+                driver.leave_place(item)
+                continue
+            if driver.is_left_behind(item):
+                await driver.replace(item)
+                continue
+            if not await driver.expire(item):
+                return ActiveWorkItem(driver, item)
+
+    def _next(self) -> WorkItem | None:
+        state = self._driver.state
+        if state.verdict is Verdict.FAIL:
+            return None
+        item = state.latest(self._lineage)
+        if item.state is WorkItemState.STARTED:
+            raise TaskMisused(
+                f"work item {item.id!r} is still started: use `async with work_item:` in the loop"
+            )
+        return None if item.state.is_terminal else item
+
+
+class ActiveWorkItem:
+    """A work item whose turn it is. Entering it records the start, leaving it the outcome."""
+
+    def __init__(self, driver: TaskDriver, item: WorkItem) -> None:
+        self._driver = driver
+        self._item = item
+        self._outcome: tuple[JsonValue] | Failure | None = None
+        self._is_entered = False
+        self._has_called = False
+        self._cancels_before = 0
+
+    @property
+    def _has_ended(self) -> bool:
+        present = self._driver.state.find(self.id)
+        return present is None or present.state.is_terminal
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Return whether the code of this block was asked to end, and has not done so yet."""
+        return _cancels() > self._cancels_before
+
+    @property
+    def id(self) -> str:
+        """The work item's id."""
+        return self._item.id
+
+    @property
+    def attempt(self) -> int:
+        """0 for the first try, k for retry k."""
+        return self._item.attempt
+
+    @property
+    def payload(self) -> JsonValue:
+        """What this attempt has to do; a hook may have changed it from the attempt before."""
+        return self._item.payload
+
+    @overload
+    async def execute_activity(
+        self,
+        activity: Callable[..., Awaitable[T]],
+        *args: Any,
+        result_type: None = None,
+        **config: Unpack[workflow.ActivityConfig],
+    ) -> T: ...
+
+    @overload
+    async def execute_activity(
+        self,
+        activity: str | Callable[..., Any],
+        *args: Any,
+        result_type: type[T],
+        **config: Unpack[workflow.ActivityConfig],
+    ) -> T: ...
+
+    @overload
+    async def execute_activity(
+        self,
+        activity: str | Callable[..., Any],
+        *args: Any,
+        result_type: None = None,
+        **config: Unpack[workflow.ActivityConfig],
+    ) -> Any: ...
+
+    async def execute_activity(
+        self,
+        activity: str | Callable[..., Any],
+        *args: Any,
+        result_type: type | None = None,
+        **config: Unpack[workflow.ActivityConfig],
+    ) -> Any:
+        """Execute the activity that does the work: once, its id the work item's.
+
+        Temporal never retries it. When the task is canceled, the activity learns of it at its next heartbeat,
+        and the task ends after it.
+
+        Args:
+            activity: The activity, or its name.
+            args: Its arguments.
+            result_type: What to read the result as; needed where the activity is given by name.
+            config: The options of `workflow.execute_activity`: timeouts, `task_queue`, `priority` and others.
+                `schedule_to_start_timeout` fails the attempt as `not_picked_up`. A `heartbeat_timeout` says
+                how long a silent worker counts as alive. `retry_policy`, `activity_id` and
+                `cancellation_type` are the work item's own and cannot be given.
+
+        Raises:
+            TaskMisused: outside `async with work_item`, a second time in one block, or with an option that
+                cannot be given.
+        """
+        self._check_call(config)
+        if self._driver.is_ending:
+            await self._driver.nothing_more()
+        if self._driver.is_left_behind(self._item):  # an action may have started it as the reset came
+            raise left_behind()
+        if self._has_ended:
+            raise _ended("before its call was made")
+        self._has_called = True
+        max_retries = self._driver.state.max_retries(self._item)
+        config.setdefault("summary", attempt_label(self._item.attempt, max_retries))
+        call = workflow.start_activity(  # type: ignore[call-overload] # they tell no name from a callable
+            activity,
+            args=args,
+            result_type=result_type,
+            **config,
+            activity_id=self._item.id,
+            retry_policy=NEVER_RETRY,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        )
+        return await self._driver.calls.call(self._item, call)
+
+    def _check_call(self, config: workflow.ActivityConfig) -> None:
+        if not self._is_entered:
+            raise TaskMisused(
+                "execute_activity belongs in the block of its work item: `async with work_item:`"
+            )
+        if self._has_called:
+            raise TaskMisused(
+                f"work item {self.id!r} executes a second activity: one work item makes one call; "
+                "use a lineage of its own for the other one"
+            )
+        if given := sorted(_OF_THE_WORK_ITEM & config.keys()):
+            raise TaskMisused(f"execute_activity does not take {', '.join(given)}: the work item sets it")
+
+    async def outcome(self, within: timedelta | None = None) -> JsonValue:
+        """Wait for a person or another program to do the work: `complete_work_item` gives its result.
+
+        The block is left, and the loop goes on, if they fail or cancel the work item instead.
+
+        Args:
+            within: How long to wait; the work item then fails as `timed_out`.
+        """
+        try:
+            item = await asyncio.wait_for(
+                self._driver.outcome(self._item), None if within is None else within.total_seconds()
+            )
+        except TimeoutError:
+            after = duration(within.total_seconds()) if within is not None else ""
+            raise as_application_error(
+                Failure.of(FailureKind.TIMED_OUT, f"no outcome from outside within {after}")
+            ) from None
+        if self._driver.is_left_behind(item) and not item.state.is_terminal:
+            raise left_behind()
+        if item.state is not WorkItemState.COMPLETED:
+            raise _ended("without a result")
+        return item.result
+
+    def complete(self, result: object) -> None:
+        """The attempt succeeded; recorded when the block is left, as JSON (see `as_json`)."""
+        self._give((as_json(result, f"the result of lineage {self._item.lineage!r}"),))
+
+    def fail(self, failure: Failure) -> None:
+        """The attempt failed; recorded when the block is left."""
+        self._give(failure)
+
+    def _give(self, outcome: tuple[JsonValue] | Failure) -> None:
+        if self._outcome is not None:
+            raise TaskMisused(f"work item {self.id!r} was given a second outcome")
+        self._outcome = outcome
+
+    async def __aenter__(self) -> Self:
+        if self._driver.is_ending:
+            await self._driver.nothing_more()
+        self._is_entered = True
+        self._cancels_before = _cancels()
+        if self._driver.replaces_at_the_start(self._item):
+            self._item = await self._driver.replace(self._item)
+        if not self._has_ended:  # by an operator or the policy, since the loop handed it out
+            await self._driver.start(self._item)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._is_entered = False
+        swallowed = await self._leave(error)
+        if swallowed and self._is_stopped and not self._driver.is_being_canceled(self._item.lineage):
+            # The outcome counts though it met a cancellation of this code, which now goes its way.
+            raise asyncio.CancelledError(STOPPED)
+        return swallowed
+
+    async def _leave(self, error: BaseException | None) -> bool:
+        """Record the outcome of the block; whether its error stays here."""
+        driver, item = self._driver, self._item
+        if self._has_ended and (
+            error is None
+            or isinstance(error, FailureError)
+            # A call that was stopped before it was scheduled ends so, though the task was not canceled.
+            or (isinstance(error, asyncio.CancelledError) and not self._is_asked_to_end())
+        ):
+            await driver.ended(item)
+            return True
+        if error is None:
+            if self._outcome is None:
+                raise TaskMisused(f"the block of work item {self.id!r} was left without complete() or fail()")
+            if isinstance(self._outcome, Failure):
+                await driver.fail(item, self._outcome, None, may_retry=not self._is_stopped)
+            else:
+                await driver.complete(item, self._outcome[0])
+            return True
+        if isinstance(error, asyncio.CancelledError) or (
+            is_cancelled_exception(error) and (self._is_asked_to_end() or driver.is_ending)
+        ):
+            await driver.stopped(item)
+            # A timeout around the block waits for the cancellation itself, not for the call's error.
+            return self._is_stopped and not isinstance(error, asyncio.CancelledError)
+        if is_left_behind(error):
+            await driver.replace(item)
+            return True
+        if is_cancelled_exception(error):
+            await driver.give_up(item, "what it waited for was canceled")
+            return True
+        if isinstance(error, FailureError):
+            await driver.fail(item, failure_of(error), worker_of(error), may_retry=not self._is_stopped)
+            return True
+        report_bug(error)
+        return False
+
+    def _is_asked_to_end(self) -> bool:
+        return self._is_stopped or self._driver.is_being_canceled(self._item.lineage)
+
+
+def _cancels() -> int:
+    """How often the code that runs now has been canceled."""
+    running = asyncio.current_task()
+    return 0 if running is None else running.cancelling()
+
+
+def _ended(how: str) -> ApplicationError:
+    return ApplicationError(f"the work item was ended {how}", type="WorkItemEnded")

@@ -1,0 +1,110 @@
+"""The calls of a task that are under way, and the order in which their outcomes count."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import takewhile
+from typing import Any, TypeVar
+
+from temporalio import workflow
+
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import WorkItem, WorkItemState
+
+__all__ = ["Calls"]
+
+T = TypeVar("T")
+
+_OUTCOME_STEPS = 10
+"""Turns of the loop that the outcome of an activity needs at most to reach the one who waits for it."""
+
+
+class Calls:
+    """Waits for calls, and stops them.
+
+    Args:
+        state: Of the task.
+        stops_for_its_code: A call is also stopped if only the code that waits for it is canceled.
+    """
+
+    def __init__(self, state: TaskState, *, stops_for_its_code: bool) -> None:
+        self._state = state
+        self._stops_for_its_code = stops_for_its_code
+        self._under_way: dict[str, asyncio.Task[Any]] = {}
+        self._arrived: dict[str, None] = {}
+
+    async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
+        """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
+        self._under_way[item.id] = call
+        call.add_done_callback(lambda _: self.arrive(item))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            if call.cancelled() or (not self._stops_for_its_code and workflow.cancellation_reason() is None):
+                raise
+            # Outcome and cancellation may have come in one workflow task. The outcome is on its way
+            # through a few callbacks then, and counts: the call was made, and billed.
+            await self.catch_up()
+            if call.done():
+                await self._wait_for_those_before(item)
+            else:
+                call.cancel()
+            return await self._ended_call(call)
+        finally:
+            del self._under_way[item.id]
+
+    async def _ended_call(self, call: asyncio.Task[T]) -> T:
+        """Wait for a call that is being stopped, however often the code around it is canceled meanwhile."""
+        while not call.done():
+            try:
+                await asyncio.shield(call)
+            except asyncio.CancelledError:
+                if not self._stops_for_its_code:
+                    raise
+            except Exception:  # noqa: BLE001 - the call's own, raised below
+                break
+        return await call
+
+    def arrive(self, item: WorkItem) -> None:
+        """Note that the call or the wait of a work item has ended in this workflow task."""
+        self._arrived.pop(item.id, None)
+        self._arrived[item.id] = None
+
+    async def _wait_for_those_before(self, item: WorkItem) -> None:
+        """Return once the outcomes that arrived before this one have had their effect, as without a cancel.
+
+        Else the policy would see them in the order in which the cancel reached those who wait for them.
+        """
+        before = list(takewhile(lambda known: known != item.id, self._arrived))
+        for _ in range(_OUTCOME_STEPS * len(before)):
+            found = (self._state.find(known) for known in before)
+            if not any(one is not None and one.state is WorkItemState.STARTED for one in found):
+                return
+            await asyncio.sleep(0)
+
+    def has_arrived(self, work_item_id: str) -> bool:
+        """Whether its call, or its wait, has ended in this workflow task, and nothing has followed yet."""
+        return work_item_id in self._arrived
+
+    async def catch_up(self) -> None:
+        """Return once the outcomes that came with this workflow task have had their effect."""
+        for _ in range(_OUTCOME_STEPS):
+            await asyncio.sleep(0)
+
+    def started(self, work_item_id: str) -> None:
+        """Note that the work item begins: what arrived before was the end of its wait."""
+        self._arrived.pop(work_item_id, None)
+
+    def stop(self, work_item_id: str) -> None:
+        """Stop the work item's call, if it has one."""
+        if work_item_id in self._under_way:
+            self._under_way[work_item_id].cancel()
+
+    async def stop_all(self) -> None:
+        """Stop all calls, and return once what they came to has had its effect."""
+        while self._under_way:
+            await self.catch_up()
+            for call in list(self._under_way.values()):
+                call.cancel()
+            await workflow.wait_condition(lambda: not self._under_way)
+            await self.catch_up()
