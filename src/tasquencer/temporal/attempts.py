@@ -20,7 +20,7 @@ from tasquencer.core.policy import Verdict
 from tasquencer.core.wording import attempt_label, duration
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.activations import report_bug
-from tasquencer.temporal.driver import STOPPED, TaskDriver
+from tasquencer.temporal.driver import STOPPED, TaskDriver, cancels_seen
 from tasquencer.temporal.failures import (
     as_application_error,
     failure_of,
@@ -105,7 +105,7 @@ class ActiveWorkItem:
     @property
     def _is_stopped(self) -> bool:
         """Return whether the code of this block was asked to end, and has not done so yet."""
-        return _cancels() > self._cancels_before
+        return cancels_seen() > self._cancels_before
 
     @property
     def id(self) -> str:
@@ -248,7 +248,7 @@ class ActiveWorkItem:
         if self._driver.is_ending:
             await self._driver.nothing_more()
         self._is_entered = True
-        self._cancels_before = _cancels()
+        self._cancels_before = cancels_seen()
         if self._driver.replaces_at_the_start(self._item):
             self._item = await self._driver.replace(self._item)
         if not self._has_ended:  # by an operator or the policy, since the loop handed it out
@@ -304,12 +304,6 @@ class ActiveWorkItem:
 
     def _is_asked_to_end(self) -> bool:
         return self._is_stopped or self._driver.is_being_canceled(self._item.lineage)
-
-
-def _cancels() -> int:
-    """How often the code that runs now has been canceled."""
-    running = asyncio.current_task()
-    return 0 if running is None else running.cancelling()
 
 
 def _ended(how: str) -> ApplicationError:

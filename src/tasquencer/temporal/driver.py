@@ -39,7 +39,7 @@ from tasquencer.temporal.calls import Calls
 from tasquencer.temporal.places import Places
 from tasquencer.temporal.writing import CANCELED, Writing
 
-__all__ = ["TaskDriver"]
+__all__ = ["STOPPED", "TaskDriver", "cancels_seen"]
 
 STOPPED = "the code around it was canceled"
 """Why a work item ends whose code was canceled though the task was not."""
@@ -49,6 +49,14 @@ T = TypeVar("T")
 _NEWS = timedelta(milliseconds=1)
 """A timer so short that it only ends the workflow task, and brings the next one. The server may fire it a
 second late; there is no quicker way that does not depend on a free place for an activity."""
+
+
+def cancels_seen() -> int:
+    """How often the code that runs now has been canceled and has seen it, as a `CancelledError`."""
+    running = asyncio.current_task()
+    if running is None:
+        return 0
+    return running.cancelling() - bool(getattr(running, "_must_cancel", False))
 
 
 class TaskDriver:
@@ -225,8 +233,8 @@ class TaskDriver:
         self._places.leave(item.id)
 
     def begins(self, lineage: str) -> None:
-        """Note that a lineage begins. One that begins after the task was canceled compensates for it."""
-        if self.is_second_edition and workflow.cancellation_reason() is not None:
+        """Note that a lineage begins. One that begins after its code has seen a cancel compensates for it."""
+        if self.is_second_edition and workflow.cancellation_reason() is not None and cancels_seen():
             self._compensating.add(lineage)
 
     def is_being_canceled(self, lineage: str) -> bool:
