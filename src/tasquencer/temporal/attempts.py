@@ -289,7 +289,8 @@ class ActiveWorkItem:
         ):
             await driver.stopped(item)
             # A timeout around the block waits for the cancellation itself, not for the call's error.
-            return self._is_stopped and not isinstance(error, asyncio.CancelledError)
+            only_this_code = self._is_stopped and not driver.is_being_canceled(item.lineage)
+            return only_this_code and not isinstance(error, asyncio.CancelledError)
         if is_left_behind(error):
             await driver.replace(item)
             return True
