@@ -16,6 +16,7 @@ import tasquencer
 SOURCE = Path(str(tasquencer.__file__)).parent
 PURE = ["core", "ledger", "ai", "batch"]
 FACES = ["tasquencer", "tasquencer.ai"]
+LONGEST_MODULE = 400
 
 
 def modules_of(*folders: str) -> list[str]:
@@ -103,3 +104,13 @@ def test_the_pure_floors_import_neither_server_nor_database_nor_client() -> None
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert found.stdout.split() == []
+
+
+def test_no_module_has_more_than_400_lines() -> None:
+    root = SOURCE.parents[1]
+    modules = [root / "worker.py"]
+    for folder in ("src", "workflows", "activities"):
+        modules += sorted((root / folder).rglob("*.py"))
+    lengths = {str(path.relative_to(root)): len(path.read_text().splitlines()) for path in modules}
+    assert len(lengths) > 100
+    assert {name: length for name, length in lengths.items() if length > LONGEST_MODULE} == {}

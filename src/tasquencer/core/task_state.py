@@ -24,6 +24,7 @@ from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import TaskMisused, TooManyWorkItems
 from tasquencer.core.explanation import TaskFailure, explain
 from tasquencer.core.failure import Failure
+from tasquencer.core.given_functions import verdict_of, wish_of
 from tasquencer.core.hooks import NextAttempt, RecordOf, StateChange, StateChangeHook, retry_by_recipe
 from tasquencer.core.lineage import MAIN_LINEAGE, Lineage
 from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
@@ -359,29 +360,10 @@ class TaskState(Books):
         if may_continue:
             item = self.work_item(transition.work_item_id)
             jitter = self._random(item.id) if item.state is WorkItemState.FAILED else 0.0
-            wish = self._wish(StateChange(item, transition, self.recipe_of(item), jitter))
+            wish = wish_of(self._hook, StateChange(item, transition, self.recipe_of(item), jitter))
             if wish is not None:
                 self._follow(item, wish, transition.at)
         return self._decide(transition)
-
-    def _wish(self, change: StateChange) -> NextAttempt | None:
-        try:
-            wish: object = self._hook(change)
-        except Exception as error:
-            raise TaskMisused.by("the hook `on_work_item_state_changed`", error) from error
-        if wish is not None and not isinstance(wish, NextAttempt):
-            expected = "a NextAttempt or None"
-            raise TaskMisused.returned("the hook `on_work_item_state_changed`", wish, expected)
-        return wish
-
-    def _judge(self, transition: Transition) -> Verdict:
-        try:
-            verdict: object = self._policy(transition, self.counts())
-        except Exception as error:
-            raise TaskMisused.by("the policy", error) from error
-        if not isinstance(verdict, Verdict):
-            raise TaskMisused.returned("the policy", verdict, "a Verdict")
-        return verdict
 
     def _follow(self, item: WorkItem, wish: NextAttempt, now: datetime) -> None:
         lineage = self.lineages[item.lineage]
@@ -400,7 +382,7 @@ class TaskState(Books):
     def _decide(self, transition: Transition) -> Verdict:
         if self.verdict is Verdict.FAIL:
             return self.verdict
-        self.verdict = self._judge(transition)
+        self.verdict = verdict_of(self._policy, transition, self.counts())
         if self.verdict is Verdict.FAIL:
             self._decisive = transition
         if self.verdict is not Verdict.CONTINUE:
