@@ -65,7 +65,8 @@ async def test_the_options_of_tasq_worker_are_the_program_s(installed: Installed
     helped = await installed.run(tmp_path, "worker", "--help")
     assert helped.returncode == 0
     assert "--concurrent-calls" in helped.stdout
-    refused = await installed.run(tmp_path, "worker", "--what")
+    environment = {**os.environ, "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    refused = await installed.run(tmp_path, "worker", "--what", environment=environment)
     assert refused.returncode == 2
     assert "No such option: --what" in refused.stderr
 
