@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tasquencer.core.entries import DomainRecord as DomainRecord, LedgerEntry as LedgerEntry
     from tasquencer.core.errors import (
         ActionRefused as ActionRefused,
-        AlreadyEnded as AlreadyEnded,
         BookkeepingRefused as BookkeepingRefused,
         IllegalTransition as IllegalTransition,
         InvalidRequest as InvalidRequest,

@@ -46,7 +46,8 @@ async def _emptied(server: EmbeddedPostgres) -> str:
         # As a replica PostgreSQL runs no triggers, which would refuse.
         await connection.execute(
             "SET session_replication_role = replica; "
-            "TRUNCATE work_items, work_item_transitions, ai_jobs, batches, batch_rows; "
+            "TRUNCATE work_items, work_item_transitions, work_item_supersessions, ai_jobs, batches, "
+            "batch_rows; "
             f"UPDATE {VERSION_TABLE} SET version_num = '{SCHEMA_VERSION}'"
         )
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 from pydantic_core import PydanticSerializationError
 
 from tasquencer.core.work_item import Transition, WorkItem
@@ -38,6 +38,8 @@ class LedgerEntry(BaseModel):
     Attributes:
         offered: The ledger may leave the entry out where it holds otherwise: it is about a work item of a run
             that a reset has abandoned.
+        as_of: When the workflow task began that has made the decision. Of two contradicting decisions the
+            later one counts; one without a time replaces nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +48,7 @@ class LedgerEntry(BaseModel):
     work_item: WorkItem
     record: DomainRecord | None = None
     offered: bool = False
+    as_of: AwareDatetime | None = None
 
 
 def cleaned(entry: LedgerEntry) -> LedgerEntry:

@@ -14,7 +14,6 @@
     └── LedgerError
         ├── BookkeepingRefused the ledger refused what a task decided; a bug, the task pauses
         ├── LedgerConflict     an entry contradicts what the ledger already holds
-        │   └── AlreadyEnded   it cancels a work item that has ended otherwise
         ├── LedgerUnavailable  the database cannot be reached or used
         └── SchemaMismatch     the database has another schema than this release
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActionRefused",
-    "AlreadyEnded",
     "BookkeepingRefused",
     "IllegalTransition",
     "InvalidRequest",
@@ -163,10 +161,6 @@ class LedgerConflict(LedgerError):
         self.work_item_id = work_item_id
         self.problem = problem
         super().__init__(f"the ledger refuses the entry for work item {work_item_id!r}: {problem}")
-
-
-class AlreadyEnded(LedgerConflict):
-    """An entry cancels a work item that has completed or failed in the ledger."""
 
 
 class BookkeepingRefused(LedgerError):

@@ -7,7 +7,7 @@ domain records beside them. The workflow histories are the truth.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Self
@@ -15,8 +15,8 @@ from typing import Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
 from tasquencer.core.entries import LedgerEntry
-from tasquencer.core.errors import AlreadyEnded, LedgerConflict
-from tasquencer.core.work_item import LEGAL_TRANSITIONS, DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.ledger.rules import Supersession
 
 __all__ = [
     "Ledger",
@@ -24,10 +24,6 @@ __all__ = [
     "Place",
     "Settlement",
     "WorkItemFilter",
-    "as_recorded",
-    "caught_up",
-    "fitting",
-    "is_new",
 ]
 
 _PAGE = 500
@@ -42,20 +38,21 @@ class Ledger(ABC):
     **Writing** happens only through `record`, at least once. One call is one transaction: either
     all its entries are in the ledger when it returns, or it raises and none is.
 
-    - An entry whose transition the ledger already holds (same work item, same sequence, same next
-      state) was delivered twice: it is skipped, domain record included.
-    - An entry whose sequence the ledger holds with another next state, whose previous state is not
-      the work item's present state, whose sequence does not follow the last one, that leaves a
-      terminal state, or that creates a work item whose run, lineage and attempt are taken,
-      raises `LedgerConflict`. So does one that contradicts itself (see `is_new`).
-    - Where such an entry only cancels a work item that has completed or failed instead, the conflict is an
-      `AlreadyEnded`: whoever gave the work item up can take its end over.
+    - An entry that tells what the ledger already holds was delivered twice: it is skipped, domain record
+      included. Times do not matter.
+    - An entry that says otherwise than the ledger takes its place, if its workflow task began no earlier
+      (`as_of`) than the one that wrote it. What it replaces is kept as a `Supersession`. The rules are in
+      `tasquencer.ledger.rules`.
+    - An entry that is only `offered` is skipped instead.
+    - An entry raises `LedgerConflict` if it is older than what it contradicts, leaves a gap, is about a
+      work item of another task, that creates a work item whose run, lineage and attempt are taken, or that
+      contradicts itself.
     - The domain record replaces the one with the same table and work item.
     - `payload`, ids, attempt and the plan of the delay are taken from the entry that creates the
       work item. Later entries set state, result, failure, times, the worker where they name one,
       and, where an operator changed the wait, `delay_seconds`, `delay_reason` and `not_before`.
-    - A terminal work item, its domain record and every transition are immutable. Where the ledger
-      is a database, the database itself refuses to update or delete them.
+    - A terminal work item, its domain record and every transition are immutable, except as above. Where the
+      ledger is a database, the database itself refuses to update or delete them without a supersession.
     - Text that a database cannot hold (NUL characters, lone surrogates) is stored with U+FFFD in
       its place. Ids are kept: two that differ in such a character stay two.
     - Any outage raises `LedgerUnavailable`; the caller may try the same entries again.
@@ -87,6 +84,15 @@ class Ledger(ABC):
     @abstractmethod
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         """Write the entries in one transaction. Raises `LedgerConflict` or `LedgerUnavailable`."""
+
+    async def supersessions(self, work_item_ids: Sequence[str]) -> dict[str, list[Supersession]]:
+        """What was superseded of some work items, oldest first, by work item id; most have nothing."""
+        return {}
+
+    async def holder(self, work_item_id: str) -> tuple[str, WorkItemState] | None:
+        """The task and the state of a work item; None: there is no such work item."""
+        found = await self.work_items(WorkItemFilter(work_item_id=work_item_id, limit=1))
+        return (found[0].task_id, found[0].state) if found else None
 
     @abstractmethod
     async def settle(self, settlement: Settlement) -> list[str]:
@@ -219,100 +225,3 @@ class WorkItemFilter(BaseModel):
     limit: int = 100
     offset: int = 0
     oldest_first: bool = False
-
-
-def caught_up(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> LedgerEntry | None:
-    """The entry as it applies to what the ledger already holds; None if it was written before.
-
-    A worker that dies between its commit and the end of its workflow task leaves a start that no history
-    knows. If the task is canceled meanwhile, the next worker cancels the work item before its start: here
-    that ends the started one. Nothing was called: the call leaves with the workflow task.
-    """
-    transition = entry.transition
-    if (
-        transition.next_state is not WorkItemState.CANCELED
-        or transition.previous_state is not WorkItemState.INITIALIZED
-        or log.get(transition.sequence) is not WorkItemState.STARTED
-    ):
-        return entry
-    last = max(log)
-    if log[last] is WorkItemState.CANCELED:
-        return None
-    update = {"sequence": last + 1, "previous_state": log[last]}
-    return entry.model_copy(update={"transition": transition.model_copy(update=update)})
-
-
-def fitting(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> LedgerEntry | None:
-    """The entry as it is to be written after what the ledger holds; None if there is nothing to write.
-
-    Args:
-        log: Of the entry's work item, the next states of the transitions that the ledger holds, by sequence.
-
-    Raises:
-        LedgerConflict: See `is_new`. An entry that is only offered is left out instead.
-    """
-    try:
-        caught = caught_up(entry, log)
-        return caught if caught is not None and is_new(caught, log) else None
-    except LedgerConflict:
-        if entry.offered:
-            return None
-        raise
-
-
-def is_new(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> bool:
-    """Whether the entry is to be written; False if it was delivered twice.
-
-    Args:
-        log: Of the entry's work item, the next states of the transitions that the ledger holds, by sequence.
-
-    Raises:
-        AlreadyEnded: the entry cancels what has ended otherwise with this very transition.
-        LedgerConflict: the entry contradicts the log or itself: transition and work item disagree on id or
-            state, it has ended without a time or has one before its end, it was started without a time, or
-            failed without a failure.
-    """
-    transition, item = entry.transition, entry.work_item
-    held = log.get(transition.sequence)
-    if held is transition.next_state:
-        return False
-    if held is not None:
-        gives_up = held.is_terminal and transition.next_state is WorkItemState.CANCELED
-        raise (AlreadyEnded if gives_up else LedgerConflict)(
-            item.id, f"its transition {transition.sequence} is {held}, the entry says {transition.next_state}"
-        )
-    state = log[max(log)] if log else None
-    found = "does not exist" if state is None else f"is {state} after transition {max(log)}"
-    if transition.sequence != len(log) or transition.previous_state is not state:
-        before = "nothing" if transition.previous_state is None else transition.previous_state
-        expected = f"transition {transition.sequence} from {before}"
-        raise LedgerConflict(item.id, f"it {found}, the entry is its {expected}")
-    if transition.next_state not in LEGAL_TRANSITIONS[state]:
-        raise LedgerConflict(item.id, f"it {found} and cannot become {transition.next_state}")
-    if (problem := _contradiction(transition, item)) is not None:
-        raise LedgerConflict(item.id, f"the entry contradicts itself: {problem}")
-    return True
-
-
-def _contradiction(transition: Transition, item: WorkItem) -> str | None:
-    if transition.work_item_id != item.id:
-        return f"its transition is of work item {transition.work_item_id!r}"
-    if transition.next_state is not item.state:
-        return f"the transition leads to {transition.next_state}, the work item is {item.state}"
-    if item.state.is_terminal != (item.ended_at is not None):
-        return f"{item.state} {'without' if item.ended_at is None else 'with'} ended_at"
-    if item.started_at is None and item.state not in (WorkItemState.INITIALIZED, WorkItemState.CANCELED):
-        return f"{item.state} without started_at"
-    if (item.state is WorkItemState.FAILED) != (item.failure is not None):
-        return f"{item.state} {'without' if item.failure is None else 'with'} a failure"
-    return None
-
-
-def as_recorded(later: WorkItem, present: WorkItem) -> WorkItem:
-    """The work item after a later entry: what only the creating entry sets stays as it is."""
-    kept = ["id", "task_id", "run_id", "task_type", "lineage", "attempt", "payload", "created_at"]
-    if later.delay_reason is not DelayReason.OPERATOR:
-        kept += ["delay_seconds", "delay_reason", "not_before"]
-    kept += ["worker"] if later.worker is None else []
-    kept += ["started_at"] if present.started_at is not None else []  # as its transition says
-    return later.model_copy(update={name: getattr(present, name) for name in kept})

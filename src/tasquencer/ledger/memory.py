@@ -16,9 +16,8 @@ from tasquencer.ledger.contract import (
     Place,
     Settlement,
     WorkItemFilter,
-    as_recorded,
-    fitting,
 )
+from tasquencer.ledger.rules import Held, Supersession, as_recorded, check_owner, follows, judge
 
 __all__ = ["InMemoryLedger"]
 
@@ -30,6 +29,8 @@ class InMemoryLedger(Ledger):
         self._work_items: dict[str, WorkItem] = {}
         self._transitions: dict[str, list[Transition]] = {}
         self._records: dict[str, dict[str, dict[str, JsonValue]]] = {}
+        self._as_of: dict[str, dict[int, datetime]] = {}
+        self._supersessions: dict[str, list[Supersession]] = {}
 
     async def open(self) -> None:
         """Nothing to open."""
@@ -43,22 +44,36 @@ class InMemoryLedger(Ledger):
             dict(self._work_items),
             {key: list(value) for key, value in self._transitions.items()},
             {table: dict(rows) for table, rows in self._records.items()},
+            {key: dict(value) for key, value in self._as_of.items()},
+            {key: list(value) for key, value in self._supersessions.items()},
         )
         try:
             for entry in entries:
                 self._write(cleaned(entry))
         except LedgerConflict:
-            self._work_items, self._transitions, self._records = saved
+            (
+                self._work_items,
+                self._transitions,
+                self._records,
+                self._as_of,
+                self._supersessions,
+            ) = saved
             raise
 
-    def _write(self, told: LedgerEntry) -> None:
-        held = {known.sequence: known.next_state for known in self._transitions.get(told.work_item.id, [])}
-        entry = fitting(told, held)
-        if entry is None:
-            return
+    def _write(self, entry: LedgerEntry) -> None:
         transition, item = entry.transition, entry.work_item
         present = self._work_items.get(item.id)
-        if present is not None:
+        check_owner(entry, None if present is None else present.task_id)
+        log = {known.sequence: known.next_state for known in self._transitions.get(item.id, [])}
+        if not follows(entry, log):
+            if present is None:
+                before = f"transition {transition.sequence} from {transition.previous_state}"
+                raise LedgerConflict(item.id, f"it does not exist, the entry is its {before}")
+            replaced = judge(entry, self._held(present))
+            if replaced is None:
+                return
+            item = self._replace(replaced, item, present)
+        elif present is not None:
             item = as_recorded(item, present)
         else:
             attempt = (item.run_id, item.lineage, item.attempt)
@@ -68,8 +83,31 @@ class InMemoryLedger(Ledger):
                     raise LedgerConflict(item.id, f"{place} is already work item {other.id!r}")
         self._work_items[item.id] = item
         self._transitions.setdefault(item.id, []).append(transition)
+        if entry.as_of is not None:
+            self._as_of.setdefault(item.id, {})[transition.sequence] = entry.as_of
         if entry.record is not None:
             self._records.setdefault(entry.record.table, {})[item.id] = dict(entry.record.values)
+
+    def _held(self, item: WorkItem) -> Held:
+        return Held(
+            item,
+            self._transitions[item.id],
+            self._as_of.get(item.id, {}),
+            {table: rows[item.id] for table, rows in self._records.items() if item.id in rows},
+            len(self._supersessions.get(item.id, [])),
+        )
+
+    def _replace(self, replaced: Supersession, item: WorkItem, present: WorkItem) -> WorkItem:
+        first = replaced.from_sequence
+        self._supersessions.setdefault(item.id, []).append(replaced)
+        self._transitions[item.id] = self._transitions[item.id][:first]
+        for later in [known for known in self._as_of.get(item.id, {}) if known >= first]:
+            del self._as_of[item.id][later]
+        return item if first == 0 else item.model_copy(update={"payload": present.payload})
+
+    async def supersessions(self, work_item_ids: Sequence[str]) -> dict[str, list[Supersession]]:
+        """See `Ledger.supersessions`."""
+        return {key: list(self._supersessions[key]) for key in work_item_ids if key in self._supersessions}
 
     async def settle(self, settlement: Settlement) -> list[str]:
         """See `Ledger.settle`."""

@@ -12,15 +12,23 @@ from pydantic import JsonValue
 
 from tasquencer.core.entries import LedgerEntry, cleaned, cleaned_text
 from tasquencer.core.errors import LedgerConflict
-from tasquencer.core.work_item import Transition, WorkItem
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement, WorkItemFilter
+from tasquencer.ledger.rules import Supersession
 from tasquencer.sql.batches import SqlBatches
 from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
 from tasquencer.sql.group_commit import GroupCommit
 from tasquencer.sql.migrate import check_schema, upgrade_database
-from tasquencer.sql.reading import domain_records_in, open_work_items_in, transitions_in, work_items_in
+from tasquencer.sql.reading import (
+    domain_records_in,
+    holder_in,
+    open_work_items_in,
+    transitions_in,
+    work_items_in,
+)
 from tasquencer.sql.schema import ai_jobs
 from tasquencer.sql.task_listing import TaskFilter, TaskSummary, tasks_in
+from tasquencer.sql.superseding import supersessions_in
 from tasquencer.sql.writing import settle, taken_attempt, write
 
 __all__ = ["SqlLedger"]
@@ -137,6 +145,14 @@ class SqlLedger(Ledger):
         """See `Ledger.domain_records`."""
         found = self._domain_tables[table]
         return await self._read(lambda connection: domain_records_in(connection, found, work_item_ids))
+
+    async def supersessions(self, work_item_ids: Sequence[str]) -> dict[str, list[Supersession]]:
+        """See `Ledger.supersessions`."""
+        return await self._read(lambda connection: supersessions_in(connection, list(work_item_ids)))
+
+    async def holder(self, work_item_id: str) -> tuple[str, WorkItemState] | None:
+        """See `Ledger.holder`."""
+        return await self._read(lambda connection: holder_in(connection, work_item_id))
 
     async def _write(self, entries: Sequence[LedgerEntry]) -> None:
         async def check_attempts() -> None:

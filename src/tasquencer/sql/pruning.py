@@ -16,14 +16,14 @@ import sqlalchemy as sa
 
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.migrate import check_schema
-from tasquencer.sql.schema import ai_jobs, batches, work_item_transitions, work_items
+from tasquencer.sql.schema import ai_jobs, batches, work_item_supersessions, work_item_transitions, work_items
 
 __all__ = ["Old", "old_tasks", "prune"]
 
 _PAGE = 500
 """Work items looked at in one transaction: writers wait for it."""
 
-_TABLES = (ai_jobs, work_item_transitions, work_items)
+_TABLES = (ai_jobs, work_item_supersessions, work_item_transitions, work_items)
 """In the order in which their rows can go."""
 
 _Place = tuple[datetime, int, str]

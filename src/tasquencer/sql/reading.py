@@ -17,6 +17,7 @@ from tasquencer.sql.writing import PARAMETERS
 
 __all__ = [
     "domain_records_in",
+    "holder_in",
     "open_work_items_in",
     "open_work_items_query",
     "transitions_in",
@@ -24,7 +25,7 @@ __all__ = [
     "work_items_query",
 ]
 
-_NOT_IN_WORK_ITEM = ("failure_kind", "failure_message")
+_NOT_IN_WORK_ITEM = ("failure_kind", "failure_message", "version")
 _COLUMNS = [column for column in work_items.c if column.name not in _NOT_IN_WORK_ITEM]
 
 
@@ -67,6 +68,14 @@ def work_items_in(connection: sa.Connection, wanted: WorkItemFilter) -> list[Wor
     """The work items that the filter selects."""
     rows = connection.execute(work_items_query(wanted)).mappings()
     return [WorkItem.model_validate(dict(row)) for row in rows]
+
+
+def holder_in(connection: sa.Connection, work_item_id: str) -> tuple[str, WorkItemState] | None:
+    """The task and the state of a work item, if it is there."""
+    columns = work_items.c
+    query = sa.select(columns.task_id, columns.state).where(columns.id == work_item_id)
+    row = connection.execute(query).first()
+    return None if row is None else (row.task_id, WorkItemState(row.state))
 
 
 def open_work_items_query(

@@ -13,6 +13,7 @@ from tasquencer.sql.schema import (
     VERSION_TABLE,
     metadata,
     schema_compatibility,
+    work_item_supersessions,
     work_item_transitions,
 )
 
@@ -21,7 +22,8 @@ __all__ = ["SETTING", "grant"]
 SETTING = "TASQ_DB_WORKER_ROLE"
 
 _RIGHTS = {
-    work_item_transitions.name: "SELECT, INSERT",
+    work_item_transitions.name: "SELECT, INSERT, DELETE",  # triggers allow what a supersession replaces
+    work_item_supersessions.name: "SELECT, INSERT",
     schema_compatibility.name: "SELECT",
     VERSION_TABLE: "SELECT",
 }

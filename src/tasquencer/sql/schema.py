@@ -37,11 +37,12 @@ __all__ = [
     "metadata",
     "schema_compatibility",
     "unescaped",
+    "work_item_supersessions",
     "work_item_transitions",
     "work_items",
 ]
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every schema version so far, oldest first: the numbers of the migrations."""
 
 SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
@@ -158,6 +159,7 @@ work_items = sa.Table(
     sa.Column("started_at", UtcTime),
     sa.Column("ended_at", UtcTime),
     sa.Column("worker", sa.Text),
+    sa.Column("version", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("run_id", "lineage", "attempt", name="work_items_attempt_once"),
     sa.CheckConstraint(_one_of("state", _STATES), name="work_items_state_known"),
     sa.CheckConstraint(
@@ -218,6 +220,7 @@ work_item_transitions = sa.Table(
     sa.Column("at", UtcTime, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
+    sa.Column("as_of", UtcTime),
     sa.CheckConstraint("sequence >= 0", name="work_item_transitions_sequence_counts_from_0"),
     sa.CheckConstraint(_one_of("previous_state", _OPEN), name="work_item_transitions_previous_state_open"),
     sa.CheckConstraint(_one_of("next_state", _STATES), name="work_item_transitions_next_state_known"),
@@ -227,6 +230,21 @@ work_item_transitions = sa.Table(
     sqlite_with_rowid=False,
 )
 """Every change of a work item's state; append-only."""
+
+work_item_supersessions = sa.Table(
+    "work_item_supersessions",
+    metadata,
+    sa.Column("work_item_id", Id, sa.ForeignKey("work_items.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("from_sequence", sa.Integer, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("held", Json, nullable=False),
+    sa.Column("decided", Json, nullable=False),
+    sa.CheckConstraint("number >= 1", name="work_item_supersessions_number_counts_from_1"),
+)
+"""What only a lost workflow task had written, and what took its place; append-only."""
 
 ai_jobs = sa.Table(
     AI_JOBS,

@@ -19,9 +19,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tasquencer.core.entries import DomainRecord, LedgerEntry
 from tasquencer.core.errors import LedgerConflict
 from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
-from tasquencer.ledger.contract import Settlement, as_recorded, fitting
+from tasquencer.ledger.contract import Settlement
+from tasquencer.ledger.rules import Supersession, as_recorded, check_owner, follows, judge
 from tasquencer.sql.prepared import execute_many, rows_of
 from tasquencer.sql.schema import Id, is_open, unescaped, work_item_transitions, work_items
+from tasquencer.sql.superseding import held_of, make_room, put_in_place
 
 __all__ = ["PARAMETERS", "settle", "taken_attempt", "write"]
 
@@ -40,10 +42,12 @@ _DELAY = ("delay_seconds", "delay_reason", "not_before")
 
 
 @functools.cache
-def _log(ids: int) -> sa.Select[tuple[str, int, str]]:
+def _log(ids: int) -> sa.Select[tuple[str, int, str, str]]:
     columns = work_item_transitions.c
     wanted = columns.work_item_id.in_([sa.bindparam(str(number), type_=Id()) for number in range(ids)])
-    return sa.select(columns.work_item_id, columns.sequence, columns.next_state).where(wanted)
+    task_id = work_items.c.task_id
+    query = sa.select(columns.work_item_id, columns.sequence, columns.next_state, task_id)
+    return query.join(work_items, work_items.c.id == columns.work_item_id).where(wanted)
 
 
 @functools.cache
@@ -61,7 +65,9 @@ class _Plan:
     created: dict[str, WorkItem] = field(default_factory=dict)
     changed: dict[str, WorkItem] = field(default_factory=dict)
     delayed: set[str] = field(default_factory=set)
-    transitions: list[Transition] = field(default_factory=list)
+    transitions: dict[tuple[str, int], LedgerEntry] = field(default_factory=dict)
+    replaced: dict[str, Supersession] = field(default_factory=dict)
+    attempts: dict[tuple[str, str, int], str] = field(default_factory=dict)
     records: dict[str, DomainRecord] = field(default_factory=dict)
 
 
@@ -74,14 +80,22 @@ def write(
         LedgerConflict: an entry contradicts what the ledger holds. Roll back.
         sqlalchemy.exc.IntegrityError: a constraint refuses a row, or someone else wrote it meanwhile.
     """
-    plan = _plan(entries, _logs(connection, sorted({entry.work_item.id for entry in entries})))
+    logs, owners = _logs(connection, sorted({entry.work_item.id for entry in entries}))
+    plan = _Plan()
+    for entry in entries:
+        _place(connection, plan, entry, logs[entry.work_item.id], owners, domain_tables)
     if not plan.transitions:
         return
+    for _, replaced in sorted(plan.replaced.items()):
+        make_room(connection, replaced)
     # The same order everywhere, so that two writers of the same work items do not deadlock.
     if plan.created:
         execute_many(connection, _CREATE, [_row(item) for _, item in sorted(plan.created.items())])
-    plan.transitions.sort(key=lambda transition: (transition.work_item_id, transition.sequence))
-    execute_many(connection, _APPEND, [vars(transition) for transition in plan.transitions])
+    steps = [vars(entry.transition) | {"as_of": entry.as_of} for _, entry in sorted(plan.transitions.items())]
+    execute_many(connection, _APPEND, steps)
+    for key, replaced in sorted(plan.replaced.items()):
+        row = _row(plan.changed.pop(key))
+        put_in_place(connection, replaced, row, plan.records.pop(key, None), domain_tables)
     for columns, ids in ((_SETTABLE, plan.changed.keys() - plan.delayed), (_SETTABLE + _DELAY, plan.delayed)):
         if ids:
             execute_many(connection, _update(columns), [_row(plan.changed[key]) for key in sorted(ids)])
@@ -105,7 +119,7 @@ def settle(
         if wanted is None or key in wanted
     }
     ids = list(states)
-    logs = _logs(connection, ids)
+    logs, _ = _logs(connection, ids)
     steps = [
         Transition(
             work_item_id=key,
@@ -119,7 +133,7 @@ def settle(
         for key, state in states.items()
     ]
     if steps:
-        execute_many(connection, _APPEND, [vars(step) for step in steps])
+        execute_many(connection, _APPEND, [vars(step) | {"as_of": None} for step in steps])
     for first in range(0, len(ids), PARAMETERS):
         some = ids[first : first + PARAMETERS]
         ended = {"state": WorkItemState.CANCELED, "ended_at": settlement.at}
@@ -152,46 +166,83 @@ def _taken(item: WorkItem, holder: str) -> LedgerConflict:
     return LedgerConflict(item.id, f"{place} is already work item {holder!r}")
 
 
-def _logs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[int, WorkItemState]]:
+def _logs(
+    connection: sa.Connection, ids: Sequence[str]
+) -> tuple[dict[str, dict[int, WorkItemState]], dict[str, str]]:
+    """Of each work item the next states of its transitions by sequence, and its task if it is there."""
     logs: dict[str, dict[int, WorkItemState]] = {key: {} for key in ids}
+    owners: dict[str, str] = {}
     for first in range(0, len(ids), PARAMETERS):
         some = list(ids[first : first + PARAMETERS])
         # Places for the next power of two, the last id in those left over: few statements for all sizes.
         places = 1 << (len(some) - 1).bit_length()
         some += some[-1:] * (places - len(some))
-        for key, sequence, state in rows_of(connection, _log(places), some):
+        for key, sequence, state, task_id in rows_of(connection, _log(places), some):
             logs[unescaped(key)][sequence] = WorkItemState(state)
-    return logs
+            owners[unescaped(key)] = unescaped(task_id)
+    return logs, owners
 
 
-def _plan(entries: Sequence[LedgerEntry], logs: dict[str, dict[int, WorkItemState]]) -> _Plan:
-    plan = _Plan()
-    attempts: dict[tuple[str, str, int], str] = {}
-    for told in entries:
-        log = logs[told.work_item.id]
-        entry = fitting(told, log)
-        if entry is None:
-            continue
-        item = entry.work_item
-        if not log:
-            attempt = (item.run_id, item.lineage, item.attempt)
-            if attempt in attempts:
-                raise _taken(item, attempts[attempt])
-            attempts[attempt] = item.id
-            plan.created[item.id] = item
-        elif item.id in plan.created:
-            plan.created[item.id] = as_recorded(item, plan.created[item.id])
-        else:
-            # What was there before is not read: columns that a later entry may not set are not written.
-            before = plan.changed.get(item.id)
-            plan.changed[item.id] = item if before is None else as_recorded(item, before)
-            if item.delay_reason is DelayReason.OPERATOR:
-                plan.delayed.add(item.id)
-        log[entry.transition.sequence] = entry.transition.next_state
-        plan.transitions.append(entry.transition)
-        if entry.record is not None:
-            plan.records[item.id] = entry.record
-    return plan
+def _place(
+    connection: sa.Connection,
+    plan: _Plan,
+    entry: LedgerEntry,
+    log: dict[int, WorkItemState],
+    owners: Mapping[str, str],
+    domain_tables: Mapping[str, sa.Table],
+) -> None:
+    """Take the entry into the plan, unless it is skipped."""
+    transition, item = entry.transition, entry.work_item
+    check_owner(entry, owners.get(item.id))
+    place = (item.id, transition.sequence)
+    if place in plan.transitions:
+        _check_repeated(plan.transitions[place], entry)
+        return
+    if not follows(entry, log):
+        if item.id not in owners:
+            expected = f"transition {transition.sequence} from {transition.previous_state}"
+            raise LedgerConflict(item.id, f"it does not exist, the entry is its {expected}")
+        if item.id in plan.changed:
+            raise LedgerConflict(item.id, "entries that are written together contradict each other")
+        held = held_of(connection, item.id, domain_tables)
+        replaced = judge(entry, held)
+        if replaced is None:
+            return
+        plan.replaced[item.id] = replaced
+        for later in [known for known in log if known >= transition.sequence]:
+            del log[later]
+        plan.changed[item.id] = (
+            item if transition.sequence == 0 else item.model_copy(update={"payload": held.item.payload})
+        )
+    elif not log and item.id not in plan.changed:
+        _check_attempt(plan, item)
+        plan.created[item.id] = item
+    elif item.id in plan.created:
+        plan.created[item.id] = as_recorded(item, plan.created[item.id])
+    else:
+        # What was there before is not read: columns that a later entry may not set are not written.
+        before = plan.changed.get(item.id)
+        plan.changed[item.id] = item if before is None else as_recorded(item, before)
+        if item.delay_reason is DelayReason.OPERATOR:
+            plan.delayed.add(item.id)
+    log[transition.sequence] = transition.next_state
+    plan.transitions[place] = entry
+    if entry.record is not None:
+        plan.records[item.id] = entry.record
+
+
+def _check_attempt(plan: _Plan, item: WorkItem) -> None:
+    attempt = (item.run_id, item.lineage, item.attempt)
+    if attempt in plan.attempts:
+        raise _taken(item, plan.attempts[attempt])
+    plan.attempts[attempt] = item.id
+
+
+def _check_repeated(known: LedgerEntry, entry: LedgerEntry) -> None:
+    """Refuse an entry that contradicts another one of the same write."""
+    said = [(one.transition.next_state, one.transition.actor, one.work_item.result) for one in (known, entry)]
+    if said[0] != said[1]:
+        raise LedgerConflict(entry.work_item.id, "entries that are written together contradict each other")
 
 
 def _row(item: WorkItem) -> Row:
@@ -202,6 +253,7 @@ def _row(item: WorkItem) -> Row:
         "failure_message": None if failure is None else failure.message,
         "failure": None if failure is None else failure.model_dump(mode="json"),
         "same_id": item.id,
+        "version": 0,
     }
 
 

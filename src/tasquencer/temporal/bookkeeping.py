@@ -15,9 +15,9 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from tasquencer.core.entries import LedgerEntry
-from tasquencer.core.errors import AlreadyEnded, LedgerConflict, LedgerUnavailable
+from tasquencer.core.errors import LedgerConflict, LedgerUnavailable
 from tasquencer.core.work_item import WorkItemState
-from tasquencer.ledger.contract import Ledger, Settlement, WorkItemFilter
+from tasquencer.ledger.contract import Ledger, Settlement
 from tasquencer.temporal.ledger_outage import outage_error
 from tasquencer.temporal.not_found import is_missing
 
@@ -29,6 +29,7 @@ __all__ = [
     "REFUSED",
     "Bookkeeping",
     "already_ended",
+    "refused_work_item",
 ]
 
 RECORD = "tasquencer.record"
@@ -38,7 +39,7 @@ REFUSED = "LedgerConflict"
 """Type of the error with which the ledger refuses a batch for good."""
 
 _ALREADY_ENDED = "AlreadyEnded"
-"""Type of the error that tells how a work item has ended that the task gives up: its detail is the entry."""
+"""Type of an error in histories of earlier releases: how a work item had ended that the task gave up."""
 
 _RUN_ENDED = "RunEnded"
 """Type of the error with which nothing is written, because the run has ended."""
@@ -105,7 +106,9 @@ class Bookkeeping:
             async with asyncio.timeout(_PATIENCE.total_seconds()):
                 await self._write(entries, settlement)
         except LedgerConflict as conflict:
-            raise ApplicationError(str(conflict), type=REFUSED, non_retryable=True) from conflict
+            raise ApplicationError(
+                str(conflict), conflict.work_item_id, type=REFUSED, non_retryable=True
+            ) from conflict
         except (LedgerUnavailable, TimeoutError) as error:
             problem = str(error) or f"no answer within {_PATIENCE.total_seconds():g} s"
             if not self._down:
@@ -118,31 +121,26 @@ class Bookkeeping:
         return activity.info().attempt > 1 or time.monotonic() - begin > _SLOW_SECONDS
 
     async def _write(self, entries: Sequence[LedgerEntry], settlement: Settlement | None) -> None:
-        try:
-            await self._ledger.record([_with_worker(entry) for entry in entries])
-        except AlreadyEnded as conflict:
-            (item,) = await self._ledger.work_items(WorkItemFilter(work_item_id=conflict.work_item_id))
-            last = (await self._ledger.transitions(item.id))[-1]
-            known = LedgerEntry(transition=last, work_item=item.model_copy(update={"payload": None}))
-            raise ApplicationError(
-                str(conflict),
-                known.model_dump_json(),  # text: every payload converter takes it
-                type=_ALREADY_ENDED,
-                non_retryable=True,
-                category=ApplicationErrorCategory.BENIGN,
-            ) from None
+        await self._ledger.record([_with_worker(entry) for entry in entries])
         if settlement is not None:
             await self._ledger.settle(settlement)
 
 
 def already_ended(error: BaseException | None) -> LedgerEntry | None:
-    """The end that the ledger holds of a work item, if this error of `record` tells one."""
+    """The end that the ledger held of a work item, if this error of an earlier release tells one."""
     if not isinstance(error, ApplicationError) or error.type != _ALREADY_ENDED:
         return None
     told = error.details[0]  # of earlier releases an object
     return (
         LedgerEntry.model_validate_json(told) if isinstance(told, str) else LedgerEntry.model_validate(told)
     )
+
+
+def refused_work_item(error: BaseException | None) -> str | None:
+    """The work item whose entry the ledger refuses, if this error of `record` tells one."""
+    if not isinstance(error, ApplicationError) or error.type != REFUSED or not error.details:
+        return None
+    return str(error.details[0])
 
 
 def _is_old(entries: Sequence[LedgerEntry], settlement: Settlement | None) -> bool:

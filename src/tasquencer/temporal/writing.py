@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -15,12 +16,14 @@ from tasquencer.core.policy import Verdict
 from tasquencer.core.task_state import TASK_ACTOR, TaskState
 from tasquencer.core.wording import markdown_table, record_label
 from tasquencer.ledger.contract import Settlement
+from tasquencer.temporal.activations import workflow_task_began
 from tasquencer.temporal.bookkeeping import (
     LOCAL_RETRY_THRESHOLD,
     RECORD,
     RECORD_RETRY,
     RECORD_TIMEOUT,
     already_ended,
+    refused_work_item,
 )
 from tasquencer.temporal.wire import received, sent
 
@@ -94,6 +97,8 @@ class Writing:
 
     async def _record(self, entries: list[LedgerEntry], settlement: Settlement | None) -> bool:
         """Write the entries; whether that was slow."""
+        entries = _as_of(workflow_task_began(), entries)
+        told_again: set[str] = set()
         while True:
             workflow.set_current_details(markdown_table(self._state.work_items(), self._state.max_retries))
             try:
@@ -107,10 +112,17 @@ class Writing:
                     local_retry_threshold=LOCAL_RETRY_THRESHOLD,
                 )
             except (ActivityError, ApplicationError) as error:
-                known = already_ended(error.cause or error)
-                if known is None:
-                    raise BookkeepingRefused(str(error.cause or error)) from error
-                entries = self._state.adopt(known, entries)
+                cause = error.cause or error
+                known, refused = already_ended(cause), refused_work_item(cause)
+                if known is not None:
+                    entries = self._state.adopt(known, entries)
+                elif refused is not None and refused not in told_again and self._state.log(refused):
+                    # The ledger holds otherwise, from before these entries: send all of them again.
+                    told_again.add(refused)
+                    others = [entry for entry in entries if entry.work_item.id != refused]
+                    entries = _as_of(workflow_task_began(), [*self._state.log(refused), *others])
+                else:
+                    raise BookkeepingRefused(str(cause)) from error
             else:
                 return received(slow, bool)
 
@@ -127,3 +139,7 @@ class Writing:
             actor=TASK_ACTOR,
             reason=CANCELED if workflow.cancellation_reason() is not None else "the task ended without it",
         )
+
+
+def _as_of(began: datetime, entries: list[LedgerEntry]) -> list[LedgerEntry]:
+    return [entry.model_copy(update={"as_of": began}) for entry in entries]
