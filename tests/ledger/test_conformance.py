@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta, timezone
+from typing import Any
 
 import pytest
 from pydantic import JsonValue
@@ -273,7 +274,7 @@ async def test_later_entries_do_not_change_what_the_first_one_set(ledger: Ledger
     await ledger.record([life.initialized()])
     created = life.item
     changed = life.started(
-        task_id="x", run_id="x", task_type="x", lineage="x", attempt=9, payload="x", created_at=after(9),
+        run_id="x", task_type="x", lineage="x", attempt=9, payload="x", created_at=after(9),
         delay_seconds=9.0, delay_reason=DelayReason.RETRY_AFTER, not_before=after(9),
     )  # fmt: skip
     await ledger.record([changed])
@@ -614,3 +615,88 @@ async def test_a_closed_ledger_can_be_opened_again(ledger: Ledger) -> None:
     await ledger.close()
     await ledger.open()
     assert await all_ids(ledger) == ["a"]
+
+
+# Superseding
+
+
+def _decided(entry: LedgerEntry, minute: float, **facts: Any) -> LedgerEntry:
+    """The entry as a workflow task has decided it that began so many minutes after noon."""
+    return entry.model_copy(update={"as_of": after(60 * minute), **facts})
+
+
+async def test_a_later_decision_takes_the_place_of_an_earlier_one(ledger: Ledger) -> None:
+    lost, kept = Life(), Life()
+    record = ai_job("completed", result="lost")
+    await ledger.record([_decided(entry, 1) for entry in lost.until(WorkItemState.STARTED)])
+    await ledger.record([_decided(lost.completed(result={"text": "lost"}), 2, record=record)])
+    kept.until(WorkItemState.STARTED)
+    canceled = ai_job("canceled", result=None)
+    await ledger.record([_decided(kept.canceled(), 3, record=canceled)])
+    item = await only(ledger)
+    (replaced,) = (await ledger.supersessions([item.id]))[item.id]
+    assert (item.state, item.result, item.payload) == (WorkItemState.CANCELED, None, lost.payload)
+    steps = await ledger.transitions(item.id)
+    assert [step.next_state.value for step in steps] == ["initialized", "started", "canceled"]
+    (job,) = (await ledger.domain_records("ai_jobs", [item.id])).values()
+    assert (job["status"], job["result"]) == ("canceled", None)
+    assert (replaced.number, replaced.from_sequence) == (1, 2)
+    held = replaced.held
+    assert isinstance(held["work_item"], dict)
+    assert held["work_item"]["result"] == {"text": "lost"}
+    assert replaced.decided["transition"]["next_state"] == "canceled"  # type: ignore[index, call-overload]
+
+
+async def test_an_earlier_decision_replaces_nothing(ledger: Ledger) -> None:
+    kept, late = Life(), Life()
+    await ledger.record([_decided(entry, 3) for entry in kept.until(WorkItemState.COMPLETED)])
+    late.until(WorkItemState.STARTED)
+    with pytest.raises(LedgerConflict, match="its transition 2 is completed, the entry says canceled"):
+        await ledger.record([_decided(late.canceled(), 2)])
+    assert (await only(ledger)).state is WorkItemState.COMPLETED
+    assert await ledger.supersessions([kept.item.id]) == {}
+
+
+async def test_a_work_item_that_differs_from_its_start_is_told_as_a_whole(ledger: Ledger) -> None:
+    lost, kept = Life(), Life()
+    await ledger.record([_decided(entry, 1) for entry in lost.until(WorkItemState.STARTED)])
+    first = kept.initialized()
+    canceled = kept.canceled()
+    await ledger.record([_decided(first, 2), _decided(canceled, 2)])
+    item = await only(ledger)
+    assert (item.state, item.started_at) == (WorkItemState.CANCELED, None)
+    assert len(await ledger.transitions(item.id)) == 2
+
+
+async def test_what_has_been_replaced_once_is_immutable_again(ledger: Ledger) -> None:
+    lost, kept, again = Life(), Life(), Life()
+    await ledger.record([_decided(entry, 1) for entry in lost.until(WorkItemState.COMPLETED)])
+    kept.until(WorkItemState.STARTED)
+    end = kept.canceled()
+    await ledger.record([_decided(end, 2)])
+    await ledger.record([_decided(end, 2)])  # delivered twice
+    again.until(WorkItemState.STARTED)
+    with pytest.raises(LedgerConflict):
+        await ledger.record([again.completed()])
+    assert len((await ledger.supersessions([kept.item.id]))[kept.item.id]) == 1
+
+
+async def test_an_entry_about_a_work_item_of_another_task_is_refused(ledger: Ledger) -> None:
+    life = Life()
+    await ledger.record(life.until(WorkItemState.STARTED))
+    end = life.completed()
+    forged = end.model_copy(
+        update={"work_item": end.work_item.model_copy(update={"task_id": "somebody-elses"})}
+    )
+    for entry in (forged, _decided(forged, 99)):
+        with pytest.raises(LedgerConflict, match="it belongs to task 'task'"):
+            await ledger.record([entry])
+    assert (await only(ledger)).state is WorkItemState.STARTED
+
+
+async def test_an_entry_that_is_only_offered_gives_way(ledger: Ledger) -> None:
+    held, offered = Life(), Life()
+    await ledger.record([_decided(entry, 1) for entry in held.until(WorkItemState.COMPLETED)])
+    offered.until(WorkItemState.STARTED)
+    await ledger.record([_decided(offered.canceled(), 2, offered=True)])
+    assert (await only(ledger)).state is WorkItemState.COMPLETED

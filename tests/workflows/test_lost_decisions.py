@@ -289,7 +289,7 @@ async def test_a_retry_that_was_written_and_is_now_too_late_is_settled(
     assert step.reason == "the task ended without it"
 
 
-async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_task(
+async def test_an_outcome_gives_way_where_another_now_ends_the_task(
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
     """Two outcomes came together: of each a retry was recorded, and for both it is now too late."""
@@ -327,10 +327,14 @@ async def test_an_outcome_that_was_written_counts_though_another_now_ends_the_ta
             told = await Histories(now.tasks.client, [AiFanOutTask]).read(scene.handle.id)
             assert told is not None
             verified = await verify(told, now.tasks.ledger)
+            replaced = await now.tasks.ledger.supersessions([item.id for item in known])
     assert error.type == "DeadlineExceeded"
     assert (verified.differences, verified.gaps) == ([], [])
     states = Counter((item.attempt, item.state) for item in known)
-    assert states == {(0, COMPLETED): 1, (0, FAILED): 2, (1, CANCELED): 2}
+    assert states == {(0, COMPLETED): 1, (0, FAILED): 1, (0, CANCELED): 1, (1, CANCELED): 2}
+    given_up = next(item for item in known if (item.attempt, item.state) == (0, CANCELED))
+    ((kept,),) = [found for key, found in replaced.items() if key == given_up.id]
+    assert kept.held["transitions"][0]["next_state"] == "failed"  # type: ignore[index, call-overload]
     first_tries = {item.id: item.state for item in known if item.attempt == 0}
     assert {item["id"]: item["state"] for item in listed} == first_tries
 

@@ -118,7 +118,8 @@ def judge(entry: LedgerEntry, held: Held) -> Supersession | None:
         raise LedgerConflict(item.id, f"it {_found(log)}, the entry is its {expected}")
     decided = max((began for one, began in held.as_of.items() if one >= number), default=None)
     is_later = entry.as_of is not None and (decided is None or entry.as_of >= decided)
-    if not is_later or transition.next_state not in LEGAL_TRANSITIONS[transition.previous_state]:
+    is_legal = transition.next_state in LEGAL_TRANSITIONS[transition.previous_state if number else None]
+    if not (is_later and is_legal):
         state = same.next_state if same is not None else held.item.state
         said = f"its transition {number} is {state}, the entry says {transition.next_state}"
         raise LedgerConflict(item.id, said)
@@ -161,8 +162,6 @@ def _contradiction(transition: Transition, item: WorkItem) -> str | None:
         return f"its transition is of work item {transition.work_item_id!r}"
     if transition.next_state is not item.state:
         return f"the transition leads to {transition.next_state}, the work item is {item.state}"
-    if (transition.sequence == 0) != (transition.previous_state is None):
-        return "only its first transition has no state before"
     if item.state.is_terminal != (item.ended_at is not None):
         return f"{item.state} {'without' if item.ended_at is None else 'with'} ended_at"
     if item.started_at is None and item.state not in (WorkItemState.INITIALIZED, WorkItemState.CANCELED):

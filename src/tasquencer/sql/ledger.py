@@ -27,8 +27,8 @@ from tasquencer.sql.reading import (
     work_items_in,
 )
 from tasquencer.sql.schema import ai_jobs
-from tasquencer.sql.task_listing import TaskFilter, TaskSummary, tasks_in
 from tasquencer.sql.superseding import supersessions_in
+from tasquencer.sql.task_listing import TaskFilter, TaskSummary, tasks_in
 from tasquencer.sql.writing import settle, taken_attempt, write
 
 __all__ = ["SqlLedger"]

@@ -83,9 +83,12 @@ def _length(recorded: FullWorkItem) -> int:
 
 
 async def _write(ledger: Ledger, write: Write, unknown: set[str]) -> list[str]:
-    """Record the batch, or what the ledger does not refuse of it; the refusals, one line each."""
+    """Record the entries, or what the ledger does not refuse of them; the refusals, one line each.
+
+    Without the time of a decision an entry takes the place of nothing.
+    """
     refused = []
-    entries = [_without_record(entry, unknown) for entry in write.entries]
+    entries = [_without_record(entry, unknown).model_copy(update={"as_of": None}) for entry in write.entries]
     try:
         await ledger.record(entries)
     except LedgerConflict:
