@@ -18,7 +18,7 @@ from temporalio.worker import Replayer
 from tasquencer.batch.memory import InMemoryBatches
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
-from tasquencer.ledger.contract import WorkItemFilter
+from tasquencer.ledger.contract import Ledger, WorkItemFilter
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.temporal.ai_calls import AiCalls
 from tasquencer.temporal.histories import Histories
@@ -58,6 +58,9 @@ CONVERTERS = {
 
 class Calls(ScriptedCalls):
     """A scripted call that the plugin registers as it does `AiCalls`."""
+
+    def check_in(self, ledger: Ledger) -> None:
+        """It makes any call."""
 
     async def __aenter__(self) -> Calls:
         return self

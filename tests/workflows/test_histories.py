@@ -43,7 +43,8 @@ AT_ONCE = {"initial_interval_seconds": 0}
 _ROWS = {
     "work_items": "SELECT id, task_id, run_id, task_type, lineage, attempt, state, payload, result, failure, "
     "delay_seconds, delay_reason, not_before, created_at, started_at, ended_at FROM work_items ORDER BY id",
-    "transitions": "SELECT * FROM work_item_transitions ORDER BY work_item_id, sequence",
+    "transitions": "SELECT work_item_id, sequence, previous_state, next_state, at, actor, reason "
+    "FROM work_item_transitions ORDER BY work_item_id, sequence",
     "ai_jobs": "SELECT * FROM ai_jobs ORDER BY work_item_id",
 }
 

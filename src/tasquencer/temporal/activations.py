@@ -126,6 +126,7 @@ class _Guard:
 
     def decides(self, behaviour: Behaviour) -> bool:
         """Return whether the run has the behaviour, and remember a new decision in the history."""
+        self._keeps_books = True  # only tasks ask
         if behaviour not in self._decided:
             self._decided[behaviour] = not self._is_replaying or behaviour in self._flags
             if not self._is_replaying:

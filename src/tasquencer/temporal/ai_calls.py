@@ -35,7 +35,9 @@ from tasquencer.ai.provider.schemas import SchemaChecks
 from tasquencer.ai.timeouts import call_limit
 from tasquencer.core.errors import TasquencerError
 from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.ledger.contract import Ledger
 from tasquencer.settings import DEFAULT_MODEL
+from tasquencer.temporal.authority import only_for_started
 from tasquencer.temporal.failures import as_application_error
 from tasquencer.temporal.heartbeats import heartbeats
 
@@ -95,6 +97,7 @@ class AiCalls:
         self._given_price = price
         self._heartbeat_interval = heartbeat_interval
         self._schema_checks = SchemaChecks()
+        self._ledger: Ledger | None = None
         self._closing = contextlib.AsyncExitStack()
         if client is not None:
             self._use(client)
@@ -102,6 +105,10 @@ class AiCalls:
     def _use(self, client: openai.AsyncOpenAI) -> None:
         self._client = guard(client)
         self._price = self._given_price or price_list(str(client.base_url), own_prices(os.environ))
+
+    def check_in(self, ledger: Ledger) -> None:
+        """Make a call only for a work item that this ledger holds as started; the plugin asks for it."""
+        self._ledger = ledger
 
     async def __aenter__(self) -> Self:
         await self._closing.enter_async_context(self._schema_checks)
@@ -123,9 +130,13 @@ class AiCalls:
         the worker's grace period as `WorkerShutdown`).
 
         Raises:
-            ApplicationError: of the failure's kind, with the `Failure` as its detail.
+            ApplicationError: of the failure's kind, with the `Failure` as its detail; `NotAllowed` for a
+                caller whose work item is not started.
         """
         info = activity.info()
+        if self._ledger is not None:
+            async with heartbeats(self._heartbeat_interval):
+                await only_for_started(self._ledger)
         outcome = await self._attempt(job, info)
         if isinstance(outcome, Failure):
             # Not raised where the cause was caught: the history would keep the chain, with all it quotes.

@@ -33,7 +33,9 @@ from tasquencer.core.failure import FailureKind
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Ledger
+from tasquencer.temporal.authority import only_for
 from tasquencer.temporal.batch_calls import (
+    BATCH_WORKFLOW,
     BEGIN,
     CANCEL,
     END,
@@ -129,6 +131,7 @@ class BatchActivities:
     @activity.defn(name=BEGIN)
     async def begin(self, batch_id: str) -> BatchCounts:
         """Begin the batch, or go on with what has no answer yet."""
+        only_for(BATCH_WORKFLOW, batch_id)
         with retried_outages():
             async with heartbeats():
                 batch = await self._batches.find(batch_id)
@@ -145,6 +148,7 @@ class BatchActivities:
     @activity.defn(name=LOAD)
     async def load(self, request: LoadRequest) -> RowPage:
         """Load a page of pending rows."""
+        only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
             return await self._batches.pending(
                 request.batch_id, after=request.after, limit=request.limit, most_bytes=_PAGE_BYTES
@@ -153,8 +157,20 @@ class BatchActivities:
     @activity.defn(name=SAVE)
     async def save(self, request: SaveRequest) -> dict[int, Usage]:
         """Save outcomes; what their tasks used, by position."""
+        only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
-            return await self._batches.save(request.batch_id, request.outcomes)
+            outcomes = [await self._believed(request.batch_id, one) for one in request.outcomes]
+            return await self._batches.save(request.batch_id, outcomes)
+
+    async def _believed(self, batch_id: str, outcome: RowOutcome) -> RowOutcome:
+        """The outcome; a failure if its work item belongs to another task than the row's."""
+        if outcome.work_item_id is None:
+            return outcome
+        holder = await self._ledger.holder(outcome.work_item_id)
+        if holder is None or holder[0] == task_id_of(batch_id, outcome.row_id):
+            return outcome
+        row = OpenRow(position=outcome.position, row_id=outcome.row_id, found=True)
+        return lost_row(row, _taken())
 
     @activity.defn(name=END)
     async def end(self, request: EndRequest) -> BatchCounts:
@@ -162,6 +178,7 @@ class BatchActivities:
 
         Tasks that a terminated run has left and this one has not come to are canceled.
         """
+        only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
             async with heartbeats():
                 left = await self._batches.left_running(request.batch_id)
@@ -172,12 +189,14 @@ class BatchActivities:
     @activity.defn(name=CANCEL)
     async def cancel(self, request: FollowRequest) -> None:
         """Ask the tasks to cancel."""
+        only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
             await self._following(request.batch_id).cancel(request.rows)
 
     @activity.defn(name=FOLLOW)
     async def follow(self, request: FollowRequest) -> Followed:
         """Look for a few seconds whether a task has ended; the last look takes until all have."""
+        only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
             async with heartbeats():
                 following = self._following(request.batch_id)

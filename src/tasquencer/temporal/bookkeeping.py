@@ -18,6 +18,7 @@ from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import LedgerConflict, LedgerUnavailable
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Ledger, Settlement
+from tasquencer.temporal.authority import check_record
 from tasquencer.temporal.ledger_outage import outage_error
 from tasquencer.temporal.not_found import is_missing
 
@@ -94,6 +95,7 @@ class Bookkeeping:
         nothing is written: for a query a worker replays it, and does what its last workflow task had not
         come to.
         """
+        check_record(entries, settlement)
         begin = time.monotonic()
         if _is_old(entries, settlement) and await _run_has_ended():
             raise ApplicationError(

@@ -32,6 +32,7 @@ class Calls:
         self._stops_for_its_code = stops_for_its_code
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._arrived: dict[str, None] = {}
+        self._stopping: set[str] = set()
 
     async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
         """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
@@ -44,14 +45,27 @@ class Calls:
                 raise
             # Outcome and cancellation may have come in one workflow task. The outcome is on its way
             # through a few callbacks then, and counts: the call was made, and billed.
+            self._stopping.add(item.id)
             await self.catch_up()
             if call.done():
                 await self._wait_for_those_before(item)
+            elif self._stops_for_its_code:
+                self._stop_in_order()
             else:
                 call.cancel()
             return await self._ended_call(call)
         finally:
             del self._under_way[item.id]
+
+    def _stop_in_order(self) -> None:
+        """Stop the calls whose code was canceled, in the order in which they were made.
+
+        A `TaskGroup` cancels in the order of a set, which differs from one process to the next.
+        """
+        for known, call in self._under_way.items():
+            if known in self._stopping:
+                call.cancel()
+        self._stopping.clear()
 
     async def _ended_call(self, call: asyncio.Task[T]) -> T:
         """Wait for a call that is being stopped, however often the code around it is canceled meanwhile."""

@@ -76,6 +76,7 @@ class TaskDriver:
         self._places = Places(concurrency)
         self._writing = Writing(state, hands_over=self._places.are_limited, news=self.news)
         self._sleeping: dict[str, asyncio.Task[None]] = {}
+        self._waking: set[str] = set()
         self._hurried: dict[str, tuple[str, str | None]] = {}
         self._successors: dict[str, str] = {}
         self._compensating: set[str] = set()
@@ -164,11 +165,22 @@ class TaskDriver:
         try:
             await workflow.wait([sleeping])
         except asyncio.CancelledError:
-            sleeping.cancel()
+            await self._stop_sleeping(item.id)
             await self.stopped(item)
             raise
         finally:
             del self._sleeping[item.id]
+
+    async def _stop_sleeping(self, work_item_id: str) -> None:
+        """Cancel the timer of a work item; those of several in the order in which they were started."""
+        self._waking.add(work_item_id)
+        if self.is_second_edition:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        for known, sleeping in self._sleeping.items():
+            if known in self._waking:
+                sleeping.cancel()
+        self._waking.clear()
 
     async def take_place(self, item: WorkItem) -> None:
         """Return when fewer work items than allowed are started, or go on in a new run if one is due."""

@@ -99,6 +99,7 @@ class TasquencerPlugin(SimplePlugin):
             ReconciliationActivity(ledger).reconcile,
         ]
         if calls is not None:
+            calls.check_in(ledger)
             activities.append(calls.generate)
         if batches is not None:
             of_batches = BatchActivities(batches, ledger)

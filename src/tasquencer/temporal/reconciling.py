@@ -37,10 +37,12 @@ from tasquencer.ledger.reconciliation import (
     judge_observed,
     reason_of,
 )
+from tasquencer.temporal.authority import only_for
 from tasquencer.temporal.heartbeats import heartbeats
 from tasquencer.temporal.ledger_outage import retried_outages
 from tasquencer.temporal.not_found import is_missing
 from tasquencer.temporal.observed_ends import STANDALONE, Ends
+from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 
 __all__ = [
     "DEFAULT_GRACE",
@@ -365,6 +367,7 @@ class ReconciliationActivity:
     @activity.defn(name=RECONCILE)
     async def reconcile(self, request: PageRequest) -> Page:
         """Reconcile one page. A retry begins the page again."""
+        only_for(RECONCILE_WORKFLOW)
         client, seconds = activity.client(), request.forgotten_after_seconds
         with retried_outages():
             async with heartbeats():
