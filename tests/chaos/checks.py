@@ -164,7 +164,8 @@ def no_more_calls_at_once_than_allowed(account: Account) -> Iterator[str]:
 def the_workflow_never_stumbles(account: Account) -> Iterator[str]:
     """I8 and I10: no workflow task fails, and what is in the history can be replayed."""
     yield from _stumbles(account.history, account.events)
-    undecided = account.is_cut_off and "closed before WorkflowTaskStarted" in account.query_error
+    never = ("closed before WorkflowTaskStarted", "the task is about to decide on news")
+    undecided = account.is_cut_off and any(words in account.query_error for words in never)
     if account.query_error and not undecided:
         yield f"I10: the closed task does not answer its query: {account.query_error}"
 

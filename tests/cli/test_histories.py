@@ -26,6 +26,7 @@ from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
 
 _TABLES = ("ai_jobs", "work_item_transitions", "work_items")
+_STEP = "work_item_id, sequence, previous_state, next_state, at, actor, reason"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Kept:
             ]
             items = database.execute(f"SELECT {', '.join(columns)} FROM work_items ORDER BY id").fetchall()
             rest = [
-                database.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in _TABLES[:2]
+                database.execute(f"SELECT {columns} FROM {name} ORDER BY 1, 2").fetchall()
+                for name, columns in (("ai_jobs", "*"), ("work_item_transitions", _STEP))
             ]
             return [items, *rest]
 

@@ -235,7 +235,7 @@ def tasq_here(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], *argume
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 3
+    assert done.exit_code in (2, 3)  # a wrong setting, or a database that cannot be reached
     return done.output
 
 

@@ -150,10 +150,11 @@ async def test_a_task_that_took_the_new_path_waits_for_a_worker_that_knows_the_p
         assert states(await tasks.work_items(handle)) == ["failed", "completed"]
 
 
-async def test_replaying_does_not_see_what_the_commands_carry(releases: Releases) -> None:
-    """So a lineage, or what a work item has to do, is not renamed without a patch either."""
+async def test_replaying_finds_a_lineage_that_is_renamed(releases: Releases) -> None:
+    """The ids of work items, and so of their calls, follow from the lineage's name."""
     async with releases.worker(First) as tasks:
         handle = await start(tasks)
         assert await handle.result() == OLD_PATH
         replayer = Replayer(workflows=[Renamed], plugins=[TasquencerPlugin(InMemoryLedger())])
-        await replayer.replay_workflow(await handle.fetch_history())
+        with pytest.raises(workflow.NondeterminismError):
+            await replayer.replay_workflow(await handle.fetch_history())

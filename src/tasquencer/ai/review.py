@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -172,6 +172,8 @@ class Review(BaseModel):
         timeout_seconds: How long it may wait for a decision, counted from its start; None: any time.
         reminder_seconds: How long it waits before it reminds; None: it does not.
     """
+
+    leaves_out_defaults: ClassVar[bool] = True
 
     model_config = ConfigDict(frozen=True)
 

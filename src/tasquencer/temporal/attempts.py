@@ -300,7 +300,8 @@ class ActiveWorkItem:
         if isinstance(error, FailureError):
             await driver.fail(item, failure_of(error), worker_of(error), may_retry=not self._is_stopped)
             return True
-        report_bug(error)
+        if isinstance(error, Exception):  # not the end of an instance that leaves the cache
+            report_bug(error)
         return False
 
     def _is_asked_to_end(self) -> bool:

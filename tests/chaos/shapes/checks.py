@@ -18,7 +18,7 @@ __all__ = ["CHECKS", "violations"]
 _TICK = timedelta(milliseconds=5)
 """What two clocks on one machine may differ by, and what rounding costs."""
 
-_LOST_WITHIN = timedelta(seconds=8)
+_LOST_WITHIN = timedelta(seconds=15)
 """A worker's death shows in its calls' heartbeats so long after it, at most."""
 
 _TASK_ERRORS = ("RetriesExhausted", "NotRetryable", "DeadlineExceeded", "TaskFailed")

@@ -30,7 +30,7 @@ __all__ = ["AnyShape", "ShapeChild", "policy_of"]
 
 _SHORT = timedelta(seconds=20)
 _CALL = timedelta(seconds=5)
-_HEARTBEAT = timedelta(seconds=2)
+_HEARTBEAT = timedelta(seconds=5)
 _LONGEST_BACKOFF = timedelta(seconds=0.4)
 
 
