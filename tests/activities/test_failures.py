@@ -1,4 +1,4 @@
-"""Each row of DESIGN's table of failures, from a real HTTP answer to the error that Temporal records."""
+"""Each row of the table of failures in docs/failures.md, from a real HTTP answer to the error that Temporal records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random histories of a task, checked against DESIGN's invariants by an oracle of its own.
+"""Random histories of a task, checked against the invariants by an oracle of its own.
 
 A history drives `TaskState` through random outcomes over several lineages, records every entries in the
 ledger (some of them twice), and sometimes lets the task continue as new with only JSON crossing over.
