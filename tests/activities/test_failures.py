@@ -1,4 +1,4 @@
-"""Each row of the table of failures in docs/failures.md, from a real HTTP answer to the error that Temporal records."""
+"""Each row of the table of failures (docs/failures.md), from a real HTTP answer to the error in Temporal."""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ LONG_BACKOFF = {"prompt": "?", "retry": {"initial_interval_seconds": 3600}}
 NO_GRACE = timedelta(0)
 
 
-@workflow.defn
+# Outside the sandbox, which compiles this module once more for each run. Python 3.11 sometimes fails at that
+# while another thread compiles.
+@workflow.defn(sandboxed=False)
 class WaitForSomebody:
     """Nothing in it ends before Temporal's own timeouts do."""
 
