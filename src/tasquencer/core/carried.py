@@ -32,7 +32,7 @@ class CarriedLineage(BaseModel):
 
 
 class CarriedTask(BaseModel):
-    """What a task takes along when it continues as new: enough to go on without asking anyone.
+    """What a task takes along when it continues as new: enough to continue without asking anyone.
 
     Attributes:
         lineages: By name; those that have ended without their payload.

@@ -77,8 +77,8 @@ def report_bug(error: BaseException) -> None:
 def guarded(runner: WorkflowRunner) -> WorkflowRunner:
     """Return a runner of the same type whose workflow instances have the guard.
 
-    It stays an instance of its class, and `dataclasses.replace` keeps the guard, so other plugins can go on
-    configuring it.
+    It stays an instance of its class, and `dataclasses.replace` keeps the guard, so other plugins can still
+    configure it.
     """
     if isinstance(runner, _GuardedRunner):
         return runner

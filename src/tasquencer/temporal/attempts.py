@@ -266,7 +266,7 @@ class ActiveWorkItem:
         return swallowed
 
     async def _leave(self, error: BaseException | None) -> bool:
-        """Record the outcome of the block; whether its error stays here."""
+        """Record the outcome of the block. Return whether its error stays here."""
         driver, item = self._driver, self._item
         if self._has_ended and (
             error is None

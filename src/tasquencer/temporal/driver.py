@@ -1,19 +1,17 @@
 """Drives a task's decisions on Temporal: ids, times, records, durable sleeps, cancellation.
 
 `TaskState` decides, the driver carries out. Its rule: every transition is in the ledger before the
-workflow goes on, that is before a durable sleep begins, before an activity is scheduled, before the
+workflow continues, that is before a durable sleep begins, before an activity is scheduled, before the
 task ends.
 
-A worker may die between a write and the end of its workflow task: then the ledger holds decisions that no
-history knows. The next worker decides again, from the same history and what came since:
+A worker may die between a write and the end of its workflow task. Then the ledger holds decisions that no
+history knows, and the next worker decides again:
 
-- what it decides alike, the ledger skips;
-- what came since must not come between: an action that ends a work item waits until it is in the history and
-  what happened before it is decided (`news`), and an outcome counts before a cancellation that came with it;
-- an outcome that came together with a verdict against the whole task is canceled where the ledger holds it
-  already: the task takes that end over (`AlreadyEnded`);
-- what it decides no more (a retry that a cancellation or a deadline now forbids) is settled when the task
-  ends without completing (`Ledger.settle`).
+- The ledger skips what it decides alike, and lets a later decision take the place of an earlier one
+  (`tasquencer.ledger.rules`).
+- An action that ends a work item waits until it is in the history (`news`), and an outcome counts before a
+  cancellation that came with it.
+- When the task ends, `Ledger.settle` cancels what only the lost workflow task had begun.
 """
 
 from __future__ import annotations
