@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import LedgerConflict
+from tasquencer.core.observed import observed_id
 from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 from tasquencer.ledger.contract import Ledger, OpenWorkItem, Settlement, WorkItemFilter
 from tests.ledger.stories import FAILURE, START, Life, after, ai_job
@@ -559,6 +560,15 @@ async def test_settling_some_leaves_the_others_open(ledger: Ledger) -> None:
     jobs = await ledger.domain_records("ai_jobs", ["w0", "w1", "w2"])
     assert [jobs[f"w{n}"]["status"] for n in range(3)] == ["canceled", "pending", "canceled"]
     assert await ledger.settle(SETTLEMENT.model_copy(update={"work_item_ids": frozenset()})) == []
+
+
+async def test_settling_a_run_leaves_observed_attempts_open_unless_it_names_them(ledger: Ledger) -> None:
+    observed = observed_id("an attempt")
+    await ledger.record([Life(observed, lineage="1").initialized(), Life("own", lineage="2").initialized()])
+    assert await ledger.settle(SETTLEMENT) == ["own"]
+    assert (await only(ledger, observed)).state is WorkItemState.INITIALIZED
+    named = SETTLEMENT.model_copy(update={"work_item_ids": frozenset({observed})})
+    assert await ledger.settle(named) == [observed]
 
 
 async def test_settling_twice_settles_nothing_more(ledger: Ledger) -> None:

@@ -15,6 +15,7 @@ from typing import Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
 from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.observed import is_observed
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 from tasquencer.ledger.rules import Supersession
 
@@ -58,7 +59,7 @@ class Ledger(ABC):
     - Any outage raises `LedgerUnavailable`; the caller may try the same entries again.
 
     **Settling** (`settle`) ends what a run of a task has left open, or what the settlement names of it, as if
-    the task had canceled it.
+    the task had canceled it. Observed attempts are settled only by name: Temporal may still be running them.
 
     **Reading** sees all entries whose `record` has returned. Lists are newest first
     (`created_at`, then attempt, descending) unless the filter says otherwise.
@@ -157,7 +158,7 @@ class Settlement(BaseModel):
     Attributes:
         task_id: The task's.
         run_id: Only work items that this run of it has created.
-        work_item_ids: Only these of them; None: all.
+        work_item_ids: Only these of them; None: all but observed attempts.
         at: When they end; aware.
         reason: Why, in one line.
     """
@@ -170,6 +171,12 @@ class Settlement(BaseModel):
     at: AwareDatetime
     actor: str
     reason: str
+
+    def covers(self, work_item_id: str) -> bool:
+        """Return whether it settles this work item, if the run has left it open."""
+        if self.work_item_ids is None:
+            return not is_observed(work_item_id)
+        return work_item_id in self.work_item_ids
 
 
 class Place(BaseModel):

@@ -115,7 +115,7 @@ class InMemoryLedger(Ledger):
             item
             for item in self._work_items.values()
             if (item.task_id, item.run_id) == (settlement.task_id, settlement.run_id)
-            and (settlement.work_item_ids is None or item.id in settlement.work_item_ids)
+            and settlement.covers(item.id)
             and not item.state.is_terminal
         ]
         for item in left:

@@ -112,12 +112,7 @@ def settle(
     """
     of_run = (work_items.c.task_id == settlement.task_id, work_items.c.run_id == settlement.run_id)
     left = sa.select(work_items.c.id, work_items.c.state).where(*of_run, is_open).order_by(work_items.c.id)
-    wanted = settlement.work_item_ids
-    states = {
-        key: WorkItemState(state)
-        for key, state in connection.execute(left)
-        if wanted is None or key in wanted
-    }
+    states = {key: WorkItemState(state) for key, state in connection.execute(left) if settlement.covers(key)}
     ids = list(states)
     logs, _ = _logs(connection, ids)
     steps = [
