@@ -62,12 +62,12 @@ format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure what docs/performance.md shows, an hour and a quarter (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
+bench: setup ## measure what docs/reference/performance.md shows, an hour and a quarter (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
 	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
 peers: setup $(PEERS)/.installed ## install what `make bench` measures us beside: DBOS, Restate (needs npm)
 
-bench-docs: peers ## write the results of `make bench` into docs/performance.md, with the plots
+bench-docs: peers ## write the results of `make bench` into docs/reference/performance.md, with the plots
 	$(BIN)/python -m benchmarks.page
 	$(PEERS)/bin/python -m benchmarks.plots
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.page`: writes the results of `benchmarks.suite` into docs/performance.md.
+"""`python -m benchmarks.page`: writes the results of `benchmarks.suite` into docs/reference/performance.md.
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of that name, as the benchmark printed it,
 and where and how it was run; the rest of the page is written by hand. `--check` only tells whether it is up
@@ -18,7 +18,7 @@ from benchmarks.suite import RESULTS
 
 __all__ = ["filled", "tables_in"]
 
-PAGE = Path("docs/performance.md")
+PAGE = Path("docs/reference/performance.md")
 _SLOT = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TOLD = (
     "machine",

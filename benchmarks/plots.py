@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plots`, with the Python of `.venv-peers`: plots for docs/performance.md.
+"""`python -m benchmarks.plots`, with the Python of `.venv-peers`: plots for docs/reference/performance.md.
 
 Draws the results of `benchmarks.suite`, in the environment of the peers, where matplotlib is. A plot without
 a result is left as it is.

@@ -1,7 +1,7 @@
 """`python -m benchmarks.suite`: all benchmarks, one after the other, each with its results in a file.
 
-Then `make bench-docs` writes the tables and plots of docs/performance.md from these files. What needs more
-than a quarter of an hour runs when it is named with `--only`, or with `--all`.
+Then `make bench-docs` writes the tables and plots of docs/reference/performance.md from these files. A
+benchmark that takes more than a quarter of an hour runs only if `--only` names it, or with `--all`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each row of the table of failures (docs/failures.md), from a real HTTP answer to the error in Temporal."""
+"""Each row of the table in docs/reference/failures.md, from an HTTP answer to the error in Temporal."""
 
 from __future__ import annotations
 

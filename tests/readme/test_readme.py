@@ -25,6 +25,7 @@ from tests.support.tasks import tasks_on_skipped_time
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LEDGER = ROOT / "docs/reference/ledger.md"
 QUESTION = "Name three moons of Jupiter."
 
 
@@ -127,7 +128,7 @@ async def test_the_sql_of_the_documents_runs_on_the_ledger(readers_terminal: Sta
         *blocks("sql"),
         *(
             statement
-            for statement in "\n".join(blocks("sql", (ROOT / "docs/ledger.md").read_text())).split(";")
+            for statement in "\n".join(blocks("sql", LEDGER.read_text())).split(";")
             if statement.strip() and "PostgreSQL" not in statement
         ),
     ]

@@ -1,4 +1,4 @@
-"""The table in `docs/semantics.md` and the tests of its rows belong together."""
+"""The table in `docs/concepts/semantics.md` and the tests of its rows belong together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DOCUMENT = HERE.parents[1] / "docs" / "semantics.md"
+DOCUMENT = HERE.parents[1] / "docs/concepts/semantics.md"
 
 
 def rows() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What docs/upgrading.md tells people to type exists, and its check of running tasks does what it says."""
+"""The commands in docs/guides/upgrading.md exist, and its check of running tasks does what it says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.tasks import executable
 from tests.upgrades.test_patching import Releases, in_backoff, start, wake
 from tests.upgrades.variants import Careless, First, Patched
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "upgrading.md").read_text()
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/guides/upgrading.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

@@ -46,7 +46,7 @@ def upgrade():
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS work_items_by_priority")
         op.execute("CREATE INDEX CONCURRENTLY work_items_by_priority ON work_items (priority)")
 """
-"""As docs/upgrading.md asks for it, with more patience for the lock."""
+"""As docs/guides/upgrading.md asks for it, with more patience for the lock."""
 
 CONTRACT = f"""
 oldest_compatible = "{NEXT}"

@@ -7,7 +7,7 @@ does the waiting and the calling.
 
 Order of events at each transition: the transition itself, then the hook (which may ask for the next
 attempt), then the policy, then the teardown of what is still open if the verdict ends the task. The
-teardown calls neither hook nor policy (Tasquencer's calls the hook; see docs/semantics.md).
+teardown calls neither hook nor policy (Tasquencer's calls the hook; see docs/concepts/semantics.md).
 """
 
 from __future__ import annotations
