@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 
 from tasquencer.core.entries import DomainRecord, LedgerEntry
 from tasquencer.core.errors import IllegalTransition, TaskMisused, UnknownWorkItem
-from tasquencer.core.hooks import RecordOf
+from tasquencer.core.explanation import TaskFailure, explain
+from tasquencer.core.hooks import LineageRules, RecordOf
 from tasquencer.core.lineage import MAIN_LINEAGE, Lineage
 from tasquencer.core.policy import Counts
 from tasquencer.core.work_item import LEGAL_TRANSITIONS, Transition, WorkItem, WorkItemState
@@ -24,13 +26,17 @@ class Books:
     Args:
         task_id: The task whose books these are.
         record_of: Makes the domain record of a work item in its present state; None: there is none.
+        rules: By kind, the rules of independent lineages.
     """
 
-    def __init__(self, task_id: str, record_of: RecordOf | None) -> None:
+    def __init__(
+        self, task_id: str, record_of: RecordOf | None, rules: Mapping[str, LineageRules] | None = None
+    ) -> None:
         self.lineages: dict[str, Lineage] = {}
         self.left_behind: set[str] = set()
         self.task_id = task_id
         self._record_of = record_of
+        self._rules = rules or {}
         self._work_items: dict[str, WorkItem] = {}
         self._sequences: dict[str, int] = {}
         self._logs: dict[str, list[LedgerEntry]] = {}
@@ -71,12 +77,22 @@ class Books:
         ids = self.lineages[work_item.lineage].work_item_ids
         return self._work_items[ids[work_item.attempt - 1]] if work_item.attempt else None
 
+    def failure_in(self, lineage: str) -> TaskFailure:
+        """How an independent lineage ended that has no result."""
+        item, known = self.latest(lineage), self.lineages[lineage]
+        return explain(item, known, known.reason, self.before(item))
+
     def sequence(self, work_item_id: str) -> int:
         """The sequence of the work item's last transition."""
         return self._sequences[work_item_id]
 
+    def rules_of(self, lineage: str) -> LineageRules | None:
+        """The rules of an independent lineage; None for a lineage under the task's own."""
+        kind = self.lineages[lineage].kind
+        return None if kind is None else self._rules[kind]
+
     def counts(self) -> Counts:
-        """How many work items and lineages stand how."""
+        """How many work items and lineages stand how; independent lineages are left out."""
         return Counts(
             initialized=self._states[WorkItemState.INITIALIZED],
             started=self._states[WorkItemState.STARTED],
@@ -124,7 +140,7 @@ class Books:
         """Take a new work item in, in the place of the last one of its lineage, of which nothing stays."""
         del self._work_items[old.id], self._sequences[old.id]
         self._logs.pop(old.id, None)
-        self._states[old.state] -= 1
+        self._count(old.lineage, old.state, -1)
         self.left_behind.discard(old.id)
         self._entries = [entry for entry in self._entries if entry.work_item.id != old.id]
         self.lineages[old.lineage].work_item_ids[-1] = item.id
@@ -134,7 +150,7 @@ class Books:
         """Take in a work item that an earlier run of the task has recorded."""
         self._work_items[item.id] = item
         self._sequences[item.id] = sequence
-        self._states[item.state] += 1
+        self._count(item.lineage, item.state, 1)
         self.lineages[item.lineage].work_item_ids.append(item.id)
         self._recount(item.lineage)
 
@@ -174,6 +190,7 @@ class Books:
         )
         self._sequences[item.id] = sequence
         self._keep(item, None if before is None else before.state)
+        self.lineages[item.lineage].reason = reason
         # The ledger has the payload from the first entry; it need not travel again.
         told = item if before is None else item.model_copy(update={"payload": None})
         entry = LedgerEntry(
@@ -189,10 +206,12 @@ class Books:
         return transition
 
     def _record(self, item: WorkItem) -> DomainRecord | None:
-        if self._record_of is None:
+        rules = self.rules_of(item.lineage)
+        record_of = self._record_of if rules is None else rules.record
+        if record_of is None:
             return None
         try:
-            record = self._record_of(item, self.lineages[item.lineage].recipe)
+            record = record_of(item, self.lineages[item.lineage].recipe)
         except Exception as error:
             raise TaskMisused.by("the function given as `record`", error) from error
         if record is not None and not isinstance(record, DomainRecord):
@@ -202,9 +221,13 @@ class Books:
     def _keep(self, item: WorkItem, previous_state: WorkItemState | None) -> None:
         self._work_items[item.id] = item
         if previous_state is not None:
-            self._states[previous_state] -= 1
-        self._states[item.state] += 1
+            self._count(item.lineage, previous_state, -1)
+        self._count(item.lineage, item.state, 1)
         self._recount(item.lineage)
+
+    def _count(self, lineage: str, state: WorkItemState, change: int) -> None:
+        if self.lineages[lineage].kind is None:
+            self._states[state] += change
 
     def _recount(self, name: str) -> None:
         lineage = self.lineages[name]
@@ -212,5 +235,6 @@ class Books:
         standing = state if state.is_terminal else None
         if lineage.counted:
             self._standings[lineage.standing] -= 1
-        lineage.standing, lineage.counted = standing, True
-        self._standings[standing] += 1
+        lineage.standing, lineage.counted = standing, lineage.kind is None
+        if lineage.counted:
+            self._standings[standing] += 1

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
+from tasquencer.core.lineage import Lineage
 from tasquencer.core.policy import Verdict
-from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import Transition, WorkItem
 
@@ -22,13 +23,46 @@ _RESULTS_BYTES = 300_000
 
 
 class CarriedLineage(BaseModel):
-    """A lineage of a task that continues as new; the payload is that of its first work item."""
+    """A lineage of a task that continues as new; the payload is that of its first work item.
+
+    `kind` and what follows it describe an independent lineage and why it ended.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     payload: JsonValue = None
     recipe: RetryRecipe
     deadline: AwareDatetime | None = None
+    kind: str | None = None
+    too_late: Delay | None = None
+    expired: bool = False
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, lineage: Lineage) -> CarriedLineage:
+        """The lineage as it travels along."""
+        return cls(
+            payload=None if lineage.standing else lineage.first_payload,
+            recipe=lineage.recipe,
+            deadline=lineage.deadline,
+            kind=lineage.kind,
+            too_late=lineage.too_late,
+            expired=lineage.expired,
+            reason=lineage.reason if lineage.kind and lineage.standing else None,
+        )
+
+    def lineage(self) -> Lineage:
+        """The lineage in the next run, before its code begins it again."""
+        return Lineage(
+            self.recipe,
+            self.deadline,
+            self.payload,
+            begun=False,
+            kind=self.kind,
+            too_late=self.too_late,
+            expired=self.expired,
+            reason=self.reason,
+        )
 
 
 class CarriedTask(BaseModel):

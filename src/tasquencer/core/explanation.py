@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tasquencer.core.failure import Failure
 from tasquencer.core.lineage import MAIN_LINEAGE, Lineage
 from tasquencer.core.retry import GiveUp
 from tasquencer.core.wording import attempt_label, duration, moment
-from tasquencer.core.work_item import Transition, WorkItem
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
-__all__ = ["TaskFailure", "explain"]
+__all__ = ["TaskFailure", "culprit", "explain"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,28 @@ class TaskFailure:
     failure: Failure | None
 
 
-def explain(item: WorkItem, lineage: Lineage, decisive: Transition, before: WorkItem | None) -> TaskFailure:
+def culprit(decisive: Transition, work_items: Iterable[WorkItem]) -> str:
+    """The id of the work item that failed the task: the one that just ended badly, else the last that did.
+
+    Args:
+        decisive: The transition on which the policy decided.
+        work_items: Those that the policy counts.
+    """
+    bad = (WorkItemState.FAILED, WorkItemState.CANCELED)
+    if decisive.next_state not in bad:
+        ended = [item for item in work_items if item.state in bad and item.ended_at]
+        if ended:
+            return max(ended, key=lambda item: item.ended_at or decisive.at).id
+    return decisive.work_item_id
+
+
+def explain(item: WorkItem, lineage: Lineage, reason: str | None, before: WorkItem | None) -> TaskFailure:
     """How a task ends that failed because of a work item.
 
     Args:
         item: The work item that failed the task.
         lineage: Its lineage.
-        decisive: The transition on which the policy decided.
+        reason: That of the transition on which the policy decided.
         before: The work item before it in the lineage, if there is one.
     """
     recipe, deadline, too_late = lineage.recipe, lineage.deadline, lineage.too_late
@@ -37,12 +53,11 @@ def explain(item: WorkItem, lineage: Lineage, decisive: Transition, before: Work
         label = f"{item.lineage}: {label}"
     if lineage.expired:
         last = before.failure if before is not None else None
-        message = f"{label} was given up: {decisive.reason}"
+        message = f"{label} was given up: {reason}"
         if last is not None:
             message += f"; the try before failed with {last}"
         return TaskFailure(GiveUp.DEADLINE_EXCEEDED, message, last)
     if item.failure is None or item.ended_at is None:
-        reason = decisive.reason
         return TaskFailure(
             "TaskFailed", f"{label} was {item.state}" + (f": {reason}" if reason else ""), None
         )

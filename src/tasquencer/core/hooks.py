@@ -11,7 +11,7 @@ from tasquencer.core.entries import DomainRecord
 from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
-__all__ = ["NextAttempt", "RecordOf", "StateChange", "StateChangeHook", "retry_by_recipe"]
+__all__ = ["LineageRules", "NextAttempt", "RecordOf", "StateChange", "StateChangeHook", "retry_by_recipe"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,18 @@ StateChangeHook = Callable[[StateChange], NextAttempt | None]
 
 RecordOf = Callable[[WorkItem, RetryRecipe], DomainRecord | None]
 """The domain record of a work item in its present state; None: it has none. Pure."""
+
+
+@dataclass(frozen=True)
+class LineageRules:
+    """What holds for independent lineages of one kind, in place of the task's own hook and record.
+
+    The code that began an independent lineage decides what its end means: the task's policy neither counts
+    it nor is asked about it. If the policy fails the task, it ends like all others.
+    """
+
+    on_work_item_state_changed: StateChangeHook
+    record: RecordOf
 
 
 def retry_by_recipe(change: StateChange) -> NextAttempt | None:

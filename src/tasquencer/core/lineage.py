@@ -18,14 +18,22 @@ MAIN_LINEAGE = "main"
 
 @dataclass
 class Lineage:
-    """A chain of attempts at the same thing, as the task keeps it."""
+    """A chain of attempts at the same thing, as the task keeps it.
+
+    Attributes:
+        kind: Names the `LineageRules` of an independent lineage. None: the task's own hook, domain record and
+            policy hold.
+        reason: That of its last transition.
+    """
 
     recipe: RetryRecipe
     deadline: datetime | None
     first_payload: JsonValue
     begun: bool
+    kind: str | None = None
     work_item_ids: list[str] = field(default_factory=list)
     too_late: Delay | None = None
     expired: bool = False
     standing: WorkItemState | None = None
     counted: bool = False
+    reason: str | None = None

@@ -12,7 +12,7 @@ teardown calls neither hook nor policy (Tasquencer's calls the hook; see docs/co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,10 +22,17 @@ from tasquencer.core.books import Books
 from tasquencer.core.carried import CarriedLineage, CarriedTask, lean_work_items
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import TaskMisused, TooManyWorkItems
-from tasquencer.core.explanation import TaskFailure, explain
+from tasquencer.core.explanation import TaskFailure, culprit, explain
 from tasquencer.core.failure import Failure
 from tasquencer.core.given_functions import verdict_of, wish_of
-from tasquencer.core.hooks import NextAttempt, RecordOf, StateChange, StateChangeHook, retry_by_recipe
+from tasquencer.core.hooks import (
+    LineageRules,
+    NextAttempt,
+    RecordOf,
+    StateChange,
+    StateChangeHook,
+    retry_by_recipe,
+)
 from tasquencer.core.lineage import MAIN_LINEAGE, Lineage
 from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.core.retry import Delay, RetryRecipe
@@ -46,6 +53,7 @@ class TaskState(Books):
         policy: Decides after each transition.
         on_work_item_state_changed: The hook; by default it retries by the recipe.
         record_of: Makes the domain record that is written beside each transition.
+        rules: By kind, the rules of independent lineages.
         deadline: No attempt starts at or after this time, where a lineage brings no deadline of its own.
         started_at: When the task began; only kept and carried along.
         new_id: Gives the id of a work item, from its lineage and its attempt; unique.
@@ -64,10 +72,11 @@ class TaskState(Books):
         policy: TaskPolicy = until_exhausted,
         on_work_item_state_changed: StateChangeHook = retry_by_recipe,
         record_of: RecordOf | None = None,
+        rules: Mapping[str, LineageRules] | None = None,
         deadline: datetime | None = None,
         started_at: datetime | None = None,
     ) -> None:
-        super().__init__(task_id, record_of)
+        super().__init__(task_id, record_of, rules)
         self.recipe = recipe
         self.deadline = deadline
         self.started_at = started_at
@@ -106,8 +115,11 @@ class TaskState(Books):
         lineage: str = MAIN_LINEAGE,
         recipe: RetryRecipe | None = None,
         deadline: datetime | None = None,
+        kind: str | None = None,
     ) -> WorkItem:
         """Begin a lineage with its first work item, or take up one that was carried along.
+
+        Its `kind` makes it independent, with the rules of this name.
 
         Returns the work item that is to be started next; of a carried lineage that is already
         settled, its last one.
@@ -117,7 +129,7 @@ class TaskState(Books):
             raise TaskMisused(f"lineage {lineage!r} cannot begin: the task has failed")
         if known is None:
             known = self.lineages[lineage] = Lineage(
-                recipe or self.recipe, deadline or self.deadline, payload, begun=True
+                recipe or self.recipe, deadline or self.deadline, payload, begun=True, kind=kind
             )
             return self._initialize(
                 lineage, payload, 0, Delay(timedelta(0), DelayReason.FIRST_TRY), now=now, reason=None
@@ -245,10 +257,13 @@ class TaskState(Books):
             entry if (one.work_item.id, one.transition.next_state) == canceled else one for one in entries
         ]
 
-    def close(self, *, now: datetime, reason: str, lineage: str | None = None) -> None:
+    def close(
+        self, *, now: datetime, reason: str, lineage: str | None = None, spares_independent: bool = False
+    ) -> None:
         """Cancel what is open, of one lineage or of all; neither hook nor policy is asked."""
         for item in self.open_work_items():
-            if lineage in (None, item.lineage):
+            is_spared = spares_independent and self.rules_of(item.lineage) is not None
+            if lineage in (None, item.lineage) and not is_spared:
                 self.move(item, WorkItemState.CANCELED, now, TASK_ACTOR, reason)
 
     # The end
@@ -257,17 +272,9 @@ class TaskState(Books):
         """How a task with the verdict `fail` ends."""
         if self.verdict is not Verdict.FAIL or self._decisive is None:
             raise TaskMisused("the task has not failed")
-        item = self._culprit(self._decisive)
-        return explain(item, self.lineages[item.lineage], self._decisive, self.before(item))
-
-    def _culprit(self, decisive: Transition) -> WorkItem:
-        """The work item that failed the task: the one that just ended badly, else the last that did."""
-        bad = (WorkItemState.FAILED, WorkItemState.CANCELED)
-        if decisive.next_state not in bad:
-            ended = [item for item in self.work_items() if item.state in bad and item.ended_at]
-            if ended:
-                return max(ended, key=lambda item: item.ended_at or decisive.at)
-        return self.work_item(decisive.work_item_id)
+        counted = [item for item in self.work_items() if self.rules_of(item.lineage) is None]
+        item = self.work_item(culprit(self._decisive, counted))
+        return explain(item, self.lineages[item.lineage], self._decisive.reason, self.before(item))
 
     # Continuing as new
 
@@ -276,14 +283,7 @@ class TaskState(Books):
         open_items = self.open_work_items()
         work_items, left_out = lean_work_items(self.work_items())
         return CarriedTask(
-            lineages={
-                name: CarriedLineage(
-                    payload=None if lineage.standing else lineage.first_payload,
-                    recipe=lineage.recipe,
-                    deadline=lineage.deadline,
-                )
-                for name, lineage in self.lineages.items()
-            },
+            lineages={name: CarriedLineage.of(lineage) for name, lineage in self.lineages.items()},
             work_items=work_items,
             left_out=left_out | self.left_out,
             payloads={
@@ -306,7 +306,7 @@ class TaskState(Books):
         self.verdict, self._decisive = carried.verdict, carried.decisive
         self.left_out = set(carried.left_out)
         for name, lineage in carried.lineages.items():
-            self.lineages[name] = Lineage(lineage.recipe, lineage.deadline, lineage.payload, begun=False)
+            self.lineages[name] = lineage.lineage()
         for lean in carried.work_items:
             payload = carried.payloads.get(lean.id, carried.lineages[lean.lineage].payload)
             item = lean if lean.state.is_terminal else lean.model_copy(update={"payload": payload})
@@ -360,7 +360,9 @@ class TaskState(Books):
         if may_continue:
             item = self.work_item(transition.work_item_id)
             jitter = self._random(item.id) if item.state is WorkItemState.FAILED else 0.0
-            wish = wish_of(self._hook, StateChange(item, transition, self.recipe_of(item), jitter))
+            rules = self.rules_of(item.lineage)
+            hook = self._hook if rules is None else rules.on_work_item_state_changed
+            wish = wish_of(hook, StateChange(item, transition, self.recipe_of(item), jitter))
             if wish is not None:
                 self._follow(item, wish, transition.at)
         return self._decide(transition)
@@ -380,12 +382,14 @@ class TaskState(Books):
         )
 
     def _decide(self, transition: Transition) -> Verdict:
-        if self.verdict is Verdict.FAIL:
+        item = self.work_item(transition.work_item_id)
+        if self.verdict is Verdict.FAIL or self.rules_of(item.lineage) is not None:
             return self.verdict
         self.verdict = verdict_of(self._policy, transition, self.counts())
         if self.verdict is Verdict.FAIL:
             self._decisive = transition
         if self.verdict is not Verdict.CONTINUE:
-            ended = "failed" if self.verdict is Verdict.FAIL else "completed"
-            self.close(now=transition.at, reason=f"the task {ended}")
+            has_failed = self.verdict is Verdict.FAIL
+            reason = "the task failed" if has_failed else "the task completed"
+            self.close(now=transition.at, reason=reason, spares_independent=not has_failed)
         return self.verdict
