@@ -28,6 +28,8 @@ class LedgerRows:
     items: dict[str, list[WorkItem]] = field(default_factory=lambda: defaultdict(list))
     transitions: dict[str, list[Transition]] = field(default_factory=lambda: defaultdict(list))
     jobs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    superseded: dict[str, list[WorkItem]] = field(default_factory=lambda: defaultdict(list))
+    """Work items as they were before a later decision took the place of something, by id."""
 
 
 async def read_ledger(database: Database) -> LedgerRows:
@@ -42,6 +44,9 @@ async def read_ledger(database: Database) -> LedgerRows:
             rows.transitions[step.work_item_id].append(step)
         for row in connection.execute(sa.text("SELECT * FROM ai_jobs")):
             rows.jobs[row.work_item_id] = dict(row._mapping)
+        for row in connection.execute(sa.text("SELECT * FROM work_item_supersessions ORDER BY number")):
+            held = json.loads(row.held) if isinstance(row.held, str) else row.held
+            rows.superseded[row.work_item_id].append(WorkItem.model_validate(held["work_item"]))
         return rows
 
     return await database.read(read)

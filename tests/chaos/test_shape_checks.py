@@ -184,6 +184,19 @@ def an_outcome_changes(account: ShapeAccount) -> None:
     change(account, 0, failure=Failure.of(FailureKind.TIMED_OUT, "no, this"))
 
 
+@planted("I3: line-0#1 (b) was superseded, no workflow task was lost")
+def a_decision_is_replaced_for_no_reason(account: ShapeAccount) -> None:
+    account.superseded = [account.items[1]]
+
+
+def test_a_decision_of_a_lost_workflow_task_may_be_replaced() -> None:
+    account = sound()
+    account.runs[0].lost = 1
+    seen = account.items[0].model_copy(update={"failure": Failure.of(FailureKind.TIMED_OUT, "lost")})
+    account.sightings, account.superseded = [seen], [seen]
+    assert violations(account) == []
+
+
 @planted("I3: line-0#0 (a) is gone")
 def a_row_is_gone(account: ShapeAccount) -> None:
     account.items = account.items[1:]

@@ -32,7 +32,7 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, Workflo
 
 from tasquencer.temporal.bookkeeping import RECORD
 
-__all__ = ["Behaviour", "behaves", "guarded", "report_bug", "workflow_task_began"]
+__all__ = ["Behaviour", "behaves", "guarded", "is_new_run_due", "report_bug", "workflow_task_began"]
 
 _EXTERN = "tasquencer_activations"
 
@@ -44,6 +44,8 @@ class Behaviour(IntEnum):
     """Results of local activities come before the other news of their activation."""
     SECOND_EDITION = 72_002
     """Ids and jitter follow from run, lineage and attempt; the end of a run begins nothing new."""
+    NEW_RUN_ON_NEWS = 72_003
+    """Only an activation with events can make a new run due, never the result of a local activity alone."""
 
 
 def behaves(behaviour: Behaviour) -> bool:
@@ -60,6 +62,18 @@ def workflow_task_began() -> datetime:
     """Return when the current workflow task began, by Temporal's clock; aware UTC."""
     guard = _current()
     return workflow.now() if guard is None else guard.began
+
+
+def is_new_run_due() -> bool:
+    """Return whether Temporal suggests that the run continues as new.
+
+    The SDK's own answer can differ on replay: a local activity that runs on into the next workflow task gives
+    its result with that task's suggestion there, and live with the one before it.
+    """
+    guard = _current()
+    if guard is None or not behaves(Behaviour.NEW_RUN_ON_NEWS):
+        return workflow.info().is_continue_as_new_suggested()
+    return guard.suggests_new_run
 
 
 def report_bug(error: BaseException) -> None:
@@ -112,6 +126,7 @@ class _Guard:
     def __init__(self) -> None:
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
+        self.suggests_new_run = False
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False
         self._seen: _Place | None = None
@@ -156,14 +171,22 @@ class _Guard:
         results = [job for job in activation.jobs if _is_local_result(job)]
         others = [job for job in activation.jobs if not _is_local_result(job)]
         if not (results and others and self._keeps_books and self._hands_results_over_first()):
+            self._look_for_suggestion(activation, others)
             return self._activate(activation)
         first = self._activate(_with_jobs(activation, results))
         if first.HasField("failed"):
             return first
+        self._look_for_suggestion(activation, others)
         second = self._activate(_with_jobs(activation, others))
         if second.HasField("failed"):
             return second
         return _joined(first, second)
+
+    def _look_for_suggestion(
+        self, activation: WorkflowActivation, others: list[WorkflowActivationJob]
+    ) -> None:
+        if any(not job.HasField("query_workflow") for job in others):
+            self.suggests_new_run = activation.continue_as_new_suggested
 
     def _hands_results_over_first(self) -> bool:
         if self._is_replaying:

@@ -32,7 +32,7 @@ from tasquencer.core.policy import Verdict
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.wording import delay_label
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import Behaviour, behaves
+from tasquencer.temporal.activations import Behaviour, behaves, is_new_run_due
 from tasquencer.temporal.calls import Calls
 from tasquencer.temporal.places import Places
 from tasquencer.temporal.writing import CANCELED, Writing
@@ -80,6 +80,9 @@ class TaskDriver:
         self._compensating: set[str] = set()
         self._drained: set[str] = set()
         self.is_second_edition = behaves(Behaviour.SECOND_EDITION)
+        behaves(
+            Behaviour.NEW_RUN_ON_NEWS
+        )  # decided now: a later workflow task may be replayed without its flag
         self.calls = Calls(state, stops_for_its_code=self.is_second_edition)
         self.is_ending = False
         self.actions_under_way = 0
@@ -144,7 +147,7 @@ class TaskDriver:
 
     async def wait_for(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or go on in a new run that will."""
-        if workflow.info().is_continue_as_new_suggested() and self._may_continue_as_new():
+        if is_new_run_due() and self._may_continue_as_new():
             await self._go_on_in_a_new_run()
         is_replacement = item.id in self._successors.values()
         if item.run_id == workflow.info().run_id and not is_replacement:
@@ -210,8 +213,9 @@ class TaskDriver:
 
     async def nothing_more(self) -> NoReturn:
         """Wait until the run is gone: for code that the end of the run has left behind."""
-        while True:
-            await asyncio.get_running_loop().create_future()
+        # A plain future would not notice that the instance leaves the cache, if the code swallows the cancel.
+        await workflow.wait_condition(lambda: False)
+        raise AssertionError("the run has ended")
 
     def _stop_what_ended(self) -> None:
         """Of the work items that have just ended, stop the wait or the call, whoever ended them."""

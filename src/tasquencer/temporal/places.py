@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from temporalio import workflow
+from tasquencer.temporal.activations import is_new_run_due
 
 __all__ = ["Places"]
 
@@ -67,7 +67,7 @@ class Places:
 
     def hand_out(self) -> None:
         """Give away the places that are free."""
-        due = bool(self._queue) and workflow.info().is_continue_as_new_suggested()
+        due = bool(self._queue) and is_new_run_due()
         if due and self._taken:
             return
         while self._queue and (due or len(self._taken) < (self._places or 0)):
@@ -80,4 +80,4 @@ class Places:
             future.set_result(None)
 
     def _is_full(self) -> bool:
-        return len(self._taken) >= (self._places or 0) or workflow.info().is_continue_as_new_suggested()
+        return len(self._taken) >= (self._places or 0) or is_new_run_due()

@@ -43,6 +43,7 @@ from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.temporal.delivery import Delivery
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import left_behind, task_error
+from tasquencer.temporal.fixed_order import fix_order
 from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec, pack, unpack
 from tasquencer.temporal.wire import json_payload, received
 
@@ -63,6 +64,7 @@ class TaskScope:
         self._args = args
         self.driver: TaskDriver | None = None
         self.is_continuing = False
+        self._is_over = False
         self._run_header: Payload | None = None
         self._on_ended: TaskEndHook | None = None
 
@@ -82,7 +84,9 @@ class TaskScope:
 
     def begin(self) -> None:
         """Make this the scope of the current run."""
-        setattr(asyncio.get_running_loop(), _ATTRIBUTE, self)
+        loop = asyncio.get_running_loop()
+        setattr(loop, _ATTRIBUTE, self)
+        fix_order(loop)
 
     def run_header(self) -> Payload:
         """The id of this run, for the calls that it makes."""
@@ -98,6 +102,12 @@ class TaskScope:
             )
         self.driver = driver
         self._on_ended = on_ended
+        if self._is_over and driver.is_second_edition:
+            driver.is_ending = True
+
+    def ends_without_task(self) -> None:
+        """Note that the run ends before its task has begun anything: what it left behind begins nothing."""
+        self._is_over = True
 
     def continue_as_new(self) -> NoReturn:
         """Go on in a new run, with the arguments of this one; the task travels along."""
@@ -243,6 +253,7 @@ class _Inbound(WorkflowInboundInterceptor):
                 raise
             error = raised
         if scope.driver is None:  # a workflow without a task ends as it would without the plugin
+            scope.ends_without_task()
             return result
         if isinstance(error, workflow.ContinueAsNewError):  # the user's own: the next run is another task
             await to_the_end(scope.close("the task continued as new"))

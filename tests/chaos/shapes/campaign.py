@@ -251,6 +251,7 @@ async def _accounts(stage: _Stage, people: Sequence[tuple[People, str]]) -> list
                 transitions={item.id: rows.transitions[item.id] for item in items},
                 requests=requests.get(task_id, []),
                 sightings=[item for item in stage.sightings.values() if item.task_id == task_id],
+                superseded=[held for item in items for held in rows.superseded.get(item.id, ())],
                 listed=answers[task_id][0],
                 query_error=answers[task_id][1],
                 deaths=[at for at in deaths if at >= begin - timedelta(seconds=5)],

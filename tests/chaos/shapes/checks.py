@@ -91,15 +91,17 @@ def one_request_for_each_work_item(account: ShapeAccount) -> Iterator[str]:
 
 
 def what_ended_never_changes(account: ShapeAccount) -> Iterator[str]:
-    """I3."""
+    """I3. What only a lost workflow task had written may be superseded, and is kept then."""
     now = {item.id: item for item in account.items}
     for seen in account.sightings:
         item = now.get(seen.id)
         if item is None:
             yield f"I3: {_name(seen)} is gone"
-        elif item != seen:
+        elif item != seen and seen not in account.superseded:
             changed = [name for name in type(item).model_fields if getattr(item, name) != getattr(seen, name)]
             yield f"I3: {_name(seen)} changed after its end: {', '.join(changed)}"
+    if account.superseded and not any(run.lost for run in (*account.runs, *account.left_runs)):
+        yield f"I3: {_name(account.superseded[0])} was superseded, no workflow task was lost"
     for item in account.items:
         steps = account.transitions[item.id]
         previous = None

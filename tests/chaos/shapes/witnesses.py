@@ -70,7 +70,8 @@ class Run:
     Attributes:
         state: How it ended; `open`: it has not.
         scheduled: The calls, by activity id and the time of their scheduling.
-        troubles: Workflow tasks that failed.
+        troubles: Workflow tasks that failed for a reason that is not harmless.
+        lost: How many workflow tasks ended without having been heard: what they decided is decided again.
         replay_error: Why the history does not replay; empty: it does.
     """
 
@@ -84,6 +85,7 @@ class Run:
     scheduled: list[tuple[str, datetime]] = field(default_factory=list)
     tries: int = 0
     troubles: list[str] = field(default_factory=list)
+    lost: int = 0
     replay_error: str = ""
 
 
@@ -95,6 +97,7 @@ class ShapeAccount:
         runs: The chain that counts, oldest first.
         left_runs: Those that resets have left behind.
         sightings: Ended work items as they were seen while the campaign ran.
+        superseded: Work items as they were before a later decision took the place of something.
         listed: What the task says of its work items at its end; None: it does not answer.
         deaths: When workers died in the task's time.
     """
@@ -107,6 +110,7 @@ class ShapeAccount:
     transitions: Mapping[str, Sequence[Transition]] = field(default_factory=dict)
     requests: Sequence[Request] = ()
     sightings: Sequence[WorkItem] = ()
+    superseded: Sequence[WorkItem] = ()
     listed: Sequence[Mapping[str, Any]] | None = None
     query_error: str = ""
     deaths: Sequence[datetime] = ()
@@ -195,10 +199,13 @@ def _run(run_id: str, events: Sequence[HistoryEvent]) -> Run:
                 scheduled = event.activity_task_scheduled_event_attributes
                 if scheduled.activity_type.name == "work":
                     run.scheduled.append((scheduled.activity_id, at))
+            case "workflow_task_timed_out_event_attributes":
+                run.lost += 1
             case "activity_task_started_event_attributes":
                 run.tries = max(run.tries, event.activity_task_started_event_attributes.attempt)
             case "workflow_task_failed_event_attributes":
                 failed = event.workflow_task_failed_event_attributes
+                run.lost += 1
                 if failed.cause not in _HARMLESS:
                     run.troubles.append(f"{Cause.Name(failed.cause)}: {failed.failure.message[:400]}")
     return run
