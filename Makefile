@@ -21,7 +21,7 @@ OTHER_TESTS ?= tests/unit tests/activities tests/ledger
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all test-python test-lowest browser postgres-tools check format bench bench-docs peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test test-all test-python test-lowest browser postgres-tools check docs format bench bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,10 @@ check: setup ## formatter, linter, types, import floors, unused dependencies, ex
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/pytest --quiet tests/unit/test_exports.py tests/readme
+
+docs: setup ## build the documentation as a site into build/docs; a warning or a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open build/docs/index.html"
 
 format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .

@@ -334,7 +334,7 @@ async def test_a_terminal_shows_the_draft_and_asks(
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_documents_command_starts_a_reviewed_draft(environment: Environment) -> None:
-    document = (ROOT / "docs/guides/writing-tasks.md").read_text()
+    document = (ROOT / "docs/guides/reviews.md").read_text()
     (command,) = re.findall(
         r"^temporal workflow start --type ReviewedDraft.*?(?=^```|^tasq)", document, re.MULTILINE | re.DOTALL
     )

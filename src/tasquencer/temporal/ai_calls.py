@@ -68,14 +68,12 @@ class AiCalls:
     """The activity `generate`: give it to the plugin, `TasquencerPlugin(ledger, calls=AiCalls())`.
 
     Args:
-        client: Must have `max_retries=0`; from now on it reads errors with a cap and stores no cookies. None:
-        a
-            client that the environment describes (`OPENAI_API_KEY`, `OPENAI_BASE_URL`), made when the worker
-            starts and closed when it has stopped.
+        client: Must have `max_retries=0`. From now on it reads errors with a cap and stores no cookies. None
+            stands for a client that the environment describes (`OPENAI_API_KEY`, `OPENAI_BASE_URL`). It is
+            made when the worker starts and closed when it has stopped.
         default_model: For jobs that name none; None: `TASQ_MODEL`, else `gpt-5-mini`.
-        price: From model, input and output tokens to US dollars; the default is the file that `TASQ_PRICES`
-        names,
-            then `genai-prices`' list. A cost that the provider reports counts first.
+        price: From model, input and output tokens to US dollars. The default is the file that `TASQ_PRICES`
+            names, then the list of `genai-prices`. A cost that the provider reports counts first.
         heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
 
     Raises:
