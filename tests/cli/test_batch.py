@@ -347,7 +347,7 @@ async def test_wrong_lines_can_be_set_aside(scene: Scene, tmp_path: Path) -> Non
         (("--concurrency", "0"), "--concurrency: should be greater than or equal to 1"),
         (("--successes", "2"), "--successes: 2 are required of only 1 prompt"),
         (("--max-retries", "-1"), "--max-retries: should be greater than or equal to 0"),
-        (("--id", "a/b"), "--id: must not contain a slash: it stands between batch and row"),
+        (("--id", "a/b"), "--id: must not contain a slash, which separates batch and row"),
         (("--detach", "--out", "r.jsonl"), "--detach: takes no --out, --failures or --unordered"),
     ],
 )

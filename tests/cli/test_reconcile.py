@@ -114,7 +114,7 @@ async def test_on_a_terminal_it_asks_where_temporal_knows_none_of_the_tasks(envi
     assert {state for state, _ in (await states(environment)).values()} == {"started"}
     code, seen = await on_a_terminal("reconcile", environment=environment, types="y\n")
     assert code == 0
-    gone = ("canceled", "Temporal knows the task no more")
+    gone = ("canceled", "Temporal no longer has this task")
     assert await states(environment) == {"forgotten": gone, "lost": gone}
 
 

@@ -311,7 +311,7 @@ async def test_a_file_that_is_moved_away_is_not_written_where_nobody_can_read(
     async with scene(SqlLedger(f"sqlite:///{file}")) as now:
         elsewhere = file.with_name("elsewhere.db")
         file.rename(elsewhere)
-        await now.waits("the file is gone: put it back")
+        await now.waits("the file is gone: put the original back")
         assert not file.exists()
         elsewhere.rename(file)
         await now.goes_on()
@@ -326,9 +326,9 @@ async def test_a_file_in_the_place_of_the_ledger_is_left_alone(file: Path) -> No
         file.with_name("copy").rename(file)
         before = file.read_bytes()
         for _ in range(2):
-            with pytest.raises(LedgerUnavailable, match="the file is another one: put it back"):
+            with pytest.raises(LedgerUnavailable, match="the file was replaced by another one"):
                 await ledger.record([Life(id="b", attempt=1).initialized()])
-            with pytest.raises(LedgerUnavailable, match="the file is another one"):
+            with pytest.raises(LedgerUnavailable, match="the file was replaced"):
                 await ledger.work_items(WorkItemFilter())
         assert file.read_bytes() == before
         file.with_name("elsewhere").rename(file)

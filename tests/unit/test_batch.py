@@ -48,7 +48,7 @@ def test_a_line_is_an_id_and_a_request(line: bytes, expected: tuple[str, dict[st
     [
         (b"{", "is not JSON: "),
         (b"[1]", "must be one JSON object"),
-        (b'{"prompt": NaN}', "is not JSON: NaN is no JSON"),
+        (b'{"prompt": NaN}', "is not JSON: NaN is not JSON"),
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"[" * 100_000, "is not JSON: nested too deeply"),
         (b'{"id": true, "prompt": "x"}', "id: must be text or a whole number"),

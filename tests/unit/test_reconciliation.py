@@ -126,7 +126,7 @@ def test_what_a_later_run_may_list_is_never_settled_unasked(own: Run) -> None:
         (Cause.TERMINATED, "x" * 600, f"the task was terminated: {'x' * 499}…"),
         (Cause.TIMED_OUT, "x", "the task ran into Temporal's timeout"),
         (Cause.RESET, "x", "a reset left this attempt behind"),
-        (Cause.UNKNOWN, None, "Temporal knows the task no more"),
+        (Cause.UNKNOWN, None, "Temporal no longer has this task"),
         (Cause.ENDED, None, "the task ended without it"),
     ],
 )

@@ -201,7 +201,7 @@ async def test_a_task_that_was_deleted_is_settled(dev_server: EmbeddedTemporal) 
         # It may be another namespace's, until it is as old as retention.
         assert await reconcile(tasks) == Reconciliation(open_work_items=1, undecided=1)
         assert await reconcile(tasks, forgotten_after_seconds=0) == settled(unknown=1)
-        await was_settled(tasks, handle, STARTED, "Temporal knows the task no more")
+        await was_settled(tasks, handle, STARTED, "Temporal no longer has this task")
 
 
 async def test_what_a_lost_worker_wrote_and_the_task_never_knew_of_is_settled(

@@ -1,1 +1,1 @@
-"""A file of prompts: its rows, the store that holds them, the window that carries them out."""
+"""A file of prompts: its rows, the store that holds them, and the window that runs them."""

@@ -56,7 +56,7 @@ class InMemoryBatches(BatchStore):
             held.setdefault(row.position, row)
 
     async def filled(self, batch_id: str) -> None:
-        """See `BatchStore.filled`. It was just when it was created: there is no clock here."""
+        """See `BatchStore.filled`. Uses the time of creation, because this store has no clock."""
         batch = self._batches[batch_id]
         if batch.filled_at is None:
             self._batches[batch_id] = batch.model_copy(update={"filled_at": batch.created_at})
@@ -110,7 +110,7 @@ class InMemoryBatches(BatchStore):
         return [item for item in found if item.task_id.startswith(task_id_of(batch_id, ""))]
 
     async def pending(self, batch_id: str, *, after: int, limit: int, most_bytes: int) -> RowPage:
-        """See `BatchStore.pending`; here a page has as many rows as asked for, however large."""
+        """See `BatchStore.pending`. Here the size of a page in bytes is not limited."""
         ended = self._outcomes.get(batch_id, {})
         rows = sorted(self._rows.get(batch_id, {}).items())
         left = [row for position, row in rows if position > after and position not in ended]

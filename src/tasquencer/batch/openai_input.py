@@ -1,8 +1,8 @@
 """The input lines of OpenAI's Batch API as rows.
 
-The format is that of https://platform.openai.com/docs/guides/batch. Only what a task can carry out is taken:
-a text answer to a chat conversation. Everything else is refused, because an answer that ignores a part of the
-request would look right and be wrong.
+The format is that of https://platform.openai.com/docs/guides/batch. A task can only give a text answer to a
+chat conversation. Everything else is refused, because an answer that ignored a part of the request would
+look right and be wrong.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _WITHOUT_EFFECT: dict[str, tuple[JsonValue, ...]] = {
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
 }
-"""Fields that a task has no part for, with the values that change nothing: those the provider assumes."""
+"""Fields that a task does not support, with the provider's default values, which are accepted."""
 
 
 def is_openai_line(line: Mapping[str, JsonValue]) -> bool:
-    """Whether a line has the format of the Batch API."""
+    """Return whether a line has the format of the Batch API."""
     return "body" in line or "custom_id" in line
 
 
 def request_in(line: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """The line's request with the fields of `AiAgentRequest`. Raises `InvalidRequest`, naming each field."""
+    """Return the line's request as fields of `AiAgentRequest`. `InvalidRequest` names each wrong field."""
     body = line.get("body")
     problems = unknown_fields([name for name in line if name not in _OF_THE_LINE])
     if line.get("method") not in (None, "POST"):

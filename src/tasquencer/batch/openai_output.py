@@ -1,4 +1,4 @@
-"""Results as the lines of the output file and the error file of OpenAI's Batch API."""
+"""Writes results as lines of the output file and the error file of OpenAI's Batch API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["error_line", "result_line"]
 
 
 def result_line(answer: RowAnswer) -> dict[str, JsonValue]:
-    """An answer as a line of the Batch API's output file."""
+    """Return an answer as a line of the Batch API's output file."""
     tokens = (answer.input_tokens or 0, answer.output_tokens or 0)
     message: JsonValue = {"role": "assistant", "content": answer.text, "refusal": None}
     choice: JsonValue = {
@@ -38,7 +38,7 @@ def result_line(answer: RowAnswer) -> dict[str, JsonValue]:
 
 
 def error_line(row: UnansweredRow) -> dict[str, JsonValue]:
-    """A row without an answer as a line of the Batch API's error file."""
+    """Return a row without an answer as a line of the Batch API's error file."""
     code, message = "Canceled", "the batch ended before it"
     if row.failure is not None:
         code, message = row.failure.kind or row.failure.type, row.failure.message

@@ -1,7 +1,7 @@
-"""Batches: any number of prompts, each a task of its own, started a few at a time under one policy.
+"""Batches: any number of prompts, each its own task, started a few at a time under one policy.
 
-The prompts are the rows of a batch. They rest in the ledger's database (`tasquencer.batch_store`), the
-workflow `AiBatchTask` takes them from there, and `tasquencer.batch_window` decides what it does next.
+The prompts are the rows of a batch. The ledger's database holds them (`tasquencer.batch.store`). The workflow
+`AiBatchTask` reads them from there, and `tasquencer.batch.window` decides its next steps.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ __all__ = [
 ]
 
 MOST_AT_ONCE = 1_000
-"""Tasks of a batch that are under way at once."""
+"""Tasks of a batch that run at the same time."""
 
 LONGEST_BATCH_ID = 100
 LONGEST_ROW_ID = 150
-"""Characters. Together they are the id of a row's task, of which Temporal keeps 255 in an SQL database."""
+"""Characters. Together they form the id of a row's task. On an SQL database Temporal allows 255."""
 
 
 class RowState(StrEnum):
-    """Where a row of a batch stands."""
+    """The state of a row of a batch."""
 
     PENDING = "pending"
-    """Nothing is known of its end: it has not begun, or its task is under way."""
+    """It has not begun, or its task is running."""
     COMPLETED = "completed"
     """Its task has an answer."""
     FAILED = "failed"
@@ -67,13 +67,13 @@ class RowState(StrEnum):
 
 
 class BatchRow(BaseModel):
-    """A row as its task is to be started.
+    """A row whose task can be started.
 
     Attributes:
         position: Its place in the batch, from 0.
-        row_id: Its name in the batch; unique there.
+        row_id: Its name, unique in the batch.
         request: The fields of `AiAgentRequest`.
-        size: Bytes of the request as JSON, about; 0 where nobody has counted.
+        size: The approximate bytes of the request as JSON. 0 if unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,11 +85,11 @@ class BatchRow(BaseModel):
 
 
 class OpenRow(BaseModel):
-    """A row whose task is under way.
+    """A row whose task is running.
 
     Attributes:
-        found: The task was there before the batch could start it: one that the batch has left when it was
-            terminated, or somebody else's.
+        found: True if the task existed before the batch could start it. The batch left it when it was
+        terminated, or another program started it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -107,9 +107,9 @@ class RowFailure(BaseModel):
     """Why a row has no answer.
 
     Attributes:
-        type: Of its task's failure: `RetriesExhausted`, `NotRetryable` …; `Canceled`, `Terminated` or
-            `TimedOut`; `ID_TAKEN` if another request has a task with the row's id.
-        kind: Of the last attempt's failure, where there was one.
+        type: The type of its task's failure, such as `RetriesExhausted` or `NotRetryable`, or `Canceled`,
+        `Terminated` or `TimedOut`. `ID_TAKEN` if another request has a task with the row's id.
+        kind: The kind of the last attempt's failure, if there was one.
         message: In one line.
     """
 
@@ -124,9 +124,9 @@ class RowOutcome(Usage):
     """How a row's task ended. Its answer is in the ledger, by the work item's id.
 
     Attributes:
-        number: 1 for the first row of the batch that ended, and so on; 0 while nobody has counted it.
-        ended_at: When the batch learned of it.
-        input_tokens, output_tokens, cost_usd: Of all attempts, as far as the end of the task reports them.
+        number: 1 for the first row of the batch that ended, and so on. 0 until it is counted.
+        ended_at: When the batch learned of its end.
+        input_tokens, output_tokens, cost_usd: Totals of all attempts that the end of the task reports.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -142,11 +142,11 @@ class RowOutcome(Usage):
 
 
 class BatchCounts(UsageSum):
-    """How many rows of a batch are in each state, and what the answers took.
+    """How many rows of a batch are in each state, and the tokens and cost of the answers.
 
     Attributes:
         ended: The highest number of a row that has ended.
-        cost_usd: Of the answers whose price is known; None if none is.
+        cost_usd: The total of the answers whose price is known. None if no price is known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -159,14 +159,14 @@ class BatchCounts(UsageSum):
 
 
 class BatchPause(RequestModel):
-    """Who has paused a batch, and why."""
+    """The person who paused a batch, and the reason."""
 
     actor: FilledText
     reason: str | None = None
 
 
 class CarriedBatch(BaseModel):
-    """What a run of the workflow hands on to the next one."""
+    """The state that a run of the workflow passes to the next one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -182,10 +182,10 @@ class AiBatchRequest(RequestModel):
     """The input of the workflow `AiBatchTask`, whose rows are in the ledger under the workflow's id.
 
     Attributes:
-        concurrency: How many tasks may be under way at once.
+        concurrency: How many tasks may run at the same time.
         policy: When the batch completes or fails: a name, or an object such as
             `{"name": "absorb_failures", "fraction": 0.1}`.
-        carried: The workflow's own, when it continues as new.
+        carried: Set by the workflow itself when it continues as new.
     """
 
     concurrency: Annotated[Whole, Field(ge=1, le=MOST_AT_ONCE)] = 50
@@ -194,13 +194,13 @@ class AiBatchRequest(RequestModel):
 
 
 class BatchProgress(UsageSum):
-    """What the query `progress` answers.
+    """The answer of the query `progress`.
 
     Attributes:
-        rows: Of the whole batch.
-        running: Rows whose task is under way.
-        input_tokens, output_tokens, cost_usd: Of all attempts of the rows that have ended.
-        paused: None while it goes on.
+        rows: The number of rows of the whole batch.
+        running: Rows whose task is running.
+        input_tokens, output_tokens, cost_usd: Totals of all attempts of the rows that have ended.
+        paused: None if the batch is not paused.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -214,12 +214,12 @@ class BatchProgress(UsageSum):
 
     @property
     def ended(self) -> int:
-        """Rows that have ended, however."""
+        """The number of rows that have ended, in any state."""
         return self.completed + self.failed + self.canceled
 
 
 class AiBatchResult(UsageSum):
-    """The result of a batch; the answers are in the ledger."""
+    """The result of a batch. The answers are in the ledger."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -230,7 +230,7 @@ class AiBatchResult(UsageSum):
 
 
 def parse_batch(raw: object) -> AiBatchRequest:
-    """The workflow's raw input; none means the defaults. Raises `InvalidRequest`, naming each wrong field."""
+    """Read the workflow's raw input. None means the defaults. `InvalidRequest` names each wrong field."""
     return validated(AiBatchRequest, {} if raw is None else raw, example='{"concurrency": 50}')
 
 
@@ -240,21 +240,21 @@ class _PauseRequest(RequestModel):
 
 
 def parse_pause(raw: object) -> BatchPause:
-    """The argument of `pause` and `resume`. Raises `InvalidRequest`, naming each wrong field."""
+    """Read the argument of `pause` and `resume`. Raises `InvalidRequest`, naming each wrong field."""
     asked = validated(_PauseRequest, raw, example='{"actor": "anna", "reason": "…"}')
     return BatchPause(actor=asked.actor, reason=asked.reason)
 
 
 def task_id_of(batch_id: str, row_id: str) -> str:
-    """The id of a row's task."""
+    """Return the id of a row's task."""
     return f"{batch_id}/{row_id}"
 
 
 def check_batch_id(batch_id: str) -> None:
-    """Raise `InvalidRequest` for what cannot be a batch's id."""
+    """Raise `InvalidRequest` if the text cannot be a batch's id."""
     _check_id("id", batch_id, LONGEST_BATCH_ID)
     if "/" in batch_id:
-        raise InvalidRequest(["id: must not contain a slash: it stands between batch and row"])
+        raise InvalidRequest(["id: must not contain a slash, which separates batch and row"])
 
 
 def _check_id(field: str, value: str, longest: int) -> None:
@@ -265,19 +265,19 @@ def _check_id(field: str, value: str, longest: int) -> None:
 
 
 _OF_THE_LINE = ("id", "failure")
-"""What a line may have beside the request. `failure` is what a file of failures says: that is input again."""
+"""Further fields of a line. A file of failures has the field `failure` and can be an input again."""
 
 
 def parse_line(line: bytes, number: int) -> tuple[str, dict[str, JsonValue]]:
-    """The row's id and request in a line of JSON.
+    """Read a row's id and request from a line of JSON.
 
     Args:
         line: UTF-8.
-        number: Of the line, from 1: a row without id is named after it, `line-17`.
+        number: The number of the line, from 1. A row without id is named after it, such as `line-17`.
 
     Raises:
-        InvalidRequest: it is no JSON object, or its id is none, or it has the format of OpenAI's Batch API
-            and asks for what a task cannot carry out.
+        InvalidRequest: the line is not a JSON object, its id is not valid, or it has the format of OpenAI's
+        Batch API and asks for something that a task does not support.
     """
     try:
         raw = json.loads(line.decode(), parse_constant=_no_constant)
@@ -303,13 +303,13 @@ def parse_line(line: bytes, number: int) -> tuple[str, dict[str, JsonValue]]:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def merged(defaults: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request, with the defaults for what it does not say; `retry` and `metadata` field by field.
+    """Return the request with the defaults for missing fields. `retry` and `metadata` merge field by field.
 
-    A null says nothing.
+    A null counts as missing.
     """
     request = {name: value for name, value in request.items() if value is not None}
     if isinstance(request.get("retry"), Mapping):
@@ -323,5 +323,5 @@ def merged(defaults: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str,
 
 
 def check_row(defaults: Mapping[str, Any], request: Mapping[str, Any]) -> AiAgentRequest:
-    """The row's request as its task reads it. Raises `InvalidRequest`, naming each wrong field."""
+    """Check the row's request as its task will. Raises `InvalidRequest`, naming each wrong field."""
     return parse_request(merged(defaults, request))

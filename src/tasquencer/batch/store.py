@@ -1,4 +1,4 @@
-"""The contract of the place where the rows of batches rest: the ledger's database."""
+"""The contract of the store that holds the rows of batches: the ledger's database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Batch", "BatchState", "BatchStore", "RowAnswer", "RowPage", "Unanswe
 
 
 class BatchState(StrEnum):
-    """Where a batch stands, as the ledger has it. One that was terminated still counts as started."""
+    """The state of a batch in the ledger. A terminated batch still counts as started."""
 
     STARTED = "started"
     COMPLETED = "completed"
@@ -28,10 +28,11 @@ class Batch(BaseModel):
     """A batch.
 
     Attributes:
-        digest: Of its rows and defaults: a batch with the same id and another digest is another one.
-        rows: How many it has when it is filled.
-        defaults: What rows do not say: fields of `AiAgentRequest`.
-        filled_at: When its last row was there; None before.
+        digest: Identifies its rows and defaults. A batch with the same id and another digest is a
+        different batch.
+        rows: How many rows it has when it is filled.
+        defaults: Fields of `AiAgentRequest` for rows that do not set them.
+        filled_at: When its last row was added. None before that.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +48,7 @@ class Batch(BaseModel):
 
 
 class RowPage(BaseModel):
-    """Pending rows; `is_last` if none comes after them."""
+    """Pending rows. `is_last` is true if no other rows follow."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,8 +60,8 @@ class RowAnswer(Usage):
     """A completed row with its answer, which the ledger keeps with the work item.
 
     Attributes:
-        input_tokens, output_tokens, cost_usd: Of the answer.
-        total: Of all attempts, failed ones included.
+        input_tokens, output_tokens, cost_usd: Those of the answer.
+        total: Those of all attempts, failed ones included.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,58 +91,59 @@ class UnansweredRow(BaseModel):
 
 
 class BatchStore(ABC):
-    """Where batches and their rows rest. Open as long as the ledger beside it is.
+    """Holds batches and their rows. It is open as long as its ledger is.
 
-    Whatever writes may be called again with the same arguments and then changes nothing more. Lists are read
-    page by page, each page in a time that does not depend on how many came before, and cut off where it would
-    have more than `most_bytes` (one row comes in any case). Any outage raises `LedgerUnavailable`.
+    A method that writes may be called again with the same arguments. The second call changes nothing. Lists
+    are read page by page. The time of a page does not depend on the number of earlier pages. A page ends
+    before it would exceed `most_bytes`, but has at least one row. Any outage raises `LedgerUnavailable`.
     """
 
     @abstractmethod
     async def create(self, batch: Batch) -> Batch:
-        """Create the batch unless there is one with its id; the one that is there."""
+        """Create the batch unless its id exists. Return the batch with this id."""
 
     @abstractmethod
     async def find(self, batch_id: str) -> Batch | None:
-        """The batch; None if there is none."""
+        """Return the batch, or None if there is none."""
 
     @abstractmethod
     async def fill(self, batch_id: str, rows: Sequence[BatchRow]) -> None:
-        """Add rows to the batch, as they were given; those whose position is taken are left out."""
+        """Add rows to the batch. Skip rows whose position is taken."""
 
     @abstractmethod
     async def filled(self, batch_id: str) -> None:
-        """The batch has all its rows."""
+        """Mark the batch as complete: it has all its rows."""
 
     @abstractmethod
     async def begin(self, batch_id: str) -> BatchCounts:
-        """The batch begins, or begins once more: rows that failed or were canceled are pending again.
+        """Begin the batch, or begin it again: rows that failed or were canceled become pending.
 
-        Tokens and cost are those of the rows that stay completed: what the others used counts when they end.
+        The returned tokens and cost are those of the completed rows. What the other rows used is counted when
+        they end.
         """
 
     @abstractmethod
     async def counts(self, batch_id: str) -> BatchCounts:
-        """How its rows stand and what their tasks used, as far as it is saved."""
+        """Return the saved states of its rows, and the saved tokens and cost of their tasks."""
 
     @abstractmethod
     async def retrying(self, batch_id: str) -> int:
-        """How many of its tasks are at a retry, or wait for one."""
+        """Return how many of its tasks run a retry or wait for one."""
 
     @abstractmethod
     async def left_running(self, batch_id: str) -> list[OpenRow]:
-        """Its pending rows whose tasks have an open work item, by position; all as `found`."""
+        """Return its pending rows whose tasks have an open work item, by position, all marked as `found`."""
 
     @abstractmethod
     async def pending(self, batch_id: str, *, after: int, limit: int, most_bytes: int) -> RowPage:
-        """Its pending rows after this position, as their tasks are to be started (with the defaults)."""
+        """Return its pending rows after this position, with the defaults, ready to start."""
 
     @abstractmethod
     async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> dict[int, Usage]:
-        """Save how rows ended. A row that has completed stays as it is.
+        """Save the ends of rows. A completed row stays as it is.
 
-        The store adds up what the row's task used in all its attempts, also in earlier runs of the batch: the
-        ledger knows attempts that the outcome does not, such as those of a task that failed.
+        The store adds up the tokens and cost of all attempts of the row's task, also those of earlier runs of
+        the batch. The ledger knows attempts that the outcome lacks, such as those of a task that failed.
 
         Returns:
             Tokens and cost of the tasks, by position.
@@ -149,7 +151,7 @@ class BatchStore(ABC):
 
     @abstractmethod
     async def end(self, batch_id: str, state: BatchState) -> None:
-        """The batch ends so: rows that are still pending are canceled."""
+        """End the batch in this state. Rows that are still pending are canceled."""
 
     @abstractmethod
     async def answers(
@@ -161,10 +163,10 @@ class BatchStore(ABC):
         limit: int,
         most_bytes: int,
     ) -> list[RowAnswer]:
-        """The completed rows that come after this position or number, in its order."""
+        """Return the completed rows after this position or number, in the order of it."""
 
     @abstractmethod
     async def unanswered(
         self, batch_id: str, *, after: int, limit: int, most_bytes: int
     ) -> list[UnansweredRow]:
-        """The rows that failed or were canceled and come after this position."""
+        """Return the failed and canceled rows after this position."""

@@ -1,7 +1,7 @@
-"""What a batch does next: which rows to start, load and save, and when its policy ends it.
+"""Decides the next steps of a batch: rows to start, load and save, and the end by its policy.
 
-Pure: the workflow tells what has happened, and asks. Rows are loaded in the order of their positions; the
-window is full when so many tasks are under way as the batch may have.
+Pure: the workflow reports events and asks for steps. Rows are loaded in the order of their positions. The
+window is full when the allowed number of tasks is running.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ MOST_UNSAVED = 200
 _SMALLEST_PAGE = 20
 
 _MOST_BYTES = 1024 * 1024
-"""Of the requests that are loaded, before more are; and of those that start in one workflow task, unless a
-single one has more. Temporal terminates a workflow whose workflow task has more than 4 MiB, and what it was
-told during the task counts, too: up to 2 MiB of answers."""
+"""A limit for the requests that are loaded in advance, and for those that start in one workflow task (a
+single larger one may still start). Temporal terminates a workflow whose workflow task has more than 4 MiB.
+The events
+that arrive during the task count too: up to 2 MiB of answers."""
 
 
 class BatchWindow:
-    """Where a batch stands.
+    """The progress of a batch.
 
     Args:
-        request: What it was asked.
-        counts: Of its rows, as the ledger has them; only the pending ones are left to do.
-        carried: What the run before has handed on; takes the place of the counts.
+        request: Its input.
+        counts: The counts of its rows in the ledger. Only the pending rows are left to do.
+        carried: The state from the previous run, used instead of the counts.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class BatchWindow:
 
     @property
     def ended(self) -> int:
-        """Rows that have ended, however."""
+        """The number of rows that have ended, in any state."""
         return sum(self._states.values())
 
     @property
@@ -90,31 +91,31 @@ class BatchWindow:
 
     @property
     def page_size(self) -> int:
-        """Rows to load at once."""
+        """How many rows to load in one page."""
         return min(max(_SMALLEST_PAGE, self._concurrency), LARGEST_PAGE)
 
     @property
     def needs_rows(self) -> bool:
-        """Whether to load the rows after `cursor`."""
+        """Return whether to load the rows after `cursor`."""
         few = len(self._loaded) <= self.page_size // 2 and sum(row.size for row in self._loaded) < _MOST_BYTES
         return few and not self._all_loaded and self.paused is None
 
     @property
     def is_missing_rows(self) -> bool:
-        """Whether nothing is left to do, and yet not all rows have ended: somebody has deleted some."""
+        """True if nothing is left to do, but not all rows have ended, because some were deleted."""
         nothing_left = self._all_loaded and not self._loaded and not self.open
         return nothing_left and self.verdict is Verdict.CONTINUE
 
     @property
     def unsaved(self) -> int:
-        """Outcomes that the ledger does not have yet and that are not being saved."""
+        """Outcomes that are neither in the ledger nor being saved."""
         return len(self._unsaved)
 
     def load(self, page: Sequence[BatchRow], *, after: int, is_last: bool) -> None:
-        """These are the pending rows that come after this position.
+        """Take the pending rows that follow this position.
 
-        It was `cursor` when they were asked for; if that is another one by now, they are passed over. Among
-        them may be rows that are under way, and rows that have ended meanwhile.
+        The position was `cursor` when the page was requested. If `cursor` has changed since, the page is
+        ignored. It may contain rows that are running, and rows that have ended in the meantime.
         """
         if after != self.cursor:
             return
@@ -128,10 +129,10 @@ class BatchWindow:
         self._ended_lately = {*self._unsaved, *self._being_saved}
 
     def start(self, used: int = 0) -> list[BatchRow]:
-        """The rows to start now; from now on they are open.
+        """Return the rows to start now. They become open.
 
         Args:
-            used: Bytes of the requests that have started in this workflow task already.
+            used: Bytes of the requests that have already started in this workflow task.
         """
         started: list[BatchRow] = []
         while (
@@ -148,13 +149,13 @@ class BatchWindow:
         return started
 
     def find(self, row: BatchRow) -> OpenRow:
-        """The task of a row that was to be started was there already."""
+        """The task of a row that should start already existed."""
         found = OpenRow(position=row.position, row_id=row.row_id, found=True)
         self.open[row.position] = found
         return found
 
     def end(self, outcome: RowOutcome, at: datetime) -> None:
-        """The task of an open row has ended; of another one nothing is learned."""
+        """The task of an open row has ended. Other outcomes are ignored."""
         if self.open.pop(outcome.position, None) is None:
             return
         self._ended_lately.add(outcome.position)
@@ -170,7 +171,7 @@ class BatchWindow:
             self.verdict = self._policy(_transition(outcome, at), self._counts())
 
     def forget(self, positions: Iterable[int]) -> None:
-        """Temporal knows no task of these open rows: they are loaded once more."""
+        """Temporal has no tasks for these open rows. They are loaded again."""
         lost = [position for position in positions if self.open.pop(position, None) is not None]
         if lost:
             first = min([*lost, *(row.position for row in self._loaded)])
@@ -179,16 +180,16 @@ class BatchWindow:
             self.cursor = min(self.cursor, first - 1)
 
     def to_save(self) -> list[RowOutcome]:
-        """The outcomes to save now, in the order of their numbers; call `saved` when that is done."""
+        """Return the outcomes to save now, in the order of their numbers. Call `saved` afterwards."""
         self._being_saved = self._unsaved
         self._unsaved = {}
         return list(self._being_saved.values())
 
     def saved(self, used: Mapping[int, Usage]) -> None:
-        """The ledger has what `to_save` gave.
+        """The ledger has the outcomes that `to_save` returned.
 
         Args:
-            used: Tokens and cost by position. They count for rows whose outcome does not report them.
+            used: Tokens and cost by position, for rows whose outcome does not report them.
         """
         for position, outcome in self._being_saved.items():
             if outcome.usage == Usage():
@@ -196,7 +197,7 @@ class BatchWindow:
         self._being_saved = {}
 
     def carry(self) -> CarriedBatch:
-        """For the next run. What was loaded is loaded again, what is being saved is saved again."""
+        """Return the state for the next run. It loads and saves unfinished rows and outcomes again."""
         cursor = self._loaded[0].position - 1 if self._loaded else self.cursor
         return CarriedBatch(
             counts=self._batch_counts(),
@@ -208,7 +209,7 @@ class BatchWindow:
         )
 
     def pause(self, pause: BatchPause | None) -> None:
-        """Start nothing more; None: go on."""
+        """Start no further rows. None: continue."""
         self.paused = pause
 
     def progress(self) -> BatchProgress:
@@ -217,7 +218,7 @@ class BatchWindow:
         return BatchProgress.model_validate(now | self._sums())
 
     def result(self) -> AiBatchResult:
-        """At its end: what has neither completed nor failed is canceled, begun or not."""
+        """The counts at its end. Rows that have neither completed nor failed are canceled, begun or not."""
         answered = self._states[RowState.COMPLETED] + self._states[RowState.FAILED]
         return AiBatchResult.model_validate(
             {"rows": self.rows, **self._sums(), "canceled": self.rows - answered}
@@ -237,7 +238,7 @@ class BatchWindow:
         )
 
     def _counts(self) -> Counts:
-        """As a policy takes them: each row is a lineage, and all have begun."""
+        """Return the counts for a policy: each row is a lineage, and all have begun."""
         return Counts(
             open_lineages=self.rows - self.ended,
             completed_lineages=self._states[RowState.COMPLETED],

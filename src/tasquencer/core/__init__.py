@@ -1,1 +1,1 @@
-"""What any task decides: work items, failures, retries, policies. Pure: no clock, no randomness, no I/O."""
+"""The decisions of any task: work items, failures, retries, policies. Pure: no clock, randomness or I/O."""

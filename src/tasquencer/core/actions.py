@@ -1,7 +1,7 @@
-"""What people and programs may do to a task's work items from outside.
+"""Actions of people and programs on a task's work items.
 
-An action is one JSON object. Whether it can be carried out is decided here, before anything changes: a
-refusal says precisely why, and changes nothing.
+An action is one JSON object. This module checks, before anything changes, that it can be carried out. A
+refusal names the reason and changes nothing.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class _Action(BaseModel):
 
 
 class RetryNow(_Action):
-    """End the backoff at once, of each work item of the task that is in one."""
+    """End the backoff of each work item of the task that is in one."""
 
 
 class CompleteWorkItem(_Action):
-    """End a started work item with this result; its call is stopped."""
+    """Complete a started work item with this result. Its call is stopped."""
 
     work_item_id: _Name
     result: Annotated[JsonValue, AfterValidator(keepable)]
 
 
 class FailWorkItem(_Action):
-    """End a started work item as failed; its call is stopped, the recipe decides about a retry."""
+    """Fail a started work item. Its call is stopped, and the recipe decides about a retry."""
 
     work_item_id: _Name
 
 
 class CancelWorkItem(_Action):
-    """Give up a work item that has not ended; its call is stopped, the policy decides."""
+    """Cancel a work item that has not ended. Its call is stopped, and the policy decides about the task."""
 
     work_item_id: _Name
 
@@ -66,7 +66,7 @@ _A = TypeVar("_A", bound=_Action)
 
 
 def parse_action(kind: type[_A], raw: object) -> _A:
-    """The action in an update's raw argument.
+    """Read the action from an update's raw argument.
 
     Raises:
         InvalidRequest: names each wrong field.
@@ -83,7 +83,7 @@ def parse_action(kind: type[_A], raw: object) -> _A:
 
 
 def waiting(state: TaskState) -> list[WorkItem]:
-    """The work items that are in their backoff. Raises `ActionRefused` if none is."""
+    """Return the work items that are in their backoff. Raises `ActionRefused` if there is none."""
     found = [
         item
         for item in state.open_work_items()
@@ -97,10 +97,11 @@ def waiting(state: TaskState) -> list[WorkItem]:
 
 
 def check_transition(state: TaskState, work_item_id: str, wanted: WorkItemState) -> None:
-    """Whether the work item may go to this state now.
+    """Check that the work item may change to this state now.
 
     Raises:
-        ActionRefused: it is unknown, already ended (says since when and how), or in another state.
+        ActionRefused: the work item is unknown, has ended (the message says when and how), or is in a state
+        that does not allow the change.
     """
     try:
         item = state.work_item(work_item_id)
@@ -111,7 +112,7 @@ def check_transition(state: TaskState, work_item_id: str, wanted: WorkItemState)
 
 
 def operator_failure(action: FailWorkItem) -> Failure:
-    """The failure that an operator declares; it qualifies for a retry, and the recipe decides."""
+    """Return the failure that an operator declares. It qualifies for a retry, and the recipe decides."""
     said = f": {action.reason}" if action.reason else ""
     return Failure.of(FailureKind.OPERATOR, f"failed by {action.actor}{said}")
 

@@ -1,4 +1,4 @@
-"""The books of a task: its work items, their transitions, the counts, and what is still to be recorded."""
+"""The books of a task: its work items, transitions and counts, and the entries still to be recorded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Books"]
 
 
 class Books:
-    """Keeps what has happened, and makes an entry for the ledger from each transition.
+    """Keeps a task's work items and makes a ledger entry from each transition.
 
-    What happens to a work item that a reset has left behind (`left_behind`) is only offered to the ledger:
-    where the run that was abandoned has recorded otherwise, that stays.
+    Entries about a work item that a reset has left behind (`left_behind`) are only offered to the ledger. If
+    the abandoned run has recorded something different, the ledger keeps that.
 
     Args:
         task_id: The task whose books these are.
-        record_of: Makes the domain record of a work item in its present state; None: there is none.
+        record_of: Makes the domain record of a work item in its present state, or None if it has no record.
         rules: By kind, the rules of independent lineages.
     """
 
@@ -52,7 +52,7 @@ class Books:
         return list(self._work_items.values())
 
     def find(self, work_item_id: str) -> WorkItem | None:
-        """The work item with this id, if there is one: after a reset another one may have taken its place."""
+        """Return the work item with this id, or None. After a reset another one may have taken its place."""
         return self._work_items.get(work_item_id)
 
     def work_item(self, work_item_id: str) -> WorkItem:
@@ -63,7 +63,7 @@ class Books:
             raise UnknownWorkItem(work_item_id, self.task_id) from None
 
     def open_work_items(self) -> list[WorkItem]:
-        """Those that are initialized or started, oldest first."""
+        """Return the initialized and started work items, oldest first."""
         return [item for item in self._work_items.values() if not item.state.is_terminal]
 
     def latest(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
@@ -105,19 +105,19 @@ class Books:
             canceled_lineages=self._standings[WorkItemState.CANCELED],
         )
 
-    # What is to be recorded
+    # Entries to record
 
     @property
     def has_entries(self) -> bool:
-        """Return whether something is to be recorded."""
+        """Return whether there are entries to record."""
         return bool(self._entries)
 
     def just_ended(self) -> list[str]:
-        """Ids of the work items whose end is to be recorded."""
+        """Return the ids of the work items whose end is still to be recorded."""
         return list(self._ended)
 
     def take_entries(self) -> list[LedgerEntry]:
-        """What is to be recorded since the last call, in order."""
+        """Return the new entries since the last call, in order."""
         entries, self._entries, self._ended = self._entries, [], []
         kept = {entry.work_item.id for entry in entries}
         for known in [known for known in self._logs if known not in kept]:
@@ -126,18 +126,18 @@ class Books:
         return entries
 
     def log(self, work_item_id: str) -> list[LedgerEntry]:
-        """All entries of a work item that is open or has just ended, as far as this run has made them."""
+        """Return the entries that this run has made about a work item that is open or has just ended."""
         return list(self._logs.get(work_item_id, []))
 
     # Changing
 
     def add(self, item: WorkItem, *, actor: str, reason: str | None) -> Transition:
-        """Take a new work item in, as the last one of its lineage."""
+        """Add a new work item as the last one of its lineage."""
         self.lineages[item.lineage].work_item_ids.append(item.id)
         return self._note(None, item, item.created_at, actor, reason)
 
     def put_in_place(self, item: WorkItem, old: WorkItem, *, actor: str, reason: str | None) -> Transition:
-        """Take a new work item in, in the place of the last one of its lineage, of which nothing stays."""
+        """Put a new work item in the place of the last one of its lineage, which is forgotten."""
         del self._work_items[old.id], self._sequences[old.id]
         self._logs.pop(old.id, None)
         self._count(old.lineage, old.state, -1)
@@ -147,7 +147,7 @@ class Books:
         return self._note(None, item, item.created_at, actor, reason)
 
     def take_over(self, item: WorkItem, sequence: int) -> None:
-        """Take in a work item that an earlier run of the task has recorded."""
+        """Add a work item that an earlier run of the task has recorded."""
         self._work_items[item.id] = item
         self._sequences[item.id] = sequence
         self._count(item.lineage, item.state, 1)
@@ -171,7 +171,7 @@ class Books:
         return self._note(before, before.model_copy(update={"state": state, **facts}), now, actor, reason)
 
     def correct(self, item: WorkItem) -> DomainRecord | None:
-        """Put this in the place of a work item that has ended; its domain record."""
+        """Replace a work item that has ended. Returns the domain record of the new one."""
         self._keep(item, self.work_item(item.id).state)
         return self._record(item)
 
@@ -191,7 +191,7 @@ class Books:
         self._sequences[item.id] = sequence
         self._keep(item, None if before is None else before.state)
         self.lineages[item.lineage].reason = reason
-        # The ledger has the payload from the first entry; it need not travel again.
+        # The ledger already has the payload from the first entry.
         told = item if before is None else item.model_copy(update={"payload": None})
         entry = LedgerEntry(
             transition=transition,

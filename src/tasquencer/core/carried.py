@@ -1,4 +1,4 @@
-"""What a task takes along when it continues as new."""
+"""The state that a task carries along when it continues as new."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ class CarriedLineage(BaseModel):
 
 
 class CarriedTask(BaseModel):
-    """What a task takes along when it continues as new: enough to continue without asking anyone.
+    """The state that the next run needs to continue without reading the ledger.
 
     Attributes:
-        lineages: By name; those that have ended without their payload.
-        work_items: Oldest first, without payloads; see `lean_work_items`.
-        payloads: Of the open work items whose payload is not their lineage's first, by id.
-        sequences: How many transitions the open work items have had, less one, by id.
-        hurried: Work items whose wait an operator has ended and that only wait for their turn: by id, the
-            actor and the reason.
-        left_behind: Ids of open work items that a reset has left behind and that are yet to be replaced.
-        left_out: Ids of work items whose result does not travel along.
-        run_id: The run that carries the task along; None: of an earlier release, which did not say.
-        verdict: What the policy said last; with FAIL, `decisive` is the transition on which it decided.
+        lineages: By name. Lineages that have ended come without their payload.
+        work_items: Oldest first, without payloads. See `lean_work_items`.
+        payloads: By id, the payloads of open work items that differ from their lineage's first payload.
+        sequences: By id, the sequence of the last transition of each open work item.
+        hurried: Work items whose wait an operator has ended but which have not started yet: by id, the
+        actor and the reason.
+        left_behind: Ids of open work items that a reset has left behind and that are not replaced yet.
+        left_out: Ids of work items whose result is not carried along.
+        run_id: The run that carries the task along. None if an earlier release, which did not record it, did.
+        verdict: The last verdict of the policy. If it is FAIL, `decisive` is the transition that it judged.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,9 +98,9 @@ class CarriedTask(BaseModel):
 
 
 def lean_work_items(work_items: Iterable[WorkItem]) -> tuple[list[WorkItem], set[str]]:
-    """The work items as they travel along, without payloads, and the ids of those whose result stays.
+    """Return the work items to carry along, without payloads, and the ids of those whose result is left out.
 
-    Of such results, and of the details of failures, only the numbers travel along.
+    Results that are left out, and the details of failures, keep only their numbers.
     """
     room = _RESULTS_BYTES
     lean, left_out = [], set()
@@ -114,7 +114,7 @@ def lean_work_items(work_items: Iterable[WorkItem]) -> tuple[list[WorkItem], set
 
 
 def _numbers(value: JsonValue) -> JsonValue:
-    """The numbers in an object, such as tokens and cost: totals need them. None if there are none."""
+    """Return the numbers in an object, such as tokens and cost, for the totals. None if there are none."""
     if not isinstance(value, dict):
         return None
     numbers: dict[str, JsonValue] = {

@@ -1,7 +1,7 @@
-"""Text from outside, made safe for the place that shows it: a terminal, a log, Markdown, a line of JSON.
+"""Make untrusted text safe for the place that shows it: a terminal, a log, Markdown, a line of JSON.
 
-Prompts, answers, error messages, names of actors and ids are written by people, providers and models that
-nobody trusts. Everything that shows them passes them through one of these functions.
+People, providers and models write prompts, answers, error messages, names of actors and ids, and none of
+them is trusted. Code that shows such text passes it through one of these functions.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _HARMFUL_IN_TEXT = re.compile(f"(?![\\n\\t])[{_CONTROLS}{_INVISIBLE}]")
 
 
 def terminal_text(text: str) -> str:
-    """The text without what could steer a terminal or mislead its reader. Line breaks and tabs stay."""
+    """Remove what could control a terminal or mislead its reader. Line breaks and tabs stay."""
     return _HARMFUL_IN_TEXT.sub(_REPLACEMENT, text.replace("\r\n", "\n"))
 
 
 def terminal_line(text: str, width: int | None = None) -> str:
-    """The text in one line that cannot steer a terminal; also for a line of a log.
+    """Return the text as one line that cannot control a terminal, also for a log.
 
     Args:
         text: From outside.
-        width: The most characters that the line may have.
+        width: The maximum length of the line in characters.
     """
     line = _HARMFUL.sub(_REPLACEMENT, " ".join(text.split()))
     return line if width is None or len(line) <= width else line[: width - 1] + "…"
@@ -45,18 +45,18 @@ def terminal_line(text: str, width: int | None = None) -> str:
 
 _MARKUP = re.compile(
     r"[\\`*\[\]<>|!~&#]"
-    r"|(?<![^\W_])_+|_+(?![^\W_])"  # an underscore between letters is no markup
+    r"|(?<![^\W_])_+|_+(?![^\W_])"  # an underscore between letters is not markup
     r"|(?<=[A-Za-z+.\-]):(?=\S)"  # the Web UI turns bare addresses into links
 )
 _BLOCK = re.compile(r"([-+=:]|\d{1,9}(?=[.)]))")
 
 
 def markdown_line(text: str, width: int | None = None) -> str:
-    """The text in one line of Markdown that is shown as it is: no link, no image, no HTML, no table cell.
+    """Return the text as one line of Markdown that shows it literally: no link, image, HTML or table cell.
 
     Args:
         text: From outside.
-        width: The most characters of the text that are kept.
+        width: The maximum number of characters to keep.
     """
     line = _MARKUP.sub(_escaped_markup, terminal_line(text, width))
     if found := _BLOCK.match(line):  # a list, a line below a heading, the alignment of a table
@@ -70,9 +70,9 @@ def _escaped_markup(found: re.Match[str]) -> str:
 
 
 def json_text(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    r"""The value as JSON that can be shown on a terminal, and is one line for every reader of lines.
+    r"""Return the value as JSON that is safe on a terminal and is one line for every line reader.
 
-    Letters stay as they are. What `terminal_text` would replace is escaped, such as `\u2028`.
+    Letters stay as they are. Characters that `terminal_text` would replace are escaped, such as `\u2028`.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent, default=default)
     return _HARMFUL_IN_TEXT.sub(_escaped, text)

@@ -1,4 +1,4 @@
-"""The end of a task, and what is to follow it."""
+"""The end of a task, and the workflow that may follow it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class TaskEndState(StrEnum):
 
 @dataclass(frozen=True)
 class TaskEnd:
-    """What a hook learns about the end of its task; every work item has ended, too.
+    """The end of a task, as its hook sees it. Every work item has ended, too.
 
     Attributes:
         task_id: The Temporal workflow id.
         task_type: The workflow type.
-        error_type: Of a task that failed: `RetriesExhausted` …; else None.
-        message: What happened last, in one line, where the task failed; else None.
-        counts: Of its work items and lineages.
+        error_type: The type of the error if the task failed, such as `RetriesExhausted`, else None.
+        message: If the task failed, its last event in one line, else None.
+        counts: The counts of its work items and lineages.
     """
 
     task_id: str
@@ -43,14 +43,14 @@ class TaskEnd:
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A workflow that is started as the last act of a task, and lives on without it.
+    """A workflow that a task starts as its last act. It runs independently of the task.
 
     Attributes:
         workflow: Its type.
         input: Its only argument.
-        id: Its workflow id; None: the task's with `/follow-up` behind it. Where a workflow of that id is
-            running already, none is started.
-        task_queue: None: the task's.
+        id: Its workflow id. None means the task's id with `/follow-up` appended. If a workflow with that id
+        is already running, no other one is started.
+        task_queue: None means the task's.
     """
 
     workflow: str
@@ -60,4 +60,4 @@ class FollowUp:
 
 
 TaskEndHook = Callable[[TaskEnd], FollowUp | None]
-"""Called once, when a task that has begun a work item has ended. Pure: no clock, no random, no I/O."""
+"""Called once when a task that has begun a work item has ended. Pure: no clock, no randomness, no I/O."""

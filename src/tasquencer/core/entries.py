@@ -1,4 +1,4 @@
-"""What a task hands to the ledger: transitions, with the domain records that belong to them."""
+"""The entries that a task writes to the ledger: transitions, with their domain records."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _IDS = {"id", "work_item_id", "task_id", "run_id", "lineage"}
 
 
 class DomainRecord(BaseModel):
-    """What the domain keeps about a work item, written in the transaction of its transition.
+    """A domain's own record of a work item, written in the same transaction as the transition.
 
     Attributes:
-        table: The domain table; it has a unique column `work_item_id`.
+        table: The domain table, which has a unique column `work_item_id`.
         values: The other columns.
     """
 
@@ -33,13 +33,13 @@ class DomainRecord(BaseModel):
 
 
 class LedgerEntry(BaseModel):
-    """One transition to be written, with the work item as it is after it.
+    """One transition to write, with the work item as it is after the transition.
 
     Attributes:
-        offered: The ledger may leave the entry out where it holds otherwise: it is about a work item of a run
-            that a reset has abandoned.
-        as_of: When the workflow task began that has made the decision. Of two contradicting decisions the
-            later one counts; one without a time replaces nothing.
+        offered: True for a work item of a run that a reset has abandoned. The ledger skips such an entry
+        if it contradicts what the ledger holds.
+        as_of: When the workflow task that made the decision began. If two decisions contradict each other,
+        the later one counts. A decision without this time replaces nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,9 +52,9 @@ class LedgerEntry(BaseModel):
 
 
 def cleaned(entry: LedgerEntry) -> LedgerEntry:
-    """The entry with U+FFFD in the place of what databases cannot hold: NUL and lone surrogates.
+    """Return the entry with U+FFFD for each character that databases cannot hold: NUL and lone surrogates.
 
-    Ids stay as they are: two that differ must not become one.
+    Ids stay as they are, because two different ids must not become the same.
     """
     try:
         if "\\u0000" not in entry.model_dump_json():
@@ -71,7 +71,7 @@ def cleaned(entry: LedgerEntry) -> LedgerEntry:
 
 
 def cleaned_text(text: str) -> str:
-    """The text with U+FFFD in the place of what a database cannot hold: NUL characters, lone surrogates."""
+    """Return the text with U+FFFD for each character that a database cannot hold: NUL and lone surrogates."""
     return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

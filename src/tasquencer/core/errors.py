@@ -1,4 +1,4 @@
-"""Everything the package raises on purpose.
+"""The errors that the package raises deliberately.
 
     TasquencerError
     ├── ActionRefused          an action from outside cannot be carried out now
@@ -8,7 +8,7 @@
     ├── TooManyWorkItems       a hook asked for a retry beyond the recipe's bound
     ├── TaskMisused            a workflow uses `Task` in a way that cannot work
     ├── PluginGivenTwice       a worker has the plugin twice
-    ├── TemporalUnreachable    nobody answers at Temporal's address
+    ├── TemporalUnreachable    no server answers at Temporal's address
     ├── WrongSetting           a setting has a value that cannot be used
     ├── WrongSettings          the environment has settings that cannot be used
     └── LedgerError
@@ -17,8 +17,8 @@
         ├── LedgerUnavailable  the database cannot be reached or used
         └── SchemaMismatch     the database has another schema than this release
 
-These are *errors* (a bug or an outage of our own parts). What happens to an AI call is a
-*failure*, see `tasquencer.core.failure`.
+These are *errors*: bugs or outages of our own parts. The outcome of an AI call is a *failure*, see
+`tasquencer.core.failure`.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class TasquencerError(Exception):
 
 
 class ActionRefused(TasquencerError):
-    """An action from outside cannot be carried out now; the message says why. Nothing has changed."""
+    """An action from outside cannot be carried out now. The message says why. Nothing has changed."""
 
 
 class InvalidRequest(TasquencerError):
-    """The input of a task, or of an action on it, does not validate; the message names each wrong field."""
+    """The input of a task, or of an action on it, is not valid. The message names each wrong field."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -94,27 +94,27 @@ class TooManyWorkItems(TasquencerError):
         self.lineage = lineage
         self.max_retries = max_retries
         super().__init__(
-            f"lineage {lineage!r} already has its {max_retries + 1} work items "
+            f"lineage {lineage!r} already has its {max_retries + 1} work item{'s' if max_retries else ''} "
             f"(max_retries={max_retries}): the hook must not ask for another attempt"
         )
 
 
 class TaskMisused(TasquencerError):
-    """The workflow's code uses `Task` in a way that cannot work; the message says what to change."""
+    """The workflow's code uses `Task` in a way that cannot work. The message says what to change."""
 
     @classmethod
     def by(cls, culprit: str, error: Exception) -> TaskMisused:
-        """The error for a function of the user's that raised."""
+        """Return the error for a function of the user's that raised an exception."""
         return cls(f"{culprit} raised {type(error).__name__}: {error}")
 
     @classmethod
     def returned(cls, culprit: str, value: object, expected: str) -> TaskMisused:
-        """The error for a function of the user's that returned something else than it may."""
+        """Return the error for a function of the user's that returned a value of the wrong type."""
         return cls(f"{culprit} must return {expected}, it returned {type(value).__name__} {value!r:.80}")
 
 
 class PluginGivenTwice(TasquencerError):
-    """A worker has `TasquencerPlugin` twice: from its client, and given to the worker too."""
+    """A worker has `TasquencerPlugin` twice: from its client and from its own `plugins`."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -143,7 +143,7 @@ class WrongSetting(TasquencerError):
 
 
 class WrongSettings(TasquencerError):
-    """The environment has settings that cannot be used. Its text has a line for each of them."""
+    """The environment has settings that cannot be used. The message has a line for each of them."""
 
     def __init__(self, problems: Sequence[WrongSetting]) -> None:
         self.problems = list(problems)
@@ -155,7 +155,7 @@ class LedgerError(TasquencerError):
 
 
 class LedgerConflict(LedgerError):
-    """An entry contradicts what the ledger holds. Nothing of that write is kept."""
+    """An entry contradicts what the ledger holds. No part of that write is kept."""
 
     def __init__(self, work_item_id: str, problem: str) -> None:
         self.work_item_id = work_item_id
@@ -164,7 +164,7 @@ class LedgerConflict(LedgerError):
 
 
 class BookkeepingRefused(LedgerError):
-    """The ledger refused for good what a task decided: a bug. The task pauses until it is mended."""
+    """The ledger refused a task's decision for good: a bug. The task pauses until it is fixed."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
@@ -181,7 +181,7 @@ class LedgerUnavailable(LedgerError):
 
 
 class SchemaMismatch(LedgerError):
-    """The ledger's database has another schema than this release works with."""
+    """The schema of the ledger's database does not fit this release."""
 
     def __init__(self, database: str, found: str | None, expected: str, remedy: str) -> None:
         self.database = database

@@ -1,4 +1,4 @@
-"""How a failed task explains itself: the type and the message of its error."""
+"""The error of a failed task: its type and message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["TaskFailure", "culprit", "explain"]
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """How a task that did not complete ends: the type and message of its error, the last failure."""
+    """The end of a task that did not complete: type and message of its error, and the last failure."""
 
     type: str
     message: str
@@ -39,10 +39,10 @@ def culprit(decisive: Transition, work_items: Iterable[WorkItem]) -> str:
 
 
 def explain(item: WorkItem, lineage: Lineage, reason: str | None, before: WorkItem | None) -> TaskFailure:
-    """How a task ends that failed because of a work item.
+    """Return how a task ends that failed because of a work item.
 
     Args:
-        item: The work item that failed the task.
+        item: The work item because of which the task failed.
         lineage: Its lineage.
         reason: That of the transition on which the policy decided.
         before: The work item before it in the lineage, if there is one.

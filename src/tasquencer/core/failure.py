@@ -1,8 +1,7 @@
 """Failures: business outcomes of a work item, recorded, counted and handled.
 
-A failure travels from the activity to the workflow as the single detail of an `ApplicationError`
-whose type is the failure's kind, and rests in the ledger's `failure` column, both times as the JSON
-of `Failure`.
+An activity passes a failure to the workflow as the single detail of an `ApplicationError` whose type is the
+failure's kind. The ledger keeps it in the column `failure`. Both hold the JSON of `Failure`.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ MAXIMUM_MESSAGE_LENGTH = 2_000
 
 
 class FailureKind(StrEnum):
-    """The kinds of failure of an AI call. A task of one's own may use kinds of its own."""
+    """The kinds of failure of an AI call. Your own tasks may use other kinds."""
 
     RATE_LIMITED = "rate_limited"
-    """The provider asks to slow down: 429, or a rate limit in any other dress."""
+    """The provider asks to slow down: 429, or a rate limit in another form."""
     QUOTA_EXCEEDED = "quota_exceeded"
-    """The account's money or plan is spent, whatever the status. Waiting does not help."""
+    """The account's money or plan is used up, with any status. Waiting does not help."""
     TIMED_OUT = "timed_out"
     """No answer within the attempt's timeout, 408, 504 or 524. The provider may have done the work."""
     UNREACHABLE = "unreachable"
     """No connection: refused, reset, DNS, TLS."""
     PROVIDER_ERROR = "provider_error"
-    """5xx, 409, 424, 425, or an answer that is broken or breaks off."""
+    """5xx, 409, 424, 425, or an answer that is malformed or cut off."""
     INVALID_OUTPUT = "invalid_output"
     """An empty answer, or one that does not fit the schema asked for."""
     REFUSED = "refused"
@@ -46,11 +45,11 @@ class FailureKind(StrEnum):
     TOO_LARGE = "too_large"
     """The answer exceeds what a Temporal payload can carry."""
     NOT_PICKED_UP = "not_picked_up"
-    """No worker took the call up in time. Nothing was sent."""
+    """No worker picked up the call in time. Nothing was sent."""
     OPERATOR = "operator"
     """A person or a program declared the attempt failed."""
     UNEXPECTED = "unexpected"
-    """The activity raised something nobody has classified: a bug in the activity."""
+    """The activity raised an error that has no kind: a bug in the activity."""
 
 
 TRANSIENT_KINDS = frozenset(
@@ -78,12 +77,12 @@ class Failure(BaseModel):
     """Why a work item failed.
 
     Attributes:
-        kind: A `FailureKind`, or a kind of the task's own.
-        message: What happened, in one line, at most `MAXIMUM_MESSAGE_LENGTH` characters.
+        kind: A `FailureKind`, or one of the task's own kinds.
+        message: A description in one line of at most `MAXIMUM_MESSAGE_LENGTH` characters.
         transient: Whether it qualifies for a retry under `retry_on: "transient"`.
-        retry_after_seconds: How long the provider asked to wait, if it did. Never shortened.
-        outcome_unknown: True if the work may have been done (and billed) all the same.
-        details: Facts for people and domain records: status code, request id, tokens, cost …
+        retry_after_seconds: The wait that the provider asked for, if it did. Never shortened.
+        outcome_unknown: True if the provider may have done (and billed) the work.
+        details: Facts for people and domain records, such as status code, request id, tokens and cost.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,7 +105,7 @@ class Failure(BaseModel):
         outcome_unknown: bool = False,
         **details: JsonValue,
     ) -> Failure:
-        """A failure of a known kind; it is transient if its kind is, unless told otherwise."""
+        """Return a failure of a known kind. It is transient if its kind is, unless `transient` is given."""
         return cls(
             kind=kind.value,
             message=message,

@@ -1,4 +1,4 @@
-"""Calls the hook and the policy that a task was given. What they do wrong is a `TaskMisused`."""
+"""Calls the hook and the policy of a task. A mistake of theirs raises `TaskMisused`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HOOK = "the hook `on_work_item_state_changed`"
 
 
 def wish_of(hook: StateChangeHook, change: StateChange) -> NextAttempt | None:
-    """The next attempt that the hook asks for; None if it asks for none."""
+    """Return the next attempt that the hook asks for, or None."""
     try:
         wish: object = hook(change)
     except Exception as error:
@@ -24,7 +24,7 @@ def wish_of(hook: StateChangeHook, change: StateChange) -> NextAttempt | None:
 
 
 def verdict_of(policy: TaskPolicy, transition: Transition, counts: Counts) -> Verdict:
-    """What the policy decides after this transition."""
+    """Return the policy's verdict after this transition."""
     try:
         verdict: object = policy(transition, counts)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a task's own code may add to its decisions: the hook after each transition, and the domain record."""
+"""A task's own additions to its decisions: the hook after each transition, and the domain record."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["LineageRules", "NextAttempt", "RecordOf", "StateChange", "StateChang
 
 @dataclass(frozen=True)
 class StateChange:
-    """What a hook learns about a transition.
+    """A transition, as the hook sees it.
 
     Attributes:
         work_item: The work item after the transition, its payload included.
-        transition: What changed, when, by whom.
+        transition: The change, its time and its actor.
         recipe: The task's recipe.
         jitter: A random number in [0, 1) if the work item failed, else 0.
     """
@@ -33,17 +33,17 @@ class StateChange:
 
 @dataclass(frozen=True)
 class NextAttempt:
-    """A hook's wish: one more work item in the lineage, with this payload, after this delay."""
+    """A hook's request for one more work item in the lineage, with this payload, after this delay."""
 
     payload: JsonValue
     delay: Delay
 
 
 StateChangeHook = Callable[[StateChange], NextAttempt | None]
-"""Called after each transition. Pure: no clock, no random, no I/O. None: nothing to add."""
+"""Called after each transition. Pure: no clock, no randomness, no I/O. None: nothing to add."""
 
 RecordOf = Callable[[WorkItem, RetryRecipe], DomainRecord | None]
-"""The domain record of a work item in its present state; None: it has none. Pure."""
+"""Makes the domain record of a work item in its present state, or None if it has no record. Pure."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LineageRules:
 
 
 def retry_by_recipe(change: StateChange) -> NextAttempt | None:
-    """The default hook: a failed work item is followed by another one as the recipe says."""
+    """The default hook: after a failed work item, ask for another one as the recipe says."""
     item = change.work_item
     if change.transition.next_state is not WorkItemState.FAILED or item.failure is None:
         return None

@@ -1,4 +1,4 @@
-"""Values of users as JSON: what a work item keeps of its payload and its result."""
+"""Turn users' values into JSON, for the payloads and results of work items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["as_json"]
 
 
 def as_json(value: object, what: str) -> JsonValue:
-    """The value as JSON: models and dataclasses become objects, times and decimals text, bytes base64.
+    """Return the value as JSON: models and dataclasses become objects, times and decimals text, bytes base64.
 
     A model whose class says `leaves_out_defaults = True` is written without its defaults.
 
@@ -23,7 +23,7 @@ def as_json(value: object, what: str) -> JsonValue:
         what: Names the value in the error.
 
     Raises:
-        TaskMisused: the value has no form in JSON, such as NaN or an object of an unknown class.
+        TaskMisused: JSON cannot represent the value, such as NaN or an object of an unknown class.
     """
     try:
         if isinstance(value, BaseModel) and getattr(type(value), "leaves_out_defaults", False):

@@ -1,4 +1,4 @@
-"""A policy by its name: how an input chooses one of those in `tasquencer.core.policy`."""
+"""A policy by its name, so that an input can choose one from `tasquencer.core.policy`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["NamedPolicy", "policy_by_name"]
 
 
 class NamedPolicy(RequestModel):
-    """A policy by its name, with its limits; see `tasquencer.core.policy`. Its name alone is enough.
+    """A policy by its name, with its limits. See `tasquencer.core.policy`. An input may be the name alone.
 
     Attributes:
-        limit: Of `absorb_failures`: so many prompts may end without an answer; None: any number.
-        fraction: Of `absorb_failures`: this part of all prompts may; None: any part.
-        successes: Of `require_successes`, where it must be given.
+        limit: For `absorb_failures`: how many prompts may end without an answer. None: any number.
+        fraction: For `absorb_failures`: the part of all prompts that may end without one. None: any part.
+        successes: For `require_successes`, which needs it: how many prompts must be answered.
     """
 
     name: Literal["absorb_failures", "require_successes", "until_exhausted", "fail_fast"] = "absorb_failures"
@@ -36,13 +36,13 @@ class NamedPolicy(RequestModel):
         return self
 
     def problem_with(self, prompts: int) -> str | None:
-        """Why so many prompts cannot reach what the policy requires; None: they can."""
+        """Return why this number of prompts cannot satisfy the policy, or None if it can."""
         if self.successes is None or self.successes <= prompts:
             return None
         return f"{self.successes} are required of only {counted(prompts, 'prompt')}"
 
     def is_reached_by(self, answers: int) -> bool:
-        """Whether so many answers are all that the policy requires."""
+        """Return whether this number of answers satisfies the policy."""
         return self.successes is not None and answers >= self.successes
 
     def decide(self) -> TaskPolicy:
@@ -55,5 +55,5 @@ class NamedPolicy(RequestModel):
 
 
 def policy_by_name(value: object) -> object:
-    """A policy's bare name as the object that `NamedPolicy` is."""
+    """Turn a bare name into the object that `NamedPolicy` reads."""
     return {"name": value} if isinstance(value, str) else value

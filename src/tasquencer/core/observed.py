@@ -1,6 +1,6 @@
-"""Work items that were only watched: attempts of activities that Temporal itself retries.
+"""Observed work items: attempts of activities that Temporal itself retries.
 
-No history records them, so what compares the ledger with histories passes them over. Their id says so.
+No history records them, so the comparison of ledger and histories skips them. Their ids have a prefix.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import hashlib
 __all__ = ["OBSERVED", "is_observed", "observed_id"]
 
 OBSERVED = "observed-"
-"""What the id of an observed work item begins with."""
+"""The prefix of an observed work item's id."""
 
 
 def observed_id(*facts: str) -> str:
-    """The id of the work item that these facts determine: writing it twice writes it once."""
+    """Return the id that these facts determine. A second write of the same attempt changes nothing."""
     return OBSERVED + hashlib.sha256("\x00".join(facts).encode()).hexdigest()[:32]
 
 

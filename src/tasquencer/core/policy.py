@@ -1,4 +1,4 @@
-"""Task policies: from a transition and the counts of states to a verdict."""
+"""Task policies. A policy turns a transition and the counts of states into a verdict."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ _BAD = (WorkItemState.FAILED, WorkItemState.CANCELED)
 
 
 class Verdict(StrEnum):
-    """What a task's policy says after a transition of one of its work items."""
+    """The decision of a task's policy after a transition of one of its work items."""
 
     CONTINUE = "continue"
     """Nothing is decided yet."""
     COMPLETE = "complete"
-    """The task has what it needs; work that is still open is canceled."""
+    """The task has what it needs. Open work is canceled."""
     FAIL = "fail"
-    """The task fails; work that is still open is canceled."""
+    """The task fails. Open work is canceled."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many work items are in each state, and how many lineages stand how.
+    """How many work items, and how many lineages, are in each state.
 
-    A lineage is open while its last work item is; then it stands as its last work item does. A hook
-    runs before the policy, so a failed work item whose retry is already initialized leaves its
-    lineage open.
+    A lineage has the state of its last work item. The hook runs before the policy, so a lineage is still open
+    when the policy sees a failed work item whose retry is already initialized.
     """
 
     initialized: int = 0
@@ -65,14 +64,14 @@ class Counts:
 
 
 TaskPolicy = Callable[[Transition, Counts], Verdict]
-"""Decides after each transition. Pure: same arguments, same verdict; no clock, no random, no I/O."""
+"""Decides after each transition. Pure: same arguments, same verdict; no clock, no randomness, no I/O."""
 
 
 def until_exhausted(transition: Transition, counts: Counts) -> Verdict:
-    """The default: fail once a lineage ended without a result, complete once all have one.
+    """The default: fail when a lineage ends without a result, complete when all have one.
 
-    Unlike Tasquencer's default it waits for the retries, and a canceled work item fails the task,
-    because a task without an answer is not complete.
+    Unlike Tasquencer's default it waits for the retries. A canceled work item fails the task, because a task
+    without an answer is not complete.
     """
     if counts.lost_lineages:
         return Verdict.FAIL
@@ -89,13 +88,13 @@ def fail_fast(transition: Transition, counts: Counts) -> Verdict:
 def absorb_failures(
     limit: int | None = None, fraction: float | Fraction | Decimal | None = None
 ) -> TaskPolicy:
-    """Complete once every lineage has ended, however it ended; fail when more is lost than allowed.
+    """Complete when every lineage has ended. Fail when more lineages end without a result than allowed.
 
     Begin all lineages before the first one ends, so that a fraction means a fraction of all.
 
     Args:
-        limit: This many lineages may end without a result; None: any number.
-        fraction: This part of all lineages may, 0 to 1; None: any part. 0.29 of 100 are 29.
+        limit: How many lineages may end without a result. None: any number.
+        fraction: The part of all lineages that may, 0 to 1. None: any part. 0.29 of 100 is 29.
 
     Raises:
         ValueError: a negative limit, or a fraction that is not from 0 to 1.
@@ -125,12 +124,12 @@ def _share(fraction: float | Fraction | Decimal) -> Fraction:
 
 
 def require_successes(successes: int) -> TaskPolicy:
-    """Complete as soon as so many lineages have a result; fail as soon as that cannot be reached any more.
+    """Complete as soon as this number of lineages has a result. Fail as soon as that is impossible.
 
-    Begin all lineages before the first one ends: what has not begun does not count as a hope.
+    Begin all lineages before the first one ends. A lineage that has not begun does not count as a chance.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: `count` is less than 1.
     """
     if successes < 1:
         raise ValueError("successes must be at least 1")

@@ -23,16 +23,16 @@ __all__ = ["LONGEST_BACKOFF", "MOST_RETRIES", "Delay", "GiveUp", "RetryOn", "Ret
 
 MOST_RETRIES = 1_000
 LONGEST_BACKOFF = timedelta(days=365)
-"""Where the exponential backoff ends when the recipe names no `maximum_interval`."""
+"""The upper bound of the backoff when the recipe has no `maximum_interval`."""
 
 
 class RetryOn(StrEnum):
     """Which failures qualify for a retry."""
 
     TRANSIENT = "transient"
-    """Those that another try may mend (`Failure.transient`)."""
+    """Those for which another try may help (`Failure.transient`)."""
     ANY = "any"
-    """All, as the recipe in its plainest form does."""
+    """All of them, as in the simplest form of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Delay:
 
 
 class GiveUp(StrEnum):
-    """Why no retry follows; the value is the type of the error the task then fails with."""
+    """Why no retry follows. The value is the type of the error with which the task then fails."""
 
     RETRIES_EXHAUSTED = "RetriesExhausted"
     """The lineage has all the work items the recipe allows."""
@@ -67,10 +67,10 @@ class RetryRecipe(BaseModel):
 
     After attempt k (0-based) fails, the backoff is
     ``min(initial_interval * backoff_coefficient ** k, maximum_interval)``, and the delay is
-    ``max(backoff, Retry-After)`` plus a random share of up to ``jitter`` of it: jitter only adds.
+    ``max(backoff, Retry-After)`` plus a random part of it, up to ``jitter``. Jitter only adds.
 
     Attributes:
-        max_retries: Retries after the first try; a lineage has at most ``max_retries + 1`` work items.
+        max_retries: Retries after the first try. A lineage has at most ``max_retries + 1`` work items.
         initial_interval: The backoff after the first try.
         backoff_coefficient: Each backoff is this many times the one before.
         maximum_interval: Upper bound of the backoff, not of a Retry-After. None: `LONGEST_BACKOFF`.
@@ -94,16 +94,16 @@ class RetryRecipe(BaseModel):
         return self
 
     def qualifies(self, failure: Failure) -> bool:
-        """Whether this failure may be retried at all."""
+        """Return whether this failure may be retried at all."""
         return self.retry_on is RetryOn.ANY or failure.transient
 
     def backoff(self, attempt: int) -> timedelta:
-        """The wait after attempt ``attempt`` (0-based) failed, without Retry-After and jitter."""
+        """Return the wait after attempt ``attempt`` (0-based) failed, without Retry-After and jitter."""
         longest = LONGEST_BACKOFF if self.maximum_interval is None else self.maximum_interval
         initial = self.initial_interval.total_seconds()
         if initial == 0:
             return timedelta(0)
-        # In logarithms first, because 2 ** 1000 seconds is no float that a timedelta can hold.
+        # Compare logarithms first, because a timedelta cannot hold 2 ** 1000 seconds.
         if math.log(initial) + attempt * math.log(self.backoff_coefficient) >= math.log(
             max(longest.total_seconds(), initial)
         ):
@@ -111,11 +111,11 @@ class RetryRecipe(BaseModel):
         return timedelta(seconds=initial * self.backoff_coefficient**attempt)
 
     def delay(self, attempt: int, failure: Failure, jitter: float) -> Delay:
-        """The wait before the work item that follows attempt ``attempt``.
+        """Return the wait before the work item that follows attempt ``attempt``.
 
         Args:
             attempt: 0-based number of the attempt that failed.
-            failure: How it failed; its ``retry_after_seconds`` is never undercut.
+            failure: Its failure. The wait is never shorter than its ``retry_after_seconds``.
             jitter: A random number in [0, 1).
         """
         backoff = self.backoff(attempt)
@@ -124,9 +124,9 @@ class RetryRecipe(BaseModel):
         return Delay(base + base * (self.jitter * jitter), reason)
 
     def after_failure(self, attempt: int, failure: Failure, jitter: float) -> Delay | GiveUp:
-        """What follows the failure of attempt ``attempt``: a wait and another try, or the end.
+        """Return what follows the failure of attempt ``attempt``: a wait and another try, or the end.
 
-        Whether the wait still fits before the task's deadline is for the task to say.
+        This method does not know the task's deadline. The task checks it.
         """
         if not self.qualifies(failure):
             return GiveUp.NOT_RETRYABLE

@@ -1,8 +1,8 @@
-"""What a provider asks us to wait, read from the headers of its answer.
+"""Read the wait that a provider asks for from the headers of its answer.
 
 Sources: RFC 9110 §10.2.3 (`Retry-After`: seconds or an HTTP date) and the OpenAI API's
-`retry-after-ms`, which is the more precise and wins where both are readable. Decimal seconds are
-accepted because providers send them.
+`retry-after-ms`, which is more precise and wins if both are readable. Decimal seconds are accepted
+because providers send them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from email.utils import parsedate_to_datetime
 __all__ = ["LONGEST_RETRY_AFTER", "parse_retry_after"]
 
 LONGEST_RETRY_AFTER = timedelta(days=3650)
-"""Anything beyond is taken for garbage, like a negative number, and ignored."""
+"""Longer waits are ignored as garbage, like negative numbers."""
 
 
 def parse_retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | None:
-    """How long the provider asks to wait, or None if it says nothing readable.
+    """Return how long the provider asks to wait, or None if the headers have no readable value.
 
-    Negative, infinite, NaN and unreadable values are ignored; a date in the past means no wait.
+    Negative, infinite, NaN and unreadable values are ignored. A date in the past means no wait.
 
     Args:
-        headers: The answer's headers; the names are looked up in lower case and as given.
-        now: The current time, for an HTTP date; aware.
+        headers: The answer's headers. Names are looked up in lower case and as given.
+        now: The current time (aware), for an HTTP date.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     milliseconds = _number(lowered.get("retry-after-ms"))

@@ -1,9 +1,9 @@
-"""The decisions of a task, as a state machine without clock, random or I/O.
+"""The decisions of a task, as a state machine without clock, randomness or I/O.
 
 `TaskState` holds a task's work items and answers every event (a lineage begins, a work item starts,
 ends) with transitions: what to record, whether a retry follows and when, and what the policy says.
-Whoever drives it supplies ids, times and random numbers, hands `take_entries` to the ledger, and
-does the waiting and the calling.
+Its driver supplies ids, times and random numbers, writes the entries from `take_entries` to the ledger,
+waits and makes the calls.
 
 Order of events at each transition: the transition itself, then the hook (which may ask for the next
 attempt), then the policy, then the teardown of what is still open if the verdict ends the task. The
@@ -42,14 +42,14 @@ from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkIte
 __all__ = ["TASK_ACTOR", "TaskState"]
 
 TASK_ACTOR = "task"
-"""The actor of a transition that no person or program asked for."""
+"""The actor of a transition that the task itself decided."""
 
 
 class TaskState(Books):
     """The work items of one task and what follows from each event.
 
     Args:
-        recipe: How a lineage retries that brings no recipe of its own.
+        recipe: The recipe of lineages that have no recipe of their own.
         policy: Decides after each transition.
         on_work_item_state_changed: The hook; by default it retries by the recipe.
         record_of: Makes the domain record that is written beside each transition.
@@ -97,12 +97,12 @@ class TaskState(Books):
         return self.lineages[work_item.lineage].recipe
 
     def max_retries(self, work_item: WorkItem) -> int:
-        """How many retries the work item's lineage has."""
+        """Return the number of retries that the work item's lineage allows."""
         return self.recipe_of(work_item).max_retries
 
     @property
     def left_out_retries(self) -> bool:
-        """Whether a retry was left out because of a deadline: decided a second time, it might not be."""
+        """True if a deadline prevented a retry. Made at another time, the decision might differ."""
         return any(lineage.too_late is not None for lineage in self.lineages.values())
 
     # Events
@@ -117,12 +117,12 @@ class TaskState(Books):
         deadline: datetime | None = None,
         kind: str | None = None,
     ) -> WorkItem:
-        """Begin a lineage with its first work item, or take up one that was carried along.
+        """Begin a lineage with its first work item, or continue one that was carried along.
 
         Its `kind` makes it independent, with the rules of this name.
 
-        Returns the work item that is to be started next; of a carried lineage that is already
-        settled, its last one.
+        Returns the work item to start next. If the lineage was carried along and has already ended, returns
+        its last work item.
         """
         known = self.lineages.get(lineage)
         if self.verdict is Verdict.FAIL:
@@ -148,7 +148,7 @@ class TaskState(Books):
         reason: str | None = None,
         hurried: bool = False,
     ) -> Verdict:
-        """The work item's call is about to be made; `hurried` by an operator, if its wait was cut short."""
+        """Start the work item, just before its call. Pass `hurried` if an operator cut its wait short."""
         facts: dict[str, Any] = {"started_at": now}
         if hurried:
             waited = now - self.work_item(work_item_id).created_at
@@ -160,7 +160,7 @@ class TaskState(Books):
         return self._change(work_item_id, WorkItemState.STARTED, now, actor, reason, **facts)
 
     def expire(self, work_item_id: str, *, now: datetime) -> bool:
-        """Give the work item up if it could only start at or after its lineage's deadline; whether it was."""
+        """Cancel the work item if it could not start before its lineage's deadline. Return whether it did."""
         item = self.work_item(work_item_id)
         lineage = self.lineages[item.lineage]
         if lineage.deadline is None or now < lineage.deadline:
@@ -179,7 +179,7 @@ class TaskState(Books):
         actor: str = TASK_ACTOR,
         reason: str | None = None,
     ) -> Verdict:
-        """The work item ended with a result."""
+        """Complete the work item with a result."""
         return self._change(work_item_id, WorkItemState.COMPLETED, now, actor, reason, result=result)
 
     def fail(
@@ -193,7 +193,7 @@ class TaskState(Books):
         worker: str | None = None,
         may_retry: bool = True,
     ) -> Verdict:
-        """The work item ended with a failure; a retry follows if the hook says so and it `may_retry`."""
+        """Fail the work item. A retry follows if the hook asks for it and `may_retry` is true."""
         known = {"worker": worker} if worker else {}
         return self._change(
             work_item_id,
@@ -207,14 +207,14 @@ class TaskState(Books):
         )
 
     def cancel(self, work_item_id: str, *, now: datetime, reason: str, actor: str = TASK_ACTOR) -> Verdict:
-        """The work item is given up; hook and policy see it and decide."""
+        """Cancel the work item. The hook and the policy then decide."""
         return self._change(work_item_id, WorkItemState.CANCELED, now, actor, reason)
 
     def replace(self, work_item_id: str, *, now: datetime, reason: str) -> WorkItem:
-        """Leave an open work item to an abandoned past, and go on with another one in its place.
+        """Put a new work item in the place of an open one that an abandoned run created.
 
-        Nothing more is recorded of the old one: it belongs to the run that was abandoned. The new one is the
-        same attempt at the same work, with the same plan of its delay.
+        The old one belongs to the abandoned run, so nothing else is recorded about it. The new one is the
+        same attempt at the same work, with the same planned delay.
         """
         old = self.work_item(work_item_id)
         if old.state.is_terminal:
@@ -233,16 +233,16 @@ class TaskState(Books):
         return item
 
     def adopt(self, known: LedgerEntry, entries: list[LedgerEntry]) -> list[LedgerEntry]:
-        """Take over how a work item ended that was just canceled, for the ledger held its end before.
+        """Give a work item that was just canceled the end that the ledger already holds for it.
 
-        Neither hook nor policy is asked: the work item was given up because the task ends.
+        The hook and the policy are not called, because the work item was canceled by the task's end.
 
         Args:
             known: The end that the ledger holds.
-            entries: What was to be recorded, the cancellation included.
+            entries: The entries still to be recorded, including the cancellation.
 
         Returns:
-            The entries, with the known end in the place of the cancellation.
+            The entries, with the known end instead of the cancellation.
         """
         present = self.work_item(known.work_item.id)
         if present.state is not WorkItemState.CANCELED or not known.work_item.state.is_terminal:
@@ -260,7 +260,7 @@ class TaskState(Books):
     def close(
         self, *, now: datetime, reason: str, lineage: str | None = None, spares_independent: bool = False
     ) -> None:
-        """Cancel what is open, of one lineage or of all; neither hook nor policy is asked."""
+        """Cancel the open work items of one lineage or of all. Calls neither the hook nor the policy."""
         for item in self.open_work_items():
             is_spared = spares_independent and self.rules_of(item.lineage) is not None
             if lineage in (None, item.lineage) and not is_spared:
@@ -269,7 +269,7 @@ class TaskState(Books):
     # The end
 
     def failure(self) -> TaskFailure:
-        """How a task with the verdict `fail` ends."""
+        """Return how a task with the verdict `fail` ends."""
         if self.verdict is not Verdict.FAIL or self._decisive is None:
             raise TaskMisused("the task has not failed")
         counted = [item for item in self.work_items() if self.rules_of(item.lineage) is None]
@@ -279,7 +279,7 @@ class TaskState(Books):
     # Continuing as new
 
     def carry(self) -> CarriedTask:
-        """What the next run of this task needs to go on."""
+        """Return the state that the next run of this task needs."""
         open_items = self.open_work_items()
         work_items, left_out = lean_work_items(self.work_items())
         return CarriedTask(
@@ -299,7 +299,7 @@ class TaskState(Books):
         )
 
     def resume(self, carried: CarriedTask) -> None:
-        """Take up what an earlier run carried along. Nothing is recorded again."""
+        """Continue from the state that an earlier run carried along. Nothing is recorded again."""
         if self.work_items():
             raise TaskMisused("only a new task can resume")
         self.deadline, self.started_at = carried.deadline, carried.started_at
@@ -356,7 +356,7 @@ class TaskState(Books):
         return self._conclude(transition, may_continue=may_continue)
 
     def _conclude(self, transition: Transition, *, may_continue: bool) -> Verdict:
-        """What follows from a transition: the hook's wish, then the policy's verdict."""
+        """Apply a transition's consequences: the hook's request, then the policy's verdict."""
         if may_continue:
             item = self.work_item(transition.work_item_id)
             jitter = self._random(item.id) if item.state is WorkItemState.FAILED else 0.0

@@ -1,7 +1,7 @@
-"""What outsiders may write: JSON of foreign making, checked before anything depends on it.
+"""Checks of JSON from outside, made before any other code uses it.
 
-The same rules hold for a task's input, an operator's action and the lines of a batch: the databases can hold
-each text, depth and size are limited, and an error names a few problems, each in a short line.
+The same rules apply to a task's input, an operator's action and the lines of a batch. Databases must be able
+to hold each text, and depth and size are limited. An error names a few problems, each in a short line.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ __all__ = [
 ]
 
 LARGEST_INTEGER = 2**31 - 1
-"""The largest number that an input may name: what the INTEGER of every database holds."""
+"""The largest number in an input. The type INTEGER of every database can hold it."""
 
 LONGEST_SECONDS = LONGEST_BACKOFF.total_seconds()
-"""The longest time that an input may name."""
+"""The longest time in an input."""
 
 _DEEPEST = 100
-"""Levels of lists and objects. JSON parsers, the ledger's own included, give up at about 200."""
+"""Levels of lists and objects. JSON parsers, including the ledger's, give up at about 200."""
 
 _MOST_VALUES = 50_000
-"""Values of one piece of foreign JSON. A workflow must not compute for longer than two seconds."""
+"""Values in one piece of JSON from outside. A workflow must not compute for longer than two seconds."""
 
 _MOST_PROBLEMS = 20
 _PROBLEM_LENGTH = 300
@@ -82,11 +82,11 @@ def _filled(text: str) -> str:
 
 
 def keepable(value: JsonValue) -> JsonValue:
-    """The value, if every part of the way can carry it: Temporal, the ledger's databases, JSON parsers.
+    """Return the value if Temporal, the ledger's databases and JSON parsers can all carry it.
 
     Raises:
-        ValueError: it has text that no database takes, NaN or infinity, is nested too deeply or has too many
-            values.
+        ValueError: the value contains text that databases refuse, NaN or infinity, is nested too deeply, or
+        has too many values.
     """
     waiting: list[tuple[JsonValue, int]] = [(value, 0)]
     seen = 0
@@ -117,18 +117,18 @@ Text = Annotated[str, AfterValidator(_checked_text)]
 FilledText = Annotated[Text, AfterValidator(_filled)]
 Whole = Annotated[int, BeforeValidator(_no_truth)]
 ActorName = Annotated[FilledText, Field(max_length=200)]
-"""Who acts, in what an operator sends."""
+"""The actor in an operator's action."""
 Reason = Annotated[Text, Field(max_length=2_000)]
-"""Why, in what an operator sends."""
+"""The reason in an operator's action."""
 Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
 Seconds = Annotated[Number, Field(gt=0, le=LONGEST_SECONDS)]
 Interval = Annotated[Number, Field(ge=0, le=LONGEST_SECONDS)]
 
 
 class RequestModel(BaseModel):
-    """Part of a task's input. Unknown fields are refused, and null means that a field is not given.
+    """Part of a task's input. Unknown fields are refused. A null field counts as not given.
 
-    Work items keep it without its defaults.
+    Payloads of work items leave out its defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -150,7 +150,7 @@ class RequestModel(BaseModel):
 
 
 def validated(model: type[_Request], raw: object, example: str) -> _Request:
-    """The raw input of a task as its request. Raises `InvalidRequest`."""
+    """Turn the raw input of a task into its request. Raises `InvalidRequest`."""
     if isinstance(raw, model):
         return raw
     if not isinstance(raw, dict):
@@ -163,23 +163,23 @@ def validated(model: type[_Request], raw: object, example: str) -> _Request:
 
 
 def refuse_far_too_many(raw: Mapping[str, object], model: type[BaseModel]) -> None:
-    """Raise `InvalidRequest` for so many unknown fields that Pydantic would take seconds to tell them."""
+    """Raise `InvalidRequest` for a number of unknown fields that would keep Pydantic busy for seconds."""
     if len(raw) > len(model.model_fields) + _MOST_PROBLEMS:
         raise InvalidRequest(unknown_fields([name for name in raw if name not in model.model_fields]))
 
 
 def unknown_fields(names: Sequence[str], prefix: str = "") -> list[str]:
-    """Return a problem for each unknown field: few enough for an error's message."""
+    """Return a line for each of the first unknown fields, for an error's message."""
     problems = [f"{prefix}{_shown(name)}: unknown field" for name in names[:_MOST_PROBLEMS]]
     return [*problems, *_rest(len(names))]
 
 
 def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
-    """What does not validate, a line for each field: few enough, and short enough, for an error's message.
+    """Return a line for each invalid field, few and short enough for an error's message.
 
     Args:
-        error: What Pydantic found.
-        model: Where an unknown field may be a known one, misspelt.
+        error: Pydantic's error.
+        model: The model, to find the known field that a misspelt name resembles.
     """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [*(_problem(details, model) for details in found[:_MOST_PROBLEMS]), *_rest(len(found))]
@@ -190,7 +190,7 @@ def _rest(count: int) -> list[str]:
 
 
 def limit_size(request: BaseModel, field: str, limit: int) -> None:
-    """Raise `InvalidRequest`, naming the field, for a request that has more bytes as JSON than allowed."""
+    """Raise `InvalidRequest` with the field's name if the request has more bytes as JSON than allowed."""
     size = len(request.model_dump_json(exclude_defaults=True).encode())
     if size > limit:
         raise InvalidRequest([f"{field}: the request has {size:,} bytes, the limit is {limit:,}"])
@@ -220,7 +220,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel] | None = None) -> str
 
 
 def _model_at(place: Sequence[int | str], model: type[BaseModel]) -> type[BaseModel]:
-    """The model that has the field at this place, found through the annotations of the models above it."""
+    """Return the model that has the field at this place, by the annotations of the models above it."""
     for part in place[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         inner = _model_in(field.annotation) if field is not None else None
@@ -229,13 +229,13 @@ def _model_at(place: Sequence[int | str], model: type[BaseModel]) -> type[BaseMo
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
-    """The first model in an annotation such as `list[Message] | None`."""
+    """Return the first model in an annotation such as `list[Message] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 def _shown(name: str) -> str:
-    """A foreign name as it may stand in an error's message: not too long, and valid text."""
+    """Return a name from outside, shortened and made valid for an error's message."""
     name = name if len(name) <= _PROBLEM_LENGTH else name[: _PROBLEM_LENGTH - 1] + "…"
     return name.encode(errors="replace").decode()

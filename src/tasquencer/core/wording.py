@@ -1,4 +1,4 @@
-"""How the package speaks to people: durations, attempts, the table of a task's work items.
+"""Texts for people: durations, attempts, and the table of a task's work items.
 
 People read "first try" and "retry 2 of 3", never "attempt 3 of 4".
 """
@@ -30,14 +30,14 @@ __all__ = [
 _UNITS = (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1))
 
 _LABELED = 3
-"""Work items that a label tells one by one."""
+"""Work items that a label lists one by one."""
 
 _ROWS_SHOWN = 10
-"""Rows of the table in the Web UI; a task with more shows its newest."""
+"""Rows of the table in the Web UI. A task with more work items shows its newest ones."""
 
 
 def one_line(text: str, width: int) -> str:
-    """The text in one line of at most ``width`` characters."""
+    """Return the text as one line of at most ``width`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(at: datetime) -> str:
-    """A time as people read it here: `2026-11-23 19:10:04 UTC`."""
+    """Return a time in the form `2026-11-23 19:10:04 UTC`."""
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -73,7 +73,7 @@ def attempt_label(attempt: int, max_retries: int) -> str:
 
 
 def delay_label(work_item: WorkItem, after: str | None = None) -> str:
-    """`4 s backoff`, `7 s asked by the provider`; with ``after``, the kind of failure before it."""
+    """`4 s backoff`, `7 s asked by the provider`. ``after`` adds the kind of the failure before it."""
     why = {
         DelayReason.FIRST_TRY: "",
         DelayReason.BACKOFF: " backoff",
@@ -86,11 +86,11 @@ def delay_label(work_item: WorkItem, after: str | None = None) -> str:
 
 
 def record_label(entries: Sequence[LedgerEntry], max_retries: Callable[[WorkItem], int]) -> str:
-    """What these entries record together: `first try failed: rate_limited; retry 1 of 3 waits 2 s`.
+    """Summarize the entries: `first try failed: rate_limited; retry 1 of 3 waits 2 s`.
 
     Args:
-        entries: In order; of several about one work item the last counts.
-        max_retries: How many retries the lineage of a work item has.
+        entries: In order. If several are about the same work item, only the last one counts.
+        max_retries: Returns how many retries the lineage of a work item has.
     """
     items = list({entry.work_item.id: entry.work_item for entry in entries}.values())
     if len(items) > _LABELED:
@@ -109,14 +109,14 @@ def record_label(entries: Sequence[LedgerEntry], max_retries: Callable[[WorkItem
 
 
 def elapsed(work_item: WorkItem) -> float | None:
-    """Seconds between its start and its end, if it has both."""
+    """Return the seconds between its start and its end, if it has both."""
     if work_item.started_at is None or work_item.ended_at is None:
         return None
     return max(0.0, (work_item.ended_at - work_item.started_at).total_seconds())
 
 
 _MARKS = {
-    # In every font; emoji are not.
+    # Every font has these characters. Not every font has emoji.
     WorkItemState.INITIALIZED: "…",
     WorkItemState.STARTED: "▸",
     WorkItemState.COMPLETED: "✓",
@@ -125,18 +125,19 @@ _MARKS = {
 }
 _UNBROKEN = "\u00a0"
 _GAP = 2 * _UNBROKEN
-"""Ends a cell: the Web UI draws tables without lines and without space between the columns."""
+"""The end of a cell. The Web UI draws tables without lines and without space between the columns."""
 
 
 def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkItem], int]) -> str:
-    """The work items as the Markdown table that the Web UI shows as a workflow's current details.
+    """Return the Markdown table of work items that the Web UI shows as a workflow's current details.
 
-    Made for a pane of half a page: failures are told below their state, and only texts may wrap. Of many work
-    items it shows the newest, those that only wait for their first turn last, and counts all.
+    The table fits a pane of half a page: failures stand below their state, and only texts may wrap. If there
+    are many work items, it shows the newest ones, puts those that wait for their first start last, and counts
+    all.
 
     Args:
         work_items: Oldest first.
-        max_retries: How many retries the lineage of a work item has.
+        max_retries: Returns how many retries the lineage of a work item has.
     """
     items = list(work_items)
     shown = items[-_ROWS_SHOWN:]
@@ -160,7 +161,7 @@ def markdown_table(work_items: Iterable[WorkItem], max_retries: Callable[[WorkIt
             )
         )
     if len(items) > len(shown):
-        states = Counter(map(attrgetter("state"), items))  # called at each write, so it must be quick
+        states = Counter(map(attrgetter("state"), items))  # called at each write, so it must be fast
         counted = ", ".join(f"{states[state]} {state}" for state in WorkItemState if states[state])
         lines.append(
             f"\nThe newest {len(shown)} of {len(items)} work items ({counted}); `tasq show` lists all."

@@ -1,4 +1,4 @@
-"""Work items: one durable record for each attempt, immutable once it ends."""
+"""Work items: one durable record for each attempt, immutable after its end."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["LEGAL_TRANSITIONS", "DelayReason", "Transition", "WorkItem", "WorkIt
 
 
 class WorkItemState(StrEnum):
-    """Where a work item is in its life: `initialized → started → completed | failed | canceled`."""
+    """The state of a work item: `initialized → started → completed | failed | canceled`."""
 
     INITIALIZED = "initialized"
-    """Recorded; waits for its delay to pass."""
+    """Recorded, and waiting for its delay to pass."""
     STARTED = "started"
     """Its call may be under way."""
     COMPLETED = "completed"
     """Ended with a result."""
     FAILED = "failed"
-    """Ended with a failure. It is never tried again; a retry is another work item."""
+    """Ended with a failure. It is never tried again: a retry is another work item."""
     CANCELED = "canceled"
-    """Ended without an outcome of its own, by a person or by its task."""
+    """Ended by a person or by its task, without its own outcome."""
 
     @property
     def is_terminal(self) -> bool:
@@ -41,14 +41,14 @@ LEGAL_TRANSITIONS: dict[WorkItemState | None, frozenset[WorkItemState]] = {
     WorkItemState.FAILED: frozenset(),
     WorkItemState.CANCELED: frozenset(),
 }
-"""From each state (None: not created yet) the states that may follow."""
+"""The states that may follow each state. None means not created yet."""
 
 
 class DelayReason(StrEnum):
-    """Why a work item waits as long as it does before it starts."""
+    """The reason for a work item's wait before it starts."""
 
     FIRST_TRY = "first_try"
-    """It does not wait: nothing came before it."""
+    """No wait, because it is the first attempt."""
     BACKOFF = "backoff"
     """The recipe's backoff."""
     RETRY_AFTER = "retry_after"
@@ -61,18 +61,18 @@ class WorkItem(BaseModel):
     """One attempt at a task's work: a row of the ledger.
 
     Attributes:
-        id: Unique; also the id of its activity and the `Idempotency-Key` of its AI request.
+        id: Unique. Also the id of its activity and the `Idempotency-Key` of its AI request.
         task_id: The Temporal workflow id.
         run_id: The Temporal run in which it was created.
         task_type: The workflow type.
-        lineage: Names the chain of work items that try the same thing.
+        lineage: The name of the chain of work items that try the same thing.
         attempt: 0 is the first try, k is retry k.
-        payload: What it has to do, as JSON. None where a listing leaves it out.
-        result: What came of it, as JSON, once completed.
-        failure: Why it failed, once failed.
-        delay_seconds: How long it has to wait after the end of its predecessor; 0 for the first.
+        payload: Its input as JSON. None if a listing leaves it out.
+        result: Its result as JSON, after it completed.
+        failure: Its failure, after it failed.
+        delay_seconds: Its wait after the end of its predecessor. 0 for the first.
         not_before: It starts no earlier than this.
-        worker: Identity of the worker that ran it, as far as known.
+        worker: The identity of the worker that ran it, if known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -97,7 +97,7 @@ class WorkItem(BaseModel):
 
     @property
     def label(self) -> str:
-        """How people name the attempt: `first try`, `retry 2`."""
+        """The attempt as people read it: `first try`, `retry 2`."""
         return "first try" if self.attempt == 0 else f"retry {self.attempt}"
 
 
@@ -105,9 +105,9 @@ class Transition(BaseModel):
     """One change of a work item's state, as the ledger's append-only log keeps it.
 
     Attributes:
-        sequence: 0 for the creation, then counting up; with the id it names the transition.
-        actor: Who caused it: `task`, or the name of a person or program.
-        reason: Why, in one line, where there is something to say.
+        sequence: 0 for the creation, then counting up. Unique together with the id.
+        actor: The cause: `task`, or the name of a person or program.
+        reason: The reason in one line, if there is one.
     """
 
     model_config = ConfigDict(frozen=True)

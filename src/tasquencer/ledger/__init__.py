@@ -1,1 +1,1 @@
-"""What is kept: the ledger's contract, a ledger in memory, comparison and reconciliation."""
+"""The ledger's contract, a ledger in memory, comparison and reconciliation."""

@@ -1,13 +1,13 @@
-"""Where the ledger says something else about a task than its histories.
+"""Finds differences between the ledger and a task's histories.
 
-The histories are the truth, and yet the ledger knows more in some places, which is no difference:
+The histories are the truth. The ledger may contain more than they do, and the following is not a difference:
 
-- the worker that carried a work item out, where Temporal does not name it;
-- an earlier time: a workflow task that was done again after a crash came later, the ledger keeps the first;
-- what a lost workflow task wrote and nobody decided again, once it is settled, and a start in such a place;
-- what was settled after the end of a run that had no chance to do so itself;
-- of a run under way, what is written and not yet in the history;
-- facts that an older release did not keep, whose workers wrote beside this one's during an upgrade.
+- the worker that ran a work item, if Temporal does not name it;
+- an earlier time: a workflow task was repeated after a crash, and the ledger keeps the first time;
+- a settled work item that a lost workflow task wrote and no other one decided again, or its start;
+- the cancellation of a work item that a run left open because it had no chance to end it;
+- entries of a running task that are not in its history yet;
+- missing facts that an older release does not keep, if its workers wrote during an upgrade.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LATER_FACTS = frozenset({"cached_tokens", "reasoning_tokens"})
 """Facts of an answer that older releases do not keep."""
 
 _SHOWN = 80
-"""Characters of a value that a difference shows."""
+"""Maximum characters of a value in a difference."""
 
 _STATUS = "status"
-"""The column of a domain record that follows the state of its work item."""
+"""The column of a domain record that holds the state of its work item."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FullWorkItem:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that the ledger and the histories tell differently."""
+    """One difference between the ledger and the histories."""
 
     task_id: str
     work_item_id: str
@@ -65,12 +65,12 @@ class Difference:
 def differences(
     told: Mapping[str, FullWorkItem], held: Mapping[str, FullWorkItem], *, under_way: bool
 ) -> list[Difference]:
-    """What the ledger tells differently about the work items of one task.
+    """Return the differences about the work items of one task.
 
     Args:
-        told: What the histories tell, by work item id.
-        held: What the ledger holds.
-        under_way: A run of the task is running: the ledger may know what its history does not yet.
+        told: The work items according to the histories, by id.
+        held: The work items according to the ledger, by id.
+        under_way: True if a run of the task is running. The ledger may then be ahead of its history.
     """
     found = []
     for work_item_id in [*told, *(known for known in held if known not in told)]:
@@ -110,7 +110,7 @@ def _states(recorded: FullWorkItem) -> list[WorkItemState]:
 
 
 def _other_states(history: FullWorkItem, ledger: FullWorkItem, *, under_way: bool) -> str | None:
-    """What is wrong with states that are not the same; None if the ledger only knows more."""
+    """Return the problem with different states, or None if the ledger only contains more."""
     told, held = _states(history), _states(ledger)
     more = held[len(told) :]
     if held[: len(told)] == told and (under_way or more == [WorkItemState.CANCELED]):
@@ -139,7 +139,7 @@ def _fact_problems(told: WorkItem, held: WorkItem, *, ahead: bool) -> Iterator[s
             yield from _problem(name, _as_far_as_kept(fact, kept), kept)
     if told.worker is not None and not ahead:
         yield from _problem("worker", told.worker, held.worker)
-    # Where an operator ended the wait, the ledger has how long it really was: that is a matter of times.
+    # If an operator ended the wait, the ledger holds its real length, which may differ as times may.
     if DelayReason.OPERATOR not in (told.delay_reason, held.delay_reason):
         for name in _WAIT:
             yield from _problem(name, getattr(told, name), getattr(held, name))
@@ -158,7 +158,7 @@ def _record_problems(
     if held is None:
         yield f"has no row in {table}"
         return
-    if ahead and told.get(_STATUS) != held.get(_STATUS):  # it came with a later transition
+    if ahead and told.get(_STATUS) != held.get(_STATUS):  # a later transition brought it
         return
     for name, value in told.items():
         if name not in _LATER_FACTS or held.get(name) is not None:
@@ -166,7 +166,7 @@ def _record_problems(
 
 
 def _as_far_as_kept(told: object, held: object) -> object:
-    """What the history tells, without the later facts that the ledger does not have."""
+    """Return the history's facts, without the later ones that the ledger does not have."""
     if not isinstance(told, dict) or not isinstance(held, dict):
         return told
     return {name: value for name, value in told.items() if name not in _LATER_FACTS or name in held}

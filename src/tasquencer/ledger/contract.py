@@ -1,7 +1,7 @@
 """The ledger's contract.
 
-The ledger is the queryable projection of what tasks do: work items, their transitions, and the
-domain records beside them. The workflow histories are the truth.
+The ledger is a projection of tasks that can be queried: work items, their transitions, and their domain
+records. The workflow histories are the truth.
 """
 
 from __future__ import annotations
@@ -31,35 +31,36 @@ _PAGE = 500
 
 
 class Ledger(ABC):
-    """Where work items, their transitions and the domain records live.
+    """Holds work items, their transitions and the domain records.
 
     **Opening.** A ledger is an async context manager. Opening it checks that the database can be
-    used and holds the schema this release works with (`LedgerUnavailable`, `SchemaMismatch`).
+    used and that its schema fits this release (`LedgerUnavailable`, `SchemaMismatch`).
 
     **Writing** happens only through `record`, at least once. One call is one transaction: either
-    all its entries are in the ledger when it returns, or it raises and none is.
+    all its entries are in the ledger when it returns, or it raises and none of them is.
 
-    - An entry that tells what the ledger already holds was delivered twice: it is skipped, domain record
-      included. Times do not matter.
-    - An entry that says otherwise than the ledger takes its place, if its workflow task began no earlier
-      (`as_of`) than the one that wrote it. What it replaces is kept as a `Supersession`. The rules are in
-      `tasquencer.ledger.rules`.
-    - An entry that is only `offered` is skipped instead.
+    - An entry that the ledger already holds was delivered twice. It is skipped with its domain record.
+    Times do not matter.
+    - An entry that contradicts the ledger replaces what it contradicts, if its workflow task began no
+    earlier (`as_of`) than the one that wrote that. The replaced part is kept as a `Supersession`. The
+    rules are in `tasquencer.ledger.rules`.
+    - A contradicting entry that is only `offered` is skipped instead.
     - An entry raises `LedgerConflict` if it is older than what it contradicts, leaves a gap, is about a
-      work item of another task, that creates a work item whose run, lineage and attempt are taken, or that
-      contradicts itself.
+    work item of another task, creates a work item whose run, lineage and attempt are taken, or
+    contradicts itself.
     - The domain record replaces the one with the same table and work item.
-    - `payload`, ids, attempt and the plan of the delay are taken from the entry that creates the
-      work item. Later entries set state, result, failure, times, the worker where they name one,
-      and, where an operator changed the wait, `delay_seconds`, `delay_reason` and `not_before`.
-    - A terminal work item, its domain record and every transition are immutable, except as above. Where the
+    - `payload`, ids, attempt and the planned delay are taken from the entry that creates the
+      work item. Later entries set state, result, failure, times, the worker if they name one, and,
+      if an operator changed the wait, `delay_seconds`, `delay_reason` and `not_before`.
+      - A terminal work item, its domain record and every transition are immutable, except as above. If the
       ledger is a database, the database itself refuses to update or delete them without a supersession.
     - Text that a database cannot hold (NUL characters, lone surrogates) is stored with U+FFFD in
-      its place. Ids are kept: two that differ in such a character stay two.
-    - Any outage raises `LedgerUnavailable`; the caller may try the same entries again.
+      its place. Ids are kept as they are.
+      - Any outage raises `LedgerUnavailable`. The caller may try the same entries again.
 
-    **Settling** (`settle`) ends what a run of a task has left open, or what the settlement names of it, as if
-    the task had canceled it. Observed attempts are settled only by name: Temporal may still be running them.
+    **Settling** (`settle`) cancels the work items that a run of a task has left open, or the named ones among
+    them, as if the task had canceled them. Observed attempts are settled only by name: Temporal may still be
+    running them.
 
     **Reading** sees all entries whose `record` has returned. Lists are newest first
     (`created_at`, then attempt, descending) unless the filter says otherwise.
@@ -71,7 +72,7 @@ class Ledger(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of all connections. Closing twice does nothing."""
+        """Close all connections. Closing twice does nothing."""
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -87,62 +88,62 @@ class Ledger(ABC):
         """Write the entries in one transaction. Raises `LedgerConflict` or `LedgerUnavailable`."""
 
     async def supersessions(self, work_item_ids: Sequence[str]) -> dict[str, list[Supersession]]:
-        """What was superseded of some work items, oldest first, by work item id; most have nothing."""
+        """Return the supersessions of some work items, oldest first, by work item id. Most have none."""
         return {}
 
     async def holder(self, work_item_id: str) -> tuple[str, WorkItemState] | None:
-        """The task and the state of a work item; None: there is no such work item."""
+        """Return the task and the state of a work item, or None if there is no such work item."""
         found = await self.work_items(WorkItemFilter(work_item_id=work_item_id, limit=1))
         return (found[0].task_id, found[0].state) if found else None
 
     @abstractmethod
     async def settle(self, settlement: Settlement) -> list[str]:
-        """Cancel the work items that the settlement names and that are still open; their ids.
+        """Cancel the open work items that the settlement names, and return their ids.
 
-        One transaction: each gets its transition, with the settlement's time, actor and reason, and where
-        its domain record has a column `status`, that becomes `canceled`. What has ended stays as it is, so
-        settling twice settles nothing more. Raises `LedgerUnavailable`.
+        This is one transaction. Each work item gets its transition, with the settlement's time, actor and
+        reason. A column `status` of its domain record becomes `canceled`. Work items that have ended stay as
+        they are, so a second settlement changes nothing. Raises `LedgerUnavailable`.
         """
 
     @abstractmethod
     async def work_items(self, wanted: WorkItemFilter) -> list[WorkItem]:
-        """The work items that the filter selects, each whole."""
+        """Return the complete work items that the filter selects."""
 
     @abstractmethod
     async def open_work_items(
         self, *, created_before: datetime, after: Place | None = None, limit: int = 1000
     ) -> list[OpenWorkItem]:
-        """Work items that are initialized or started, oldest first, of any task.
+        """Return the initialized and started work items of all tasks, oldest first.
 
-        Page by page with `after`, in a time that does not grow with how many work items have ended or were on
-        the pages before.
+        Read page by page with `after`. The time of a page does not depend on the number of ended work items
+        or of earlier pages.
 
         Args:
-            created_before: Only those; aware.
-            after: Only those that come after this place in the order.
+            created_before: Only work items created before this time (aware).
+            after: Only work items after this place in the order.
             limit: At most this many.
         """
 
     @abstractmethod
     async def transitions_of(self, work_item_ids: Sequence[str]) -> dict[str, list[Transition]]:
-        """The transitions of some work items, oldest first, by work item id; what is unknown is left out."""
+        """Return the transitions of some work items, oldest first, by work item id, without unknown ids."""
 
     @abstractmethod
     async def domain_records(
         self, table: str, work_item_ids: Sequence[str]
     ) -> dict[str, dict[str, JsonValue]]:
-        """The domain records of a table, by work item id; work items without one are left out.
+        """Return the domain records of a table, by work item id, without work items that have none.
 
         Raises:
             KeyError: the ledger has no domain table of that name.
         """
 
     async def transitions(self, work_item_id: str) -> list[Transition]:
-        """The transitions of one work item, oldest first; empty if there is no such work item."""
+        """Return the transitions of one work item, oldest first. Empty if there is no such work item."""
         return (await self.transitions_of([work_item_id])).get(work_item_id, [])
 
     async def work_items_of(self, task_id: str) -> list[WorkItem]:
-        """All work items of a task, oldest first, each whole."""
+        """Return all work items of a task, complete, oldest first."""
         items: list[WorkItem] = []
         while True:
             wanted = WorkItemFilter(task_id=task_id, limit=_PAGE, offset=len(items), oldest_first=True)
@@ -153,7 +154,7 @@ class Ledger(ABC):
 
 
 class Settlement(BaseModel):
-    """What is to be ended, and what its transitions say.
+    """The work items to cancel, with the time and the reason.
 
     Attributes:
         task_id: The task's.
@@ -180,7 +181,7 @@ class Settlement(BaseModel):
 
 
 class Place(BaseModel):
-    """A place in the order of all work items: where a page ended, and the next one begins."""
+    """A place in the order of all work items, between two pages."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -190,7 +191,7 @@ class Place(BaseModel):
 
 
 class OpenWorkItem(BaseModel):
-    """What a list of open work items tells of each: whose it is, and its place in the order."""
+    """An open work item in a list: its task and run, and its place in the order."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -204,20 +205,20 @@ class OpenWorkItem(BaseModel):
 
     @property
     def place(self) -> Place:
-        """Where the next page begins if this is the last one of a page."""
+        """Return the place where the next page begins if this work item is the last one of a page."""
         return Place(created_at=self.created_at, attempt=self.attempt, id=self.id)
 
 
 class WorkItemFilter(BaseModel):
-    """Which work items to list; what is None does not matter.
+    """Selects the work items to list. A field that is None does not matter.
 
     Attributes:
         payload_kind: The payload is an object whose `kind` is this text.
-        created_since: Created at this time or later; aware.
-        ended_since: Ended at this time or later; aware.
+        created_since: Created at this time (aware) or later.
+        ended_since: Ended at this time (aware) or later.
         limit: At most this many.
-        offset: Leave out this many of the newest.
-        oldest_first: Turn the order around.
+        offset: Skip this many of the newest.
+        oldest_first: Reverse the order.
     """
 
     model_config = ConfigDict(frozen=True)

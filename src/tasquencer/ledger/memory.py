@@ -23,7 +23,7 @@ __all__ = ["InMemoryLedger"]
 
 
 class InMemoryLedger(Ledger):
-    """Keeps everything in dictionaries; one process, nothing survives it."""
+    """Keeps everything in dictionaries of one process. Nothing survives the process."""
 
     def __init__(self) -> None:
         self._work_items: dict[str, WorkItem] = {}
@@ -163,7 +163,7 @@ class InMemoryLedger(Ledger):
     async def domain_records(
         self, table: str, work_item_ids: Sequence[str]
     ) -> dict[str, dict[str, JsonValue]]:
-        """See `Ledger.domain_records`; here every table name is known."""
+        """See `Ledger.domain_records`. This ledger accepts every table name."""
         rows = self._records.get(table, {})
         return {key: dict(rows[key]) for key in work_item_ids if key in rows}
 

@@ -1,13 +1,13 @@
-"""What becomes of a work item that is still open: decided from what Temporal says of its task.
+"""Decides about open work items from the state of their task in Temporal.
 
-A task that is terminated, runs into a timeout of Temporal, is reset or deleted has no chance to settle its
-work items. The reconciler asks Temporal about the task of each open work item, and `judge` decides.
+A task has no chance to end its work items if it is terminated, runs into a timeout of Temporal, is reset or
+is deleted. The reconciler asks Temporal about the task of each open work item, and `judge` decides.
 
-A work item belongs to the run that has created it. What that run left open may still be on somebody's list:
+A work item belongs to the run that created it. A later run may have taken it over:
 
-- while the run itself is running, it is the task's;
-- after it continued as new, it is the later runs', for as long as the chain goes on;
-- after a reset, or where Temporal has forgotten the run, it is the latest run's only if that lists it.
+- While the run itself is running, the work item is left alone.
+- After the run continued as new, the work item belongs to the later runs of the chain.
+- After a reset, or if Temporal has deleted the run, the latest run owns it only if it lists it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tasquencer.core.wording import one_line
 __all__ = ["LEAVE", "Cause", "Judgement", "Run", "RunStatus", "judge", "judge_observed", "reason_of"]
 
 _TOLD_LENGTH = 500
-"""Characters of somebody's reason that go into a transition."""
+"""Maximum characters of a person's reason in a transition."""
 
 
 class RunStatus(StrEnum):
-    """How a run of a workflow stands, as Temporal says."""
+    """The state of a workflow's run in Temporal."""
 
     RUNNING = "running"
-    """Not closed; paused counts as running."""
+    """Not closed. A paused run counts as running."""
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELED = "canceled"
@@ -42,10 +42,10 @@ class Run:
     """A run of a workflow, as Temporal describes it.
 
     Attributes:
-        chain: The run with which its task began: runs that continue as new, are retried or made by a reset
-            have it in common.
+        chain: The run with which its task began. It is the same for all runs that continue as new, are
+        retried, or are made by a reset.
         closed_at: None while it is running.
-        was_reset: A reset has made another run from a point of this one.
+        was_reset: True if a reset has made another run from a point of this one.
     """
 
     id: str
@@ -66,19 +66,19 @@ class Cause(StrEnum):
     RESET = "reset"
     """A reset of its task abandoned the run that had created it."""
     UNKNOWN = "unknown"
-    """Temporal has forgotten its task: retention has passed, or somebody deleted it."""
+    """Temporal no longer has its task: retention has passed, or a person deleted it."""
     ENDED = "ended"
-    """Its task ended in order, but never knew of it: a worker wrote it and died."""
+    """Its task ended normally, but never knew of it: a worker wrote it and died."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is to be done with the open work items of a run.
+    """The decision about the open work items of a run.
 
     Attributes:
-        cause: Why they are to be settled; None: leave them.
-        only_unlisted: Settle only those that the task's latest run does not list.
-        ended_by: The run whose end settles them, if it is one.
+        cause: Why they are settled. None: leave them alone.
+        only_unlisted: True to settle only those that the task's latest run does not list.
+        ended_by: The run whose end settles them, if there is one.
     """
 
     cause: Cause | None
@@ -87,16 +87,16 @@ class Judgement:
 
 
 LEAVE = Judgement(None)
-"""They are somebody's, or it is too soon to tell."""
+"""A run still owns them, or it is too early to decide."""
 
 
 def judge(own: Run | None, latest: Run | None, *, now: datetime, grace: timedelta) -> Judgement:
-    """What is to be done with what a run has left open.
+    """Decide about the work items that a run has left open.
 
     Args:
-        own: The run that created the work items; None: Temporal does not know it.
-        latest: The latest run of the same workflow id; None: Temporal knows none.
-        grace: How long after the end of a run its worker may still be writing.
+        own: The run that created the work items. None: Temporal does not have it.
+        latest: The latest run of the same workflow id. None: Temporal has none.
+        grace: How long a worker may still be writing after the end of a run.
     """
     quiet_since = now - grace
     if latest is None:
@@ -110,15 +110,16 @@ def judge(own: Run | None, latest: Run | None, *, now: datetime, grace: timedelt
     if own.id == latest.id:
         return Judgement(_CAUSES[own.status], ended_by=own)
     if own.chain != latest.chain:
-        # Another task has taken the id since, so the one of these work items has ended.
+        # Another task uses the id now, so the task of these work items has ended.
         return Judgement(_CAUSES[own.status], ended_by=own) if latest.started_at <= quiet_since else LEAVE
     return _judge_earlier(own, latest, quiet_since)
 
 
 def judge_observed(own: Run | None, *, now: datetime, grace: timedelta) -> Judgement:
-    """What is to be done with observed attempts of a run for which Temporal knows no outcome.
+    """Decide about observed attempts of a run for which Temporal has no outcome.
 
-    An activity ends with its run: it does not matter whether another run follows. Arguments as for `judge`.
+    An activity ends with its run, so it does not matter whether another run follows. Arguments as for
+    `judge`.
     """
     if own is None:
         return Judgement(Cause.UNKNOWN, only_unlisted=True)
@@ -128,9 +129,9 @@ def judge_observed(own: Run | None, *, now: datetime, grace: timedelta) -> Judge
 
 
 def _judge_earlier(own: Run, latest: Run, quiet_since: datetime) -> Judgement:
-    """Of what a run has left open that is not the latest one of its task."""
+    """Decide about the open work items of a run that is not the latest one of its task."""
     goes_on = own.status is RunStatus.CONTINUED_AS_NEW and not own.was_reset
-    # What was terminated is not retried: a later run of the same task was made by a reset.
+    # A terminated task is not retried, so a reset made the later run of the same task.
     by_reset = own.status in (RunStatus.TERMINATED, RunStatus.CONTINUED_AS_NEW)
     cause = Cause.RESET if by_reset else _CAUSES[own.status]
     if latest.status is RunStatus.RUNNING:
@@ -155,10 +156,10 @@ def _closed_before(run: Run, at: datetime) -> bool:
 
 
 def reason_of(cause: Cause, told: str | None = None) -> str:
-    """What the transition of a settled work item says.
+    """Return the reason for the transition of a settled work item.
 
     Args:
-        told: What whoever terminated the task gave as the reason.
+        told: The reason that was given when the task was terminated.
     """
     reason = _REASONS[cause]
     if cause is Cause.TERMINATED and told and told.strip():
@@ -170,6 +171,6 @@ _REASONS = {
     Cause.TERMINATED: "the task was terminated",
     Cause.TIMED_OUT: "the task ran into Temporal's timeout",
     Cause.RESET: "a reset left this attempt behind",
-    Cause.UNKNOWN: "Temporal knows the task no more",
+    Cause.UNKNOWN: "Temporal no longer has this task",
     Cause.ENDED: "the task ended without it",
 }

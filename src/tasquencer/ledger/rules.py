@@ -1,9 +1,9 @@
-"""What an entry may do to what the ledger holds.
+"""Rules for entries that meet what the ledger already holds.
 
-A worker may write and then die before its workflow task ends. The next worker decides again, with what came
-since, and may decide otherwise. What is in the history counts. So an entry that says otherwise takes the
-place of what the ledger holds, and that is kept (`Supersession`). Only a later workflow task may do so: an
-entry of an earlier one comes from a worker that Temporal has already given up.
+A worker may write and then die before its workflow task ends. The next worker decides again, with newer
+events, and may decide differently. The history counts. So an entry that contradicts the ledger replaces what
+it contradicts, which is kept as a `Supersession`. Only a later workflow task may do this, because an entry of
+an earlier one comes from a worker that Temporal has already given up.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _WHY = "the workflow task that had decided this was lost, and the task decided o
 
 
 class Supersession(BaseModel):
-    """What the ledger held of a work item, and what took its place.
+    """The part of a work item that was replaced, and its replacement.
 
     Attributes:
         number: 1 for the first one of a work item, then counting up.
         from_sequence: The first transition that was replaced.
-        at: When the decision was made that counts.
-        held: The work item, its replaced transitions and its domain records as they were.
+        at: When the decision that counts was made.
+        held: The work item, its replaced transitions and its domain records before the replacement.
         decided: The entry that counts, as JSON.
     """
 
@@ -52,9 +52,9 @@ class Held:
 
     Attributes:
         transitions: Oldest first.
-        as_of: By sequence, when the workflow task began that wrote the transition, where that is known.
+        as_of: By sequence, when the workflow task that wrote the transition began, if known.
         records: The domain records, by table.
-        superseded: How often something of it was superseded before.
+        superseded: How many supersessions the work item has had before.
     """
 
     item: WorkItem
@@ -74,12 +74,12 @@ def follows(entry: LedgerEntry, log: Mapping[int, WorkItemState]) -> bool:
     """Return whether the entry is the next transition after those that the ledger holds.
 
     Args:
-        log: Of the entry's work item, the next states of the transitions that the ledger holds, by sequence.
+        log: The next states of the transitions that the ledger holds of the entry's work item, by sequence.
 
     Raises:
-        LedgerConflict: the entry contradicts itself: transition and work item disagree on id or state, it has
-            ended without a time or has one before its end, it was started without a time, or failed without
-            a failure; or the state before cannot become this one.
+        LedgerConflict: the previous state cannot become this one, or the entry contradicts itself: its
+        transition and work item differ in id or state, the time of the start or end is missing or too
+        much, or the failure is.
     """
     transition, item = entry.transition, entry.work_item
     if (problem := _contradiction(transition, item)) is not None:
@@ -97,11 +97,11 @@ def _found(log: Mapping[int, WorkItemState]) -> str:
 
 
 def judge(entry: LedgerEntry, held: Held) -> Supersession | None:
-    """What becomes of an entry that does not follow: it takes the place of something, or is skipped (None).
+    """Decide about an entry that does not follow: return its supersession, or None to skip the entry.
 
     Raises:
-        LedgerConflict: transitions before the entry differ or are missing, so that it cannot be placed; or an
-            earlier workflow task decided it than what the ledger holds.
+        LedgerConflict: transitions before the entry differ or are missing, or its workflow task began
+        earlier than the one that wrote what the ledger holds.
     """
     transition, item = entry.transition, entry.work_item
     number = transition.sequence
@@ -141,7 +141,7 @@ def judge(entry: LedgerEntry, held: Held) -> Supersession | None:
 
 
 def _says_the_same(entry: LedgerEntry, same: Transition, held: Held, *, is_last: bool) -> bool:
-    """Return whether the entry says what the ledger holds. Times may differ: a decision may be made twice."""
+    """Return whether the entry equals what the ledger holds. Times may differ if it was decided twice."""
     transition, item, present = entry.transition, entry.work_item, held.item
     if (transition.next_state, transition.actor) != (same.next_state, same.actor):
         return False
@@ -172,10 +172,10 @@ def _contradiction(transition: Transition, item: WorkItem) -> str | None:
 
 
 def as_recorded(later: WorkItem, present: WorkItem) -> WorkItem:
-    """The work item after a later entry: what only the creating entry sets stays as it is."""
+    """Return the work item after a later entry. Fields that only the creating entry sets do not change."""
     kept = ["id", "task_id", "run_id", "task_type", "lineage", "attempt", "payload", "created_at"]
     if later.delay_reason is not DelayReason.OPERATOR:
         kept += ["delay_seconds", "delay_reason", "not_before"]
     kept += ["worker"] if later.worker is None else []
-    kept += ["started_at"] if present.started_at is not None else []  # as its transition says
+    kept += ["started_at"] if present.started_at is not None else []  # the time of its transition
     return later.model_copy(update={name: getattr(present, name) for name in kept})

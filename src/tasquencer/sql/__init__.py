@@ -1,7 +1,7 @@
 """The ledger on SQLite and PostgreSQL.
 
-SQLite serves one machine and needs no set-up: the file migrates by itself when it is opened. PostgreSQL
-serves several workers; there `upgrade` (the command `tasq db upgrade`) brings the schema up to date.
+SQLite serves one machine and needs no set-up: the file migrates automatically when it is opened. PostgreSQL
+serves several workers. There, `upgrade` (the command `tasq db upgrade`) brings the schema up to date.
 """
 
 from tasquencer.sql.batches import SqlBatches

@@ -30,7 +30,7 @@ T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
 
 _AT_ONCE = 10_000
-"""Positions that one transaction goes over: others want to write, too."""
+"""Positions in one transaction. It is limited so that other writers need not wait long."""
 
 _COLUMNS = batch_rows.c
 
@@ -44,7 +44,7 @@ class Transaction(Protocol):
     """Runs a piece of work in a transaction."""
 
     def __call__(self, work: Work[T]) -> Awaitable[T]:
-        """What the work returns. Raises `LedgerUnavailable`."""
+        """Return the result of the work. Raises `LedgerUnavailable`."""
 
 
 class SqlBatches(BatchStore):
@@ -100,7 +100,9 @@ class SqlBatches(BatchStore):
         """See `BatchStore.begin`."""
         again = _COLUMNS.state.in_([RowState.FAILED, RowState.CANCELED])
         emptied = dict.fromkeys(["number", "ended_at", "work_item_id", "attempts", "failure"])
-        await self._set_state(batch_id, BatchState.STARTED, None)  # first: what has ended may be pruned
+        await self._set_state(
+            batch_id, BatchState.STARTED, None
+        )  # first, because an ended batch may be pruned
         await self._change_rows(batch_id, again, {"state": RowState.PENDING, **emptied})
         return await self._count(batch_id, _COLUMNS.state != RowState.PENDING)
 
@@ -109,7 +111,7 @@ class SqlBatches(BatchStore):
         return await self._count(batch_id, sa.true())
 
     async def _count(self, batch_id: str, is_used: sa.ColumnElement[bool]) -> BatchCounts:
-        """The rows by state, and the tokens and cost of those that meet the condition."""
+        """Return the counts of rows by state, and the tokens and cost of those that meet the condition."""
         query = (
             sa.select(
                 _COLUMNS.state,
@@ -162,7 +164,7 @@ class SqlBatches(BatchStore):
         )
 
         def work(connection: sa.Connection) -> RowPage:
-            # The defaults are the same for all rows; a page of short rows must not become a large one.
+            # The defaults are the same for all rows. They must not make a page of short rows large.
             batch = _find(connection, batch_id)
             defaults = {} if batch is None else batch.defaults
             surplus = len(to_json(defaults))
@@ -289,7 +291,7 @@ class SqlBatches(BatchStore):
     async def _change_rows(
         self, batch_id: str, which: sa.ColumnElement[bool] | sa.TextClause, values: dict[str, Any]
     ) -> None:
-        """Change rows of the batch, a transaction for so many at a time."""
+        """Change rows of the batch, a limited number in each transaction."""
         batch = await self.find(batch_id)
         for first in range(0, 0 if batch is None else batch.rows, _AT_ONCE):
             update = sa.update(batch_rows).where(
@@ -307,11 +309,11 @@ class SqlBatches(BatchStore):
 
 
 _ROW_BYTES = 300
-"""What a row has besides its request or answer, about."""
+"""The approximate bytes of a row without its request or answer."""
 
 
 def _used_by(connection: sa.Connection, task_ids: Sequence[str]) -> dict[str, Usage]:
-    """What the tasks used in all their attempts; tasks of which nothing is known are left out."""
+    """Return the tokens and cost of all attempts of the tasks, without unknown tasks."""
     sums = [sa.func.sum(ai_jobs.c[name]).label(name) for name in Usage.model_fields]
     query = (
         sa.select(work_items.c.task_id, *sums)
@@ -333,7 +335,7 @@ def _insert(connection: sa.Connection, table: sa.Table) -> Any:
 
 
 def _last_within(sizes: Any, most_bytes: int) -> int | None:
-    """The last of the places whose sizes together stay within the limit, or the first; None of none."""
+    """Return the last place up to which the sizes stay within the limit, at least the first, or None."""
     last: int | None = None
     total = 0
     for place, size in sizes:

@@ -1,4 +1,4 @@
-"""Which database a URL means."""
+"""Choose the database for a URL."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Database", "PostgresDatabase", "SqliteDatabase", "Trouble", "databas
 
 
 def database_at(database_url: str, *, command_seconds: float | None = COMMAND_SECONDS) -> Database:
-    """The database of the URL; nothing is opened yet.
+    """Return the database of the URL without opening it.
 
     Args:
         database_url: See `tasquencer.sql.urls.parse`.
-        command_seconds: How long PostgreSQL may take for a statement; None: as long as it wants.
+        command_seconds: How long PostgreSQL may take for a statement. None: no limit.
 
     Raises:
         ValueError: the URL cannot be used.

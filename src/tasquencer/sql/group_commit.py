@@ -1,7 +1,7 @@
 """Group commit: writes that arrive while a transaction runs share the next one.
 
-A commit costs the same for one write as for fifty, so the more tasks a worker carries out, the less each
-pays. No write waits for others: the first one begins a transaction immediately.
+A commit of fifty writes costs the same as a commit of one, so the cost per write falls as a worker runs more
+tasks. No write waits for others: the first one begins a transaction immediately.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class _Waiting:
 
 
 class GroupCommit:
-    """Carries out writes one group after the other, each group in one transaction.
+    """Executes writes one group after the other, each group in one transaction.
 
     Args:
-        write: Writes the entries in one transaction; if it raises, none of them was written.
+        write: Writes the entries in one transaction. If it raises, none of them was written.
     """
 
     def __init__(self, write: Callable[[Sequence[LedgerEntry]], Awaitable[None]]) -> None:
@@ -39,10 +39,10 @@ class GroupCommit:
         self._writer: asyncio.Task[None] | None = None
 
     async def add(self, entries: Sequence[LedgerEntry]) -> None:
-        """Return once the entries are committed; raise the error that prevented it.
+        """Return after the entries are committed, or raise the error that prevented it.
 
-        A write that the ledger refuses never fails the others of its group. A caller that is cancelled while
-        it waits does not know whether its entries were written.
+        A write that the ledger refuses does not affect the others of its group. A caller that is cancelled
+        while it waits cannot know whether its entries were written.
         """
         waiting = _Waiting(entries, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -51,7 +51,7 @@ class GroupCommit:
         await waiting.written
 
     async def finish(self) -> None:
-        """Return once nothing is being written."""
+        """Return when nothing is being written."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
@@ -59,7 +59,7 @@ class GroupCommit:
         try:
             while self._waiting:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_GROUP))]
-                # A caller that was cancelled will write again. While a database hangs, these would pile up.
+                # A cancelled caller writes again. While a database hangs, its old writes would pile up.
                 awaited = [one for one in group if not one.written.cancelled()]
                 if awaited:
                     await self._write_group(awaited)
@@ -73,7 +73,7 @@ class GroupCommit:
             if len(group) == 1:
                 _end(group[0], conflict)
                 return
-            for waiting in group:  # one by one shows which of them is refused
+            for waiting in group:  # written one by one, to find the refused one
                 await self._write_group([waiting])
         except BaseException as error:
             for waiting in group:

@@ -38,11 +38,11 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _TRIES = 5
-"""How often a transaction is tried that lost a race or found its connection gone stale."""
+"""How often to try a transaction that lost a race or whose connection was stale."""
 
 
 class _Refused(Exception):
-    """The database refuses what was to be written, each time."""
+    """The database refuses the write each time."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -52,16 +52,16 @@ class _Refused(Exception):
 class SqlLedger(Ledger):
     """The ledger in SQLite or PostgreSQL.
 
-    A SQLite file is created if need be and migrates by itself when it is opened. A PostgreSQL database must
-    have been migrated (`tasq db upgrade`); one that may forget what it has committed is warned of.
+    A SQLite file is created if necessary and migrates automatically when it is opened. A PostgreSQL database
+    must already be migrated (`tasq db upgrade`). A warning is logged if it may lose committed data.
 
     Args:
         database_url: `sqlite:///file.db`, `sqlite://` (in memory), `postgresql://user@host/database`.
-        domain_tables: Domain tables by name, beside `ai_jobs`. Each has a unique column `work_item_id`, takes
-            JSON values, and is created by its owner.
+        domain_tables: Your own domain tables by name, in addition to `ai_jobs`. Each has a unique column
+        `work_item_id` and takes JSON values. You create it.
 
     Raises:
-        ValueError: the URL is none that the ledger can use.
+        ValueError: the ledger cannot use the URL.
     """
 
     def __init__(self, database_url: str, *, domain_tables: Mapping[str, sa.Table] | None = None) -> None:
@@ -71,12 +71,12 @@ class SqlLedger(Ledger):
 
     @property
     def database(self) -> str:
-        """The database's URL, fit to be shown: without driver, options and password."""
+        """The database's URL for people, without driver, options and password."""
         return self._database.name
 
     @property
     def batches(self) -> SqlBatches:
-        """The batches in the same database; open as long as the ledger is."""
+        """The batches in the same database. They are open as long as the ledger is."""
         return SqlBatches(self._read, self._change_or_wait)
 
     async def open(self) -> None:
@@ -94,8 +94,8 @@ class SqlLedger(Ledger):
         setting = sa.text("SELECT current_setting('synchronous_commit')")
         if await self._database.read(lambda connection: connection.scalar(setting)) == "off":
             _log.warning(
-                "ledger %s: synchronous_commit is off, a crash of the database may lose what it has "
-                "committed; set it to on: ALTER DATABASE … SET synchronous_commit = on",
+                "ledger %s: synchronous_commit is off, so a crash of the database may lose committed data. "
+                "Set it to on: ALTER DATABASE … SET synchronous_commit = on",
                 self.database,
             )
 
@@ -124,7 +124,7 @@ class SqlLedger(Ledger):
         return await self._read(lambda connection: work_items_in(connection, wanted))
 
     async def tasks(self, wanted: TaskFilter) -> list[TaskSummary]:
-        """Tasks, the last active ones first."""
+        """Return tasks, the most recently active ones first."""
         return await self._read(lambda connection: tasks_in(connection, wanted))
 
     async def open_work_items(
@@ -168,7 +168,7 @@ class SqlLedger(Ledger):
             raise self._refusal(entries, refused.error) from refused.error
 
     async def _change_or_wait(self, work: Callable[[sa.Connection], T]) -> T:
-        """Do the work in a transaction; what keeps being refused counts as an outage."""
+        """Do the work in a transaction. If it is refused each time, that counts as an outage."""
         try:
             return await self._change(work)
         except _Refused as refused:
@@ -177,12 +177,12 @@ class SqlLedger(Ledger):
     async def _change(
         self, work: Callable[[sa.Connection], T], explain: Callable[[], Awaitable[None]] | None = None
     ) -> T:
-        """Do the work in a transaction, again where it lost a race.
+        """Do the work in a transaction, and repeat it if it lost a race.
 
         Args:
             work: Reads and writes.
-            explain: Raises what a violated constraint means, if that is known. Else someone may have written
-                the same meanwhile: then the next try finds and skips it.
+            explain: Raises the meaning of a violated constraint, if it is known. Otherwise another writer may
+            have written the same, and the next try skips it.
 
         Raises:
             _Refused: a constraint is violated each time.

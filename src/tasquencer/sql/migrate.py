@@ -1,10 +1,10 @@
-"""Bringing a ledger's database to the schema of this release, while workers of the release before use it.
+"""Migrates a ledger's database to the schema of this release, while workers of the previous release use it.
 
-A migration says which releases work on the schema that it makes: `oldest_compatible`, beside its `revision`,
-is the oldest schema whose releases do. Without it no older release does. The database keeps that in a table,
-so that a release knows if it works on a schema that was made after it.
+A migration declares which releases work on the schema that it makes. Its attribute `oldest_compatible` is the
+oldest schema whose releases do. Without this attribute, no older release works on it. The database keeps this
+in a table, so that an older release can find out whether it works on a newer schema.
 
-Alembic takes a second to import, so it is imported only when there is something to migrate.
+The import of Alembic takes a second, so it happens only when there is something to migrate.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["check_schema", "check_version", "declare", "schema_version", "upgrad
 _UPGRADE_COMMAND = "run `tasq db upgrade`"
 _NEWER_RELEASE = "update tasquencer (a newer release made this schema)"
 _LOCK_KEY = 0x7461_7371  # "tasq": PostgreSQL's advisory lock around an upgrade
-_ALEMBIC_IS_FREE = threading.Lock()  # Alembic keeps the migration under way in a module's globals
+_ALEMBIC_IS_FREE = threading.Lock()  # Alembic keeps the current migration in a module's globals
 
 
 async def schema_version(database_url: str) -> str | None:
-    """The version of the database's schema; None if it has none.
+    """Return the version of the database's schema, or None if it has no schema.
 
     Raises:
         LedgerUnavailable: the database cannot be reached or used.
@@ -51,7 +51,7 @@ async def schema_version(database_url: str) -> str | None:
 
 
 async def check_version(database_url: str) -> None:
-    """Raise `SchemaMismatch` unless this release works on the database's schema, which may be a newer one."""
+    """Raise `SchemaMismatch` unless this release works on the database's schema, which may be newer."""
     database = database_at(database_url)
     try:
         await check_schema(database)
@@ -60,23 +60,24 @@ async def check_version(database_url: str) -> None:
 
 
 async def upgrade(database_url: str, *, worker_role: str | None = None) -> tuple[str | None, str]:
-    """Bring the database to this release's schema; return the versions before and after.
+    """Migrate the database to this release's schema. Return the versions before and after.
 
-    Safe to run twice, and at the same time in several processes. Each migration happens as a whole or not at
-    all (on SQLite all of them together); one that leaves its transaction is done again by the next upgrade.
-    A newer schema that this release works on is left alone.
+    It is safe to run this twice, and at the same time in several processes. Each migration happens completely
+    or not at all (on SQLite, all of them together). If a migration that leaves its transaction is
+    interrupted, the next upgrade repeats it. A newer schema that this release works on is left alone.
 
     Args:
         database_url: See `SqlLedger`.
-        worker_role: On PostgreSQL, the role that workers connect as: it gets the rights that they need. None
-            where workers connect as the owner of the tables.
+        worker_role: On PostgreSQL, the role of the workers. It gets the rights that they need. None if
+        workers connect as the owner of the tables.
 
     Raises:
-        LedgerUnavailable: the database cannot be reached or used: it is read-only, say, or not in UTF-8.
-        SchemaMismatch: the schema is newer than this release, which does not work on it.
+        LedgerUnavailable: the database cannot be reached or used, for example if it is read-only or not in
+        UTF-8.
+        SchemaMismatch: the schema is too new for this release.
         WrongSetting: the role does not exist, or may act as the owner.
     """
-    # In a thread with a loop of its own: a migration may wait for the lock, which must not stop the caller's.
+    # In a thread with its own event loop, because a migration may wait for the lock.
     return await asyncio.to_thread(asyncio.run, _upgrade(database_url, worker_role))
 
 
@@ -91,20 +92,20 @@ async def _upgrade(database_url: str, worker_role: str | None) -> tuple[str | No
 
 
 async def upgrade_database(database: Database, worker_role: str | None = None) -> tuple[str | None, str]:
-    """`upgrade`, for a database that is open already."""
+    """Do the same as `upgrade` for a database that is already open."""
     if isinstance(database, SqliteDatabase):
         if worker_role is not None:
             raise WrongSetting(SETTING, "SQLite has no roles")
         await database.prepare()
         found = await database.read(version_in)
-        if found == SCHEMA_VERSION:  # nothing to write: a read-only file will do
+        if found == SCHEMA_VERSION:  # nothing to write, so a read-only file is fine
             return found, found
         if _is_behind(found):
-            importlib.import_module("alembic.command")  # it takes a while: not while others wait for the lock
+            importlib.import_module("alembic.command")  # slow, so not while others wait for the lock
         return await database.write(lambda connection: _upgrade_sqlite(connection, database.name))
     assert isinstance(database, PostgresDatabase)
     async with database.locked(_LOCK_KEY):
-        # What `read` runs is in no transaction. Here Alembic begins one for each migration.
+        # `read` opens no transaction, so Alembic begins one for each migration.
         versions = await database.read(lambda connection: _upgrade_postgresql(connection, database.name))
         if worker_role is not None:
             await database.write(lambda connection: grant(connection, worker_role))
@@ -123,7 +124,7 @@ async def check_schema(database: Database) -> None:
 
 
 def version_in(connection: sa.Connection) -> str | None:
-    """The schema version that the database says it has."""
+    """Return the schema version that the database records."""
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
     found: str | None = connection.execute(
@@ -133,7 +134,7 @@ def version_in(connection: sa.Connection) -> str | None:
 
 
 def declare(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args: object) -> None:
-    """Keep what a migration that has just been run says about older releases; Alembic calls it."""
+    """Store which older releases work on a migration that has just run. Alembic calls this."""
     from alembic.script import Script
 
     connection, made = ctx.connection, step.up_revision
@@ -145,7 +146,7 @@ def declare(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args:
 
 
 def _usable_version(connection: sa.Connection, name: str) -> str | None:
-    """The schema version; raises `SchemaMismatch` if it is a newer one that this release does not work on."""
+    """Return the schema version. Raises `SchemaMismatch` if it is too new for this release."""
     found = version_in(connection)
     if found is None or found in SCHEMA_VERSIONS:
         return found
@@ -161,19 +162,19 @@ def _usable_version(connection: sa.Connection, name: str) -> str | None:
 
 
 def _is_behind(found: str | None) -> bool:
-    """True if there is something to migrate. A version that this release does not know is a newer one."""
+    """Return whether there is something to migrate. An unknown version is a newer one."""
     return found is None or (found in SCHEMA_VERSIONS and found != SCHEMA_VERSION)
 
 
 def _upgrade_sqlite(connection: sa.Connection, name: str) -> tuple[str | None, str]:
-    return _migrate(connection, _usable_version(connection, name))  # its write transaction is a lock already
+    return _migrate(connection, _usable_version(connection, name))  # its write transaction is already a lock
 
 
 def _upgrade_postgresql(connection: sa.Connection, name: str) -> tuple[str | None, str]:
     connection = connection.execution_options(isolation_level="READ COMMITTED")
     encoding = connection.scalar(sa.text("SHOW server_encoding"))
     if encoding != "UTF8":
-        problem = f"its encoding is {encoding}, which does not hold every text"
+        problem = f"its encoding is {encoding}, which cannot hold every text"
         remedy = "create it with ENCODING 'UTF8' TEMPLATE template0"
         raise LedgerUnavailable(name, f"{problem} ({remedy})")
     found = _usable_version(connection, name)

@@ -1,7 +1,8 @@
 """The options of a PostgreSQL URL, as asyncpg takes them.
 
-People paste URLs that were written for libpq, for SQLAlchemy or for another program. asyncpg knows some
-options of libpq, and sends every other one to the server as a setting, which then refuses the connection.
+People paste URLs that were written for libpq, for SQLAlchemy or for another program. asyncpg supports some
+options of libpq. It sends every other option to the server as a setting, and the server then refuses the
+connection.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _TLS = (
     "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation", "ssl_min_protocol_version",
     "ssl_max_protocol_version",
 )  # fmt: skip
-"""asyncpg takes them in a URL only."""
+"""asyncpg accepts them only in a URL."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _OTHER_SSL_MODES = {
@@ -68,7 +69,7 @@ _CACHE_SIZES = ("statement_cache_size", "prepared_statement_cache_size")
 
 
 def connect_arguments(url: sa.URL) -> tuple[dict[str, Any], bool | None]:
-    """The arguments of `asyncpg.connect`, and whether there is a pooler; None if the URL does not say.
+    """Return the arguments of `asyncpg.connect`, and whether the URL names a pooler (None: it does not say).
 
     Options that are neither libpq's nor asyncpg's become settings of the server.
 
@@ -140,7 +141,7 @@ def _refuse_what_would_be_less_safe(options: Mapping[str, str]) -> None:
 
 
 def _tls(arguments: dict[str, Any], options: dict[str, str]) -> None:
-    """Move what is about TLS from the options to the arguments."""
+    """Move the TLS options to the arguments."""
     mode = options.pop("sslmode", None)
     mode = options.pop("ssl", None) if mode is None else mode
     if _flag_or_refuse("requiressl", options.pop("requiressl", "0")):
@@ -163,12 +164,12 @@ def _tls(arguments: dict[str, Any], options: dict[str, str]) -> None:
             context.load_cert_chain(tls["sslcert"], tls.get("sslkey"), tls.get("sslpassword"))
         arguments["ssl"] = context
         tls = {}
-    # Without a URL, however empty, asyncpg looks for no service either.
+    # asyncpg looks for a service only if it gets a URL, even an empty one.
     arguments["dsn"] = "postgresql://" + (f"?{urlencode(tls)}" if tls else "")
 
 
 def _check_service(arguments: Mapping[str, Any]) -> None:
-    """Refuse a service that does not exist: asyncpg would connect to a server on this machine instead."""
+    """Refuse a service that does not exist, because asyncpg would connect to this machine instead."""
     service = arguments.get("service")
     if service is None:
         return

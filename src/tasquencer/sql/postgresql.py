@@ -24,25 +24,25 @@ T = TypeVar("T")
 _CONNECT_SECONDS = 10.0
 
 COMMAND_SECONDS = 30.0
-"""How long PostgreSQL may take for a statement. By then a connection that has gone silent is given up."""
+"""How long PostgreSQL may take for a statement. A silent connection is given up after this time."""
 
 _FAREWELL_SECONDS = 1.0
 
 _LOCK_POLL_SECONDS = 0.1
 
 _FRESH_SECONDS = 1.0
-"""A connection this young is as writable as the next one would be."""
+"""A connection of at most this age is trusted to be writable."""
 
 _READ_ONLY = "25006"
 _LOST_STATEMENTS = ("26000", "42P05")
-"""A prepared statement does not exist, or exists already: another session has taken this one's place."""
+"""A prepared statement does not exist, or already exists, because another session took this one's place."""
 
 
 class PostgresDatabase(Database):
     """A PostgreSQL server, for any number of workers.
 
-    Before the first transaction one connection finds out whether a pooler stands in between. Behind one, each
-    transaction may meet another session of the server, so statements are not kept prepared.
+    Before the first transaction, one connection detects a pooler. Behind a pooler, each transaction may use a
+    different session of the server, so statements are not kept prepared.
     """
 
     def __init__(self, url: sa.URL, *, command_seconds: float | None = COMMAND_SECONDS) -> None:
@@ -70,7 +70,7 @@ class PostgresDatabase(Database):
 
     @property
     def migrates_itself(self) -> bool:
-        """Other releases' workers may be using it: someone decides when."""
+        """False: workers of other releases may use the database, so a person decides when to upgrade."""
         return False
 
     async def read(self, work: Work[T]) -> T:
@@ -87,13 +87,13 @@ class PostgresDatabase(Database):
 
     @contextlib.asynccontextmanager
     async def locked(self, key: int) -> AsyncIterator[None]:
-        """Wait for the advisory lock, and hold it for the length of the block.
+        """Hold the advisory lock during the block.
 
-        It belongs to a transaction of its own, which a pooler does not take apart.
+        The lock belongs to its own transaction, so that a pooler keeps it on one session.
         """
         engine = await self._open()
         async with engine.connect() as connection:
-            # Asked for again and again: a statement that waits for a lock keeps a snapshot, and CREATE INDEX
+            # Poll for the lock. A statement that waits for a lock keeps a snapshot, and CREATE INDEX
             # CONCURRENTLY waits for the end of all snapshots.
             lock = sa.select(sa.func.pg_try_advisory_xact_lock(key))
             while not (await connection.execute(lock)).scalar():
@@ -106,7 +106,7 @@ class PostgresDatabase(Database):
     async def close(self) -> None:
         """See `Database.close`."""
         engine, self._engine = self._engine, None
-        self._opening = asyncio.Lock()  # the next one to open it may have another loop
+        self._opening = asyncio.Lock()  # it may be opened again on another event loop
         if engine is not None:
             await engine.dispose()
 
@@ -138,7 +138,7 @@ class PostgresDatabase(Database):
         return self._engine
 
     async def _is_behind_pooler(self) -> bool:
-        """True if the session's process is not the one that was announced when it was opened."""
+        """Return whether the session's process differs from the one that was announced when it opened."""
         import asyncpg
 
         connection = await asyncpg.connect(**self._arguments, statement_cache_size=0)
@@ -151,7 +151,7 @@ class PostgresDatabase(Database):
     def _new_engine(self, *, pooled: bool) -> AsyncEngine:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        # With neither cache asyncpg uses the unnamed statement, parsed again for each execution.
+        # Without both caches asyncpg uses the unnamed statement, which is parsed at each execution.
         without_caches = {"statement_cache_size": 0, "prepared_statement_cache_size": 0} if pooled else {}
         engine = create_async_engine(
             sa.URL.create("postgresql+asyncpg"),
@@ -166,7 +166,7 @@ class PostgresDatabase(Database):
         return engine
 
     def _give_up_lost_sessions(self, context: sa.engine.ExceptionContext) -> None:
-        """Close all connections that are open, where new ones may reach another server or session.
+        """Close all open connections, so that new ones can reach another server or session.
 
         After a failover the old primary's sessions are read-only, while new ones are writable.
         """
@@ -188,11 +188,11 @@ def _remember_age(_connection: object, record: sa.pool.ConnectionPoolEntry) -> N
 
 
 def _impatient(connection_class: type[Any]) -> type[Any]:
-    """The class of connections, whose farewell does not wait for a server that hangs."""
+    """Return the class of connections whose closing does not wait for a server that hangs."""
 
     class Connection(connection_class):  # type: ignore[misc]
         async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-            with contextlib.suppress(TimeoutError):  # asyncpg has dropped the connection then
+            with contextlib.suppress(TimeoutError):  # asyncpg has then dropped the connection
                 await super().close(timeout=_FAREWELL_SECONDS if timeout is None else timeout)
 
     return Connection

@@ -1,7 +1,7 @@
-"""Statements as the driver takes them: compiled once, their values bound without SQLAlchemy's way to do so.
+"""Statements compiled once for the driver, with values bound directly instead of by SQLAlchemy.
 
-SQLAlchemy takes every row apart by name, looks up the types of its values and puts it together again, at
-each execution: the greater part of what a write of the ledger took in Python.
+At each execution SQLAlchemy takes every row apart by name, looks up the types of its values and puts it
+together again. That was most of the Python time of a ledger write.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def execute_many(
     """Execute the statement for each row.
 
     Args:
-        statement: Of two values or more, none of them one that SQLAlchemy has to add (a column's default).
-        rows: Each has a value for every parameter of the statement, by its name; others are not looked at.
+        statement: A statement with at least two values, without values that SQLAlchemy has to add (column
+        defaults).
+        rows: Each has a value for every parameter of the statement, by its name. Other values are ignored.
 
     Raises:
         sqlalchemy.exc.StatementError: a value is not of its column's type, or the database refuses a row.
@@ -51,7 +52,7 @@ def execute_many(
 def rows_of(
     connection: sa.Connection, statement: sa.Select[Any], values: Iterable[Any]
 ) -> Iterable[Sequence[Any]]:
-    """The rows of a query, as the driver returns them, for values of its parameters in their order."""
+    """Return the driver's rows of a query, given the values of its parameters in order."""
     text, _, processors = _compiled(statement, connection.dialect)
     parameters = list(values)
     for place, process in processors:
@@ -64,7 +65,7 @@ def rows_of(
 def _sqlite(
     connection: sa.Connection, text: str, parameters: tuple[Any, ...] | list[tuple[Any, ...]]
 ) -> list[Any]:
-    """The rows of a statement, run by the driver alone: that costs a fifth of what SQLAlchemy adds to it."""
+    """Return the rows of a statement run by the driver alone, at a fifth of SQLAlchemy's overhead."""
     driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
     try:
         if isinstance(parameters, list):
@@ -81,7 +82,7 @@ def _sqlite(
 def _compiled(
     statement: sa.Insert | sa.Update | sa.Select[Any], dialect: sa.Dialect
 ) -> tuple[str, list[str], list[tuple[int, _Process]]]:
-    """The text, the names of its parameters in their order, and by place what makes a value the driver's."""
+    """Return the text, the names of its parameters in order, and the converters of values by place."""
     compiled = statement.compile(dialect=dialect)
     names = compiled.positiontup or []
     found = [compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]

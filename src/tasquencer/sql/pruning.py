@@ -1,7 +1,7 @@
-"""Removing old tasks from a ledger, each as a whole: the one exception to "nothing that has ended changes".
+"""Removes complete old tasks from a ledger: the only exception to "ended work items never change".
 
-The triggers that refuse it are disabled within the transaction that deletes. So no other transaction finds
-them disabled, and they are back after a failure too.
+The triggers that would refuse it are disabled within the deleting transaction. So they stay active for all
+other transactions, and are active again after a failure.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tasquencer.sql.schema import ai_jobs, batches, work_item_supersessions, wor
 __all__ = ["Old", "old_tasks", "prune"]
 
 _PAGE = 500
-"""Work items looked at in one transaction: writers wait for it."""
+"""Work items in one transaction. Writers wait for it."""
 
 _TABLES = (ai_jobs, work_item_supersessions, work_item_transitions, work_items)
-"""In the order in which their rows can go."""
+"""The tables in the order in which rows can be deleted."""
 
 _Place = tuple[datetime, int, str]
 
 
 @dataclass(frozen=True)
 class Old:
-    """How much of a ledger is old."""
+    """The old part of a ledger."""
 
     tasks: int = 0
     work_items: int = 0
@@ -39,18 +39,18 @@ class Old:
 
 
 def _is_needed(before: datetime) -> sa.ColumnElement[bool]:
-    """True of batches that stay: their answers are their tasks'."""
+    """True for batches that stay, because their answers belong to their tasks."""
     return sa.or_(batches.c.ended_at.is_(None), batches.c.ended_at >= before)
 
 
 def _is_of(batch_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
-    """True of work items whose task is a row of the batch."""
+    """True for work items whose task is a row of the batch."""
     prefix = batch_id + "/"
     return sa.func.substr(work_items.c.task_id, 1, sa.func.length(prefix)) == prefix
 
 
 async def old_tasks(database_url: str, before: datetime) -> Old:
-    """How many tasks have only work items that ended before this time, and how many batches ended before it.
+    """Count the tasks whose work items all ended before this time, and the batches that ended before it.
 
     Tasks of a batch that stays do not count.
 
@@ -84,17 +84,17 @@ async def old_tasks(database_url: str, before: datetime) -> Old:
 
 
 async def prune(database_url: str, before: datetime, progress: Callable[[Old], None] = lambda _: None) -> Old:
-    """Delete the tasks that have only work items that ended before this time, and batches; what was deleted.
+    """Delete the tasks whose work items all ended before this time, and old batches. Return the counts.
 
-    Page by page, beside workers. If it is interrupted, it has deleted a part; run it again for the rest.
+    Works page by page while workers run. If it is interrupted, run it again for the rest.
 
     Args:
-        before: Aware.
-        progress: Called after each page with what was deleted so far.
+        before: An aware time.
+        progress: Called after each page with the counts so far.
 
     Raises:
         LedgerUnavailable: the database cannot be reached or used, its user may not alter the tables, or
-            a table of the user's refers to a work item.
+        one of your own tables refers to a work item.
         SchemaMismatch: it has another schema than this release.
     """
     database = database_at(database_url, command_seconds=None)
@@ -135,7 +135,7 @@ def _page(
 
 
 def _old_of(connection: sa.Connection, task_ids: list[str], before: datetime) -> list[str]:
-    """Those of the tasks that are old."""
+    """Return the old ones among these tasks."""
     is_recent = sa.or_(work_items.c.ended_at.is_(None), work_items.c.ended_at >= before)
     query = sa.select(work_items.c.task_id).where(work_items.c.task_id.in_(task_ids), is_recent).distinct()
     recent = set(connection.execute(query).scalars())
@@ -146,7 +146,7 @@ def _old_of(connection: sa.Connection, task_ids: list[str], before: datetime) ->
 
 
 def _delete(connection: sa.Connection, task_ids: list[str], before: datetime) -> Old:
-    with _without_triggers(connection):  # from here on no other transaction writes
+    with _without_triggers(connection):  # from here no other transaction writes
         tasks = _old_of(connection, task_ids, before)
         query = sa.select(work_items.c.id).where(work_items.c.task_id.in_(tasks))
         ids = list(connection.execute(query).scalars())
@@ -162,14 +162,14 @@ def _old_batches(connection: sa.Connection, before: datetime) -> list[str]:
 
 
 def _delete_batch(connection: sa.Connection, batch_id: str, before: datetime) -> bool:
-    """Delete the batch and its rows if it is still old; return whether it was."""
+    """Delete the batch and its rows if it is still old. Return whether it was."""
     old = sa.delete(batches).where(batches.c.id == batch_id, batches.c.ended_at < before)
     return connection.execute(old).rowcount > 0
 
 
 @contextmanager
 def _without_triggers(connection: sa.Connection) -> Iterator[None]:
-    """Delete what is immutable, within this transaction."""
+    """Allow the deletion of immutable rows within this transaction."""
     names = [table.name for table in _TABLES]
     if connection.dialect.name == "postgresql":
         for name in names:

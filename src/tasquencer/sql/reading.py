@@ -1,4 +1,4 @@
-"""Reading the ledger: the queries, and rows as work items."""
+"""Reads the ledger: the queries, and their rows as work items."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _COMMON = {
     frozenset({WorkItemState.CANCELED}): is_canceled,
     frozenset(_OPEN): is_open,
 } | {frozenset({state}): is_open for state in _OPEN}
-"""What is true of work items in these states and an index is made for."""
+"""Conditions on work items in these states, as their indexes have them."""
 
 
 def work_items_query(wanted: WorkItemFilter) -> sa.Select[tuple[object, ...]]:
-    """The query for the work items that the filter selects, written so that the indexes serve it."""
+    """Return the query for the work items that the filter selects, in a form that uses the indexes."""
     columns = work_items.c
     query = sa.select(*_COLUMNS)
     if wanted.task_id is not None:
@@ -65,13 +65,13 @@ def work_items_query(wanted: WorkItemFilter) -> sa.Select[tuple[object, ...]]:
 
 
 def work_items_in(connection: sa.Connection, wanted: WorkItemFilter) -> list[WorkItem]:
-    """The work items that the filter selects."""
+    """Return the work items that the filter selects."""
     rows = connection.execute(work_items_query(wanted)).mappings()
     return [WorkItem.model_validate(dict(row)) for row in rows]
 
 
 def holder_in(connection: sa.Connection, work_item_id: str) -> tuple[str, WorkItemState] | None:
-    """The task and the state of a work item, if it is there."""
+    """Return the task and the state of a work item, if it exists."""
     columns = work_items.c
     query = sa.select(columns.task_id, columns.state).where(columns.id == work_item_id)
     row = connection.execute(query).first()
@@ -81,7 +81,7 @@ def holder_in(connection: sa.Connection, work_item_id: str) -> tuple[str, WorkIt
 def open_work_items_query(
     created_before: datetime, after: Place | None, limit: int
 ) -> sa.Select[tuple[object, ...]]:
-    """The query for a page of the open work items, oldest first; their index has them in this order."""
+    """Return the query for a page of the open work items, oldest first, in the order of their index."""
     columns = work_items.c
     order = [columns.created_at, columns.attempt, columns.id]
     query = sa.select(*(columns[name] for name in OpenWorkItem.model_fields)).where(
@@ -99,13 +99,13 @@ def open_work_items_query(
 def open_work_items_in(
     connection: sa.Connection, created_before: datetime, after: Place | None, limit: int
 ) -> list[OpenWorkItem]:
-    """A page of the open work items, oldest first."""
+    """Return a page of the open work items, oldest first."""
     rows = connection.execute(open_work_items_query(created_before, after, limit)).mappings()
     return [OpenWorkItem.model_validate(dict(row)) for row in rows]
 
 
 def transitions_in(connection: sa.Connection, work_item_ids: Sequence[str]) -> dict[str, list[Transition]]:
-    """The transitions of work items, oldest first, by work item id."""
+    """Return the transitions of work items, oldest first, by work item id."""
     column = work_item_transitions.c
     query = sa.select(work_item_transitions).order_by(column.work_item_id, column.sequence)
     found: dict[str, list[Transition]] = {}
@@ -117,7 +117,7 @@ def transitions_in(connection: sa.Connection, work_item_ids: Sequence[str]) -> d
 def domain_records_in(
     connection: sa.Connection, table: sa.Table, work_item_ids: Sequence[str]
 ) -> dict[str, dict[str, JsonValue]]:
-    """The rows of a domain table, by work item id."""
+    """Return the rows of a domain table, by work item id."""
     found: dict[str, dict[str, JsonValue]] = {}
     for row in _of_work_items(connection, sa.select(table), table.c.work_item_id, work_item_ids):
         values = dict(row)

@@ -1,7 +1,7 @@
-"""The rights of the role that workers connect as on PostgreSQL, which owns nothing.
+"""The rights of the workers' role on PostgreSQL, which owns no table.
 
-An owner may disable triggers, drop tables and empty them. So the tables belong to the role that runs
-`tasq db upgrade` and `tasq ledger prune`, and workers have another one.
+An owner may disable triggers, drop tables and empty them. So the role that runs `tasq db upgrade` and
+`tasq ledger prune` owns the tables, and workers use another role.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SETTING", "grant"]
 SETTING = "TASQ_DB_WORKER_ROLE"
 
 _RIGHTS = {
-    work_item_transitions.name: "SELECT, INSERT, DELETE",  # triggers allow what a supersession replaces
+    work_item_transitions.name: "SELECT, INSERT, DELETE",  # the triggers only allow it for a supersession
     work_item_supersessions.name: "SELECT, INSERT",
     schema_compatibility.name: "SELECT",
     VERSION_TABLE: "SELECT",
@@ -31,10 +31,10 @@ _RIGHTS_OF_OTHERS = "SELECT, INSERT, UPDATE"
 
 
 def grant(connection: sa.Connection, role: str) -> None:
-    """Give the role what a worker needs, and nothing else of the ledger's tables.
+    """Give the role the rights that a worker needs on the ledger's tables, and no others.
 
     Raises:
-        WrongSetting: there is no such role, or it may act as the owner of the tables.
+        WrongSetting: the role does not exist, or may act as the owner of the tables.
     """
     _check(connection, role)
     quote = connection.dialect.identifier_preparer.quote_identifier
@@ -69,4 +69,6 @@ def _check(connection: sa.Connection, role: str) -> None:
         raise WrongSetting(SETTING, f"there is no role {role!r}: CREATE ROLE … LOGIN PASSWORD '…'")
     may_be_owner, owner = found
     if may_be_owner:
-        raise WrongSetting(SETTING, f"role {role!r} may act as {owner}, who owns the tables: take another")
+        raise WrongSetting(
+            SETTING, f"role {role!r} may act as {owner}, who owns the tables: use another role"
+        )

@@ -1,8 +1,8 @@
 """The ledger's tables.
 
-The migrations make them; a test compares the two. Triggers, which only the migrations know, refuse to
-change terminal work items, terminal AI jobs and any transition (also by TRUNCATE or REPLACE), and to add a
-transition to a terminal work item.
+The migrations create them, and a test compares the two. Only the migrations contain the triggers. These
+refuse changes of terminal work items, terminal AI jobs and transitions (also by TRUNCATE or REPLACE), and
+further transitions of a terminal work item.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
 """The version this release works with."""
 
 VERSION_TABLE = "tasquencer_schema_version"
-"""Where the database keeps its version. Not Alembic's usual name, so that a user's own migrations can
+"""The table with the schema's version. It does not have Alembic's usual name, so that your own migrations can
 live in the same database."""
 
 
@@ -60,7 +60,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """To UTC; naive for SQLite, whose driver would drop the offset unread."""
+        """Convert to UTC. The value is naive for SQLite, whose driver would ignore the offset."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -69,7 +69,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
         return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
 
     def bind_processor(self, dialect: sa.Dialect) -> Callable[[datetime | None], object] | None:
-        """For SQLite the text itself: SQLAlchemy would put it together from the parts of the time."""
+        """Return SQLite's text itself, because SQLAlchemy would rebuild it from the parts of the time."""
         if dialect.name != "sqlite":
             return super().bind_processor(dialect)
 
@@ -100,7 +100,7 @@ class Id(sa.types.TypeDecorator[str]):
         return value if value is None else escaped(value)
 
     def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> str | None:
-        """As it was given."""
+        """Return the original text."""
         return value if value is None else unescaped(value)
 
 
@@ -112,19 +112,19 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """An id as the database has it."""
+    """Return an id as it is stored in the database."""
     return text if _ESCAPED.search(text) is None else _ESCAPED.sub(_escape, text)
 
 
 def unescaped(text: str) -> str:
-    """The id that the text in the database stands for; lone surrogates stay escaped."""
+    """Return the id for a text from the database. Lone surrogates stay escaped."""
     if "\u2400" not in text:
         return text
     return re.sub("\u2400(0000|2400)", lambda found: chr(int(found[1], 16)), text)
 
 
 Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-"""JSON; Python's None is SQL's NULL."""
+"""JSON. Python's None is SQL's NULL."""
 
 
 def _one_of(column: str, values: list[str]) -> str:
@@ -179,13 +179,13 @@ work_items = sa.Table(
 """One row for each attempt."""
 
 is_open = sa.text(_one_of("state", _OPEN))
-"""True of open work items, written as the index for them has it (SQLite compares the text)."""
+"""True for open work items, in the words of their index (SQLite compares the text)."""
 
 is_failed = sa.text("state = 'failed'")
-"""True of failed work items, written as the index for them has it."""
+"""True for failed work items, in the words of their index."""
 
 is_canceled = sa.text("state = 'canceled'")
-"""True of canceled work items, written as the index for them has it."""
+"""True for canceled work items, in the words of their index."""
 
 sa.Index("work_items_newest", work_items.c.created_at, work_items.c.attempt, work_items.c.id)
 sa.Index(
@@ -229,7 +229,7 @@ work_item_transitions = sa.Table(
     ),
     sqlite_with_rowid=False,
 )
-"""Every change of a work item's state; append-only."""
+"""Every change of a work item's state. Append-only."""
 
 work_item_supersessions = sa.Table(
     "work_item_supersessions",
@@ -244,7 +244,7 @@ work_item_supersessions = sa.Table(
     sa.Column("decided", Json, nullable=False),
     sa.CheckConstraint("number >= 1", name="work_item_supersessions_number_counts_from_1"),
 )
-"""What only a lost workflow task had written, and what took its place; append-only."""
+"""Entries of lost workflow tasks, with the entries that replaced them. Append-only."""
 
 ai_jobs = sa.Table(
     AI_JOBS,
@@ -289,7 +289,7 @@ batches = sa.Table(
 """One row for each batch of prompts."""
 
 is_pending = sa.text("state = 'pending'")
-"""True of pending rows of batches, written as the index for them has it."""
+"""True for pending rows of batches, in the words of their index."""
 
 batch_rows = sa.Table(
     "batch_rows",
@@ -332,7 +332,7 @@ schema_compatibility = sa.Table(
     sa.Column("version", sa.Text, primary_key=True),
     sa.Column("oldest_compatible", sa.Text, nullable=False),
 )
-"""For each migration, the oldest schema whose releases work on what it makes; see `tasquencer.sql.migrate`.
+"""For each migration, the oldest schema whose releases work on its result. See `tasquencer.sql.migrate`.
 
-Like `VERSION_TABLE` it is kept by the upgrade, not made by a migration.
+The upgrade maintains it, like `VERSION_TABLE`. It is not made by a migration.
 """

@@ -24,19 +24,19 @@ T = TypeVar("T")
 _READERS = 4
 
 _BUSY_SECONDS = 4.0
-"""How long SQLite waits for another process's lock. Less than the bookkeeping waits, so that its error
-says what the matter is."""
+"""How long SQLite waits for another process's lock. The bookkeeping waits longer, so it gets SQLite's clear
+error."""
 
 _PAUSE_SECONDS = 0.01
-"""Between two tries to get a lock for which SQLite itself doesn't wait."""
+"""The pause between two tries to get a lock for which SQLite itself does not wait."""
 
 
 class SqliteDatabase(Database):
-    """A file, or memory. One writer at a time, in a thread of its own; readers beside it.
+    """A file, or memory. There is one writer at a time, in its own thread, and any number of readers.
 
-    Commits are durable (`synchronous=FULL`): a commit of 2 kB cost 0.29 ms here, with `NORMAL` 0.02 ms. The
-    latter may lose the last commits at a power cut, and then an AI request could have left that the ledger
-    knows nothing of.
+    Commits are durable (`synchronous=FULL`). A commit of 2 kB took 0.29 ms, and 0.02 ms with `NORMAL`. But
+    `NORMAL` may lose the last commits in a power cut, and then the ledger could lack an AI request that was
+    sent.
     """
 
     outages = (*Database.outages, sqlite3.Error)
@@ -61,7 +61,7 @@ class SqliteDatabase(Database):
         self._writing_engine = self._engine.execution_options(tasquencer_writes=True)
         self._is_file = is_file
         self._writing: sa.Connection | None = (
-            None  # the writer's, kept: to get one takes longer than to use it
+            None  # the writer's, kept open because opening takes longer than a write
         )
         self._new_threads()
 
@@ -73,7 +73,7 @@ class SqliteDatabase(Database):
 
     @property
     def migrates_itself(self) -> bool:
-        """An embedded file does."""
+        """True, because the file belongs to this program."""
         return True
 
     async def read(self, work: Work[T]) -> T:
@@ -108,7 +108,7 @@ class SqliteDatabase(Database):
             connection.close()
 
     async def prepare(self) -> None:
-        """Create the folder of the file, and let it have a write-ahead log (readers beside the writer)."""
+        """Create the folder of the file, and turn on the write-ahead log, so that readers need not wait."""
 
         def job() -> None:
             if self._file is not None:
@@ -122,21 +122,21 @@ class SqliteDatabase(Database):
         await asyncio.get_running_loop().run_in_executor(self._writer, job)
 
     async def close(self) -> None:
-        """See `Database.close`. Waits for the transaction under way."""
+        """See `Database.close`. Waits for the current transaction."""
         self._writer.submit(self._end_writing)
         await asyncio.to_thread(self._writer.shutdown)
         await asyncio.to_thread(self._reader.shutdown)
         self._engine.dispose()
         self._opened = None
-        self._new_threads()  # none runs before it is needed: a closed ledger may be opened again
+        self._new_threads()  # they start when needed, so a closed ledger can be opened again
 
     def _create_privately(self, *_arguments: object) -> None:
-        """Create the file if need be, for its owner alone. SQLite's files beside it get the same rights."""
+        """Create the file if necessary, only for its owner. SQLite gives its other files the same rights."""
         path = self._file
         if path is None and self._is_file and self._url.query.get("mode", "rwc") == "rwc":
             path = Path(unquote((self._url.database or "").removeprefix("file:").partition("?")[0]))
         if path is not None:
-            with contextlib.suppress(OSError):  # SQLite says what the matter is
+            with contextlib.suppress(OSError):  # SQLite's own error is clearer
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _remember_file(self, _connection: object, _record: object) -> None:
@@ -144,20 +144,21 @@ class SqliteDatabase(Database):
             self._opened = _identity(self._file)
 
     def _check_file(self) -> None:
-        """Notice that the file is gone or another one: SQLite would continue to write to the lost file.
+        """Raise an error if the file is gone or was replaced, because SQLite would still write to the lost
+        file.
 
-        Another one is not opened: SQLite would take the log of the old one (`-wal`) for its own.
+        A new file is not opened, because SQLite would apply the old file's log (`-wal`) to it.
         """
         if self._opened is None or self._file is None:
             return
         found = _identity(self._file)
         if found != self._opened:
-            happened = "is gone" if found is None else "is another one"
-            raise FileNotFoundError(f"the file {happened}: put it back, or stop what uses it first")
+            happened = "is gone" if found is None else "was replaced by another one"
+            raise FileNotFoundError(f"the file {happened}: put the original back, or stop this program first")
 
 
 def _make_private(folder: Path) -> None:
-    """Create the folder and those above it that are missing, for their owner alone."""
+    """Create the folder and its missing parents, only for their owner."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(missing or [folder]):
         one.mkdir(mode=0o700, exist_ok=True)
@@ -172,13 +173,13 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transaction by itself: `_begin_sqlite` does
+    connection.isolation_level = None  # `_begin_sqlite` begins transactions, not the driver
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
 
 
 def _write_ahead(cursor: Any) -> None:
-    # If several connections do this at the same time, SQLite refuses some without waiting.
+    # SQLite refuses this without waiting if several connections do it at the same time.
     until = time.monotonic() + _BUSY_SECONDS
     while cursor.execute("PRAGMA journal_mode").fetchone() == ("delete",):
         try:
@@ -188,11 +189,11 @@ def _write_ahead(cursor: Any) -> None:
                 raise
             time.sleep(_PAUSE_SECONDS)
         else:
-            return  # a file system without shared memory leaves it as it is
+            return  # a file system without shared memory ignores it
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock immediately. If it read first, the file could change before it has the lock.
+    # A writer takes the lock immediately. If it read first, the file could change before it gets the lock.
     writes = connection.get_execution_options().get("tasquencer_writes", False)
     driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
     driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,7 +1,7 @@
-"""Replacing what only a lost workflow task has written: the one way to change what is immutable.
+"""Replaces entries of a lost workflow task: the only way to change immutable rows.
 
-The supersession is inserted first; the database's triggers then allow this one change. It ends when the work
-item's row counts the supersession in its `version`.
+The supersession is inserted first. The database's triggers then allow this one change, until the work item's
+row counts the supersession in its `version`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["held_of", "make_room", "put_in_place", "supersessions_in"]
 
 
 def held_of(connection: sa.Connection, work_item_id: str, domain_tables: Mapping[str, sa.Table]) -> Held:
-    """All that the ledger holds of a work item, which must be there."""
+    """Return all that the ledger holds of a work item, which must exist."""
     row = connection.execute(sa.select(work_items).where(work_items.c.id == work_item_id)).mappings().one()
     columns = work_item_transitions.c
     query = sa.select(work_item_transitions).where(columns.work_item_id == work_item_id)
@@ -41,7 +41,7 @@ def held_of(connection: sa.Connection, work_item_id: str, domain_tables: Mapping
 
 
 def make_room(connection: sa.Connection, replaced: Supersession) -> None:
-    """Keep what is replaced, and delete its transitions."""
+    """Store the replaced part, and delete its transitions."""
     connection.execute(sa.insert(work_item_supersessions).values(**dict(replaced)))
     columns = work_item_transitions.c
     connection.execute(
@@ -58,7 +58,7 @@ def put_in_place(
     record: DomainRecord | None,
     domain_tables: Mapping[str, sa.Table],
 ) -> None:
-    """Write the work item and its domain record as they are now; from here on they are immutable again.
+    """Write the new work item and domain record. Afterwards they are immutable again.
 
     Args:
         row: The columns of the work item.
@@ -75,7 +75,7 @@ def put_in_place(
 
 
 def supersessions_in(connection: sa.Connection, work_item_ids: list[str]) -> dict[str, list[Supersession]]:
-    """What was superseded of some work items, oldest first, by work item id."""
+    """Return the supersessions of some work items, oldest first, by work item id."""
     columns = work_item_supersessions.c
     found: dict[str, list[Supersession]] = {}
     query = sa.select(work_item_supersessions).where(columns.work_item_id.in_(work_item_ids))

@@ -1,7 +1,7 @@
-"""Listing tasks: what the work items of each task add up to.
+"""Lists tasks with the totals of their work items.
 
-The ledger has no table of tasks. Each task is found by its decisive work item, which says how the task
-stands: the newest open one, or else the one that ended last.
+The ledger has no table of tasks. A task is found by its decisive work item, which determines its state: the
+newest open work item, or else the one that ended last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OPEN = (WorkItemState.INITIALIZED, WorkItemState.STARTED)
 
 
 class TaskState(StrEnum):
-    """How a task stands by its work items."""
+    """The state of a task, according to its work items."""
 
     STARTED = "started"
     """A work item is open."""
@@ -35,14 +35,14 @@ class TaskState(StrEnum):
 
 
 class TaskFilter(BaseModel):
-    """Which tasks to list; what is None or empty does not matter.
+    """Selects the tasks to list. A field that is None or empty does not matter.
 
     Attributes:
         model: A work item of the task used this model.
-        metadata: A work item of the task has these labels, all of them.
-        active_since: The task's decisive work item was created at this time or later; aware.
+        metadata: A work item of the task has all these labels.
+        active_since: The task's decisive work item was created at this time (aware) or later.
         limit: At most this many.
-        offset: Leave out this many of the newest.
+        offset: Skip this many of the newest.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,9 +62,9 @@ class TaskSummary(Usage):
     Attributes:
         attempts: Its work items.
         lineages: The chains of attempts that they belong to.
-        models: That its work items used or were to use.
-        ended_at: When the last of its work items ended; None while one is open.
-        input_tokens, output_tokens, cost_usd: Of all attempts, failed ones included.
+        models: The models of its work items.
+        ended_at: When the last of its work items ended. None while one is open.
+        input_tokens, output_tokens, cost_usd: Totals of all attempts, failed ones included.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,7 +80,7 @@ class TaskSummary(Usage):
 
 
 def tasks_in(connection: sa.Connection, wanted: TaskFilter) -> list[TaskSummary]:
-    """The tasks that the filter selects, the last active ones first."""
+    """Return the tasks that the filter selects, the most recently active ones first."""
     decisive = connection.execute(_decisive(wanted)).all()
     ids = [task_id for task_id, *_ in decisive]
     sums = {row["task_id"]: row for row in connection.execute(_sums(ids)).mappings()}
@@ -124,13 +124,13 @@ def _decisive(wanted: TaskFilter) -> sa.Select[Any]:
             labelled.c.payload["metadata", key].as_string() == value for key, value in wanted.metadata.items()
         ]
         query = query.where(this.task_id.in_(sa.select(labelled.c.task_id).where(*labels)))
-    query = query.where(~overruled)  # last: it looks at other rows for each row that is left
+    query = query.where(~overruled)  # last, because it reads other rows for each remaining row
     order = (this.created_at.desc(), this.attempt.desc(), this.id.desc())
     return query.order_by(*order).limit(wanted.limit).offset(wanted.offset)
 
 
 def _rank(columns: Any) -> sa.Tuple:
-    """What makes a work item more decisive than others of its task."""
+    """The order in which work items of a task are decisive."""
     is_under_way = sa.case((columns.state.in_(_OPEN), 1), else_=0)
     last = sa.func.coalesce(columns.ended_at, columns.created_at)
     return sa.tuple_(is_under_way, last, columns.created_at, columns.attempt, columns.id)

@@ -1,4 +1,4 @@
-"""Database URLs: which database is meant, and how to show it without its password."""
+"""Database URLs: reads them, and shows them without the password."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _HOST = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>\d*))?")
 
 
 def parse(database_url: str) -> sa.URL:
-    """The URL with the driver that the ledger uses.
+    """Return the URL with the driver that the ledger uses.
 
     Takes `sqlite:///file.db`, `sqlite://` (in memory), `postgresql://user@host/database` and `postgres://…`,
-    with or without a driver. White space and quotes around it and line breaks in it do not count. Several
+    with or without a driver. Ignores white space and quotes around the URL and line breaks in it. Several
     hosts of a PostgreSQL URL become one host name with commas, as in libpq.
 
     Raises:
-        ValueError: it is not such a URL. The message does not repeat it: it may hold a password.
+        ValueError: it is not such a URL. The message does not repeat it, because it may contain a password.
     """
     text = re.sub(r"[\r\n\t]", "", database_url).strip().removeprefix("psql ").strip(" \"'")
     text = text.removeprefix("jdbc:")
@@ -40,7 +40,7 @@ def parse(database_url: str) -> sa.URL:
         return _sqlite(url)
     if kind in ("postgres", "postgresql"):
         return _postgresql(url, [one for one in hosts if one is not None])
-    raise ValueError(f"the ledger knows SQLite and PostgreSQL, not {url.drivername!r}: {_EXPECTED}")
+    raise ValueError(f"the ledger supports SQLite and PostgreSQL, not {url.drivername!r}: {_EXPECTED}")
 
 
 def _sqlite(url: sa.URL) -> sa.URL:
@@ -53,7 +53,7 @@ def _sqlite(url: sa.URL) -> sa.URL:
 
 
 def _postgresql(url: sa.URL, hosts: list[re.Match[str]]) -> sa.URL:
-    """With what the options say of the address in its place."""
+    """Return the URL with the parts of the address that its options give."""
     query = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
     query = {name: value.strip() for name, value in query.items() if value.strip()}
     if hosts:
@@ -80,13 +80,13 @@ def _postgresql(url: sa.URL, hosts: list[re.Match[str]]) -> sa.URL:
 
 
 def shown(url: sa.URL) -> str:
-    """The URL for people: no driver, no options, `***` for the password."""
+    """Return the URL for people: no driver, no options, `***` for the password."""
     plain = url.set(drivername=url.get_backend_name(), query={})
     return plain.render_as_string(hide_password=True)
 
 
 def without_secrets(text: str, url: sa.URL) -> str:
-    """The text without the URL's passwords, should a driver have repeated them."""
+    """Return the text without the URL's passwords, in case a driver repeated them."""
     for secret in (url.password, url.query.get("sslpassword")):
         if isinstance(secret, str) and secret:
             text = text.replace(secret, "***")

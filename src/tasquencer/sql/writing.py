@@ -1,4 +1,4 @@
-"""Writing entries: which rows they add and change, and the statements for that.
+"""Writes entries: the rows that they add and change, and the statements.
 
 `write` works within a transaction that the caller begins and commits. Two processes may write the same
 entries at the same time. The primary key of the transitions makes one of them wait for the other and fail
@@ -28,11 +28,11 @@ from tasquencer.sql.superseding import held_of, make_room, put_in_place
 __all__ = ["PARAMETERS", "settle", "taken_attempt", "write"]
 
 PARAMETERS = 1_000
-"""Most values in one `IN (…)`. SQLite takes 32,766, PostgreSQL 32,767."""
+"""The maximum number of values in one `IN (…)`. SQLite takes 32,766, PostgreSQL 32,767."""
 
 Row = dict[str, Any]
 
-# Statements are built once: building one takes longer than running it.
+# Statements are built once, because building one takes longer than running it.
 _CREATE = sa.insert(work_items)
 _APPEND = sa.insert(work_item_transitions)
 _SETTABLE = (
@@ -55,7 +55,7 @@ def _update(columns: tuple[str, ...]) -> sa.Update:
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
     worker, started_at = work_items.c.worker, work_items.c.started_at
     values["worker"] = sa.func.coalesce(sa.bindparam("worker", type_=worker.type), worker)
-    # A start that is delivered again has a later time: keep the first, as the transition does.
+    # A start that is delivered again has a later time. Keep the first, as the transition does.
     values["started_at"] = sa.func.coalesce(started_at, sa.bindparam("started_at", type_=started_at.type))
     return sa.update(work_items).where(work_items.c.id == sa.bindparam("same_id")).values(values)
 
@@ -74,11 +74,11 @@ class _Plan:
 def write(
     connection: sa.Connection, entries: Sequence[LedgerEntry], domain_tables: Mapping[str, sa.Table]
 ) -> None:
-    """Write those entries that the ledger does not hold yet, within the connection's transaction.
+    """Write the entries that the ledger does not hold yet, within the connection's transaction.
 
     Raises:
         LedgerConflict: an entry contradicts what the ledger holds. Roll back.
-        sqlalchemy.exc.IntegrityError: a constraint refuses a row, or someone else wrote it meanwhile.
+        sqlalchemy.exc.IntegrityError: a constraint refuses a row, or another writer has just written it.
     """
     logs, owners = _logs(connection, sorted({entry.work_item.id for entry in entries}))
     plan = _Plan()
@@ -88,7 +88,7 @@ def write(
         return
     for _, replaced in sorted(plan.replaced.items()):
         make_room(connection, replaced)
-    # The same order everywhere, so that two writers of the same work items do not deadlock.
+    # All writers use the same order, so that two writers of the same work items do not deadlock.
     if plan.created:
         execute_many(connection, _CREATE, [_row(item) for _, item in sorted(plan.created.items())])
     steps = [vars(entry.transition) | {"as_of": entry.as_of} for _, entry in sorted(plan.transitions.items())]
@@ -105,10 +105,10 @@ def write(
 def settle(
     connection: sa.Connection, settlement: Settlement, domain_tables: Mapping[str, sa.Table]
 ) -> list[str]:
-    """Cancel what the settlement names and is open, within the connection's transaction; the ids.
+    """Cancel the open work items of the settlement within the connection's transaction. Return their ids.
 
     Raises:
-        sqlalchemy.exc.IntegrityError: someone else ended one of them meanwhile.
+        sqlalchemy.exc.IntegrityError: another writer has just ended one of them.
     """
     of_run = (work_items.c.task_id == settlement.task_id, work_items.c.run_id == settlement.run_id)
     left = sa.select(work_items.c.id, work_items.c.state).where(*of_run, is_open).order_by(work_items.c.id)
@@ -141,7 +141,7 @@ def settle(
 
 
 def taken_attempt(connection: sa.Connection, entries: Sequence[LedgerEntry]) -> LedgerConflict | None:
-    """The conflict of the first entry that creates a work item whose run, lineage and attempt are taken."""
+    """Return the conflict of the first entry that creates a work item in a place that is taken."""
     for item in (entry.work_item for entry in entries if entry.transition.sequence == 0):
         holder = connection.execute(
             sa.select(work_items.c.id).where(
@@ -164,12 +164,12 @@ def _taken(item: WorkItem, holder: str) -> LedgerConflict:
 def _logs(
     connection: sa.Connection, ids: Sequence[str]
 ) -> tuple[dict[str, dict[int, WorkItemState]], dict[str, str]]:
-    """Of each work item the next states of its transitions by sequence, and its task if it is there."""
+    """Return the next states of each work item's transitions by sequence, and its task if it exists."""
     logs: dict[str, dict[int, WorkItemState]] = {key: {} for key in ids}
     owners: dict[str, str] = {}
     for first in range(0, len(ids), PARAMETERS):
         some = list(ids[first : first + PARAMETERS])
-        # Places for the next power of two, the last id in those left over: few statements for all sizes.
+        # Round up to a power of two and repeat the last id, so that few statements serve all sizes.
         places = 1 << (len(some) - 1).bit_length()
         some += some[-1:] * (places - len(some))
         for key, sequence, state, task_id in rows_of(connection, _log(places), some):
@@ -186,7 +186,7 @@ def _place(
     owners: Mapping[str, str],
     domain_tables: Mapping[str, sa.Table],
 ) -> None:
-    """Take the entry into the plan, unless it is skipped."""
+    """Add the entry to the plan, unless it is skipped."""
     transition, item = entry.transition, entry.work_item
     check_owner(entry, owners.get(item.id))
     place = (item.id, transition.sequence)
@@ -215,7 +215,7 @@ def _place(
     elif item.id in plan.created:
         plan.created[item.id] = as_recorded(item, plan.created[item.id])
     else:
-        # What was there before is not read: columns that a later entry may not set are not written.
+        # The old row is not read, because columns that a later entry may not set are not written.
         before = plan.changed.get(item.id)
         plan.changed[item.id] = item if before is None else as_recorded(item, before)
         if item.delay_reason is DelayReason.OPERATOR:
@@ -241,7 +241,7 @@ def _check_repeated(known: LedgerEntry, entry: LedgerEntry) -> None:
 
 
 def _row(item: WorkItem) -> Row:
-    """The work item's columns, and its id once more for the statement that sets them."""
+    """Return the work item's columns, and its id again for the condition of the statement."""
     failure = item.failure
     return vars(item) | {
         "failure_kind": None if failure is None else failure.kind,
@@ -272,7 +272,7 @@ def _write_records(
         statement = _upsert(table, columns, connection.dialect.name)
         if columns | {"work_item_id"} == set(table.c.keys()):
             execute_many(connection, statement, rows)
-        else:  # SQLAlchemy knows what the others are by default
+        else:  # SQLAlchemy knows the defaults of the others
             connection.execute(statement, rows)
 
 
@@ -285,7 +285,7 @@ def _upsert(table: sa.Table, columns: frozenset[str], dialect: str) -> sa.Insert
 
 @functools.cache
 def _emptied(table: sa.Table) -> list[str]:
-    """The columns that are emptied when a record replaces another and does not name them."""
+    """Return the columns to empty when a record replaces another and does not name them."""
     return [
         column.name
         for column in table.c

@@ -1,7 +1,8 @@
-"""Run by Alembic. The connection comes from `tasquencer.sql.migrate`.
+"""Alembic runs this file. The connection comes from `tasquencer.sql.migrate`.
 
-On PostgreSQL each migration has a transaction of its own, so that one may leave it
-(`op.get_context().autocommit_block()`); on SQLite one transaction, already begun, is around it all.
+On PostgreSQL each migration has its own transaction, which it may leave
+(`op.get_context().autocommit_block()`). On SQLite one transaction, which has already begun, contains them
+all.
 """
 
 from alembic import context

@@ -1,4 +1,4 @@
-"""Work items, their transitions, AI jobs, and the triggers that make ended ones immutable."""
+"""Work items, their transitions and AI jobs, and the triggers that make them immutable after their end."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -150,7 +150,7 @@ def _guard_on_postgresql(table: str, protected: str | None, message: str, *_keys
 def _guard_on_sqlite(table: str, protected: str | None, message: str, *keys: str) -> None:
     """Refuse UPDATE and DELETE of protected rows (None: of any).
 
-    INSERT OR REPLACE deletes the row in its way without firing triggers for DELETE, so an INSERT that would
+    INSERT OR REPLACE deletes the existing row without firing triggers for DELETE. So an INSERT that would
     meet a protected row is refused too.
     """
     refuse = f"BEGIN SELECT RAISE(ABORT, '{message}'); END"

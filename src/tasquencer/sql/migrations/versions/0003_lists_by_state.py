@@ -1,4 +1,4 @@
-"""Indexes for the lists of what failed and of what was canceled, in the order in which they are shown."""
+"""Indexes for the lists of failed and of canceled work items, in their order."""
 
 import sqlalchemy as sa
 from alembic import op

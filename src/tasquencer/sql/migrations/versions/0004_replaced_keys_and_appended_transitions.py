@@ -29,9 +29,9 @@ def upgrade() -> None:
 
 
 def _guard_keys_on_sqlite(table: str, ended: str, message: str, *keys: list[str]) -> None:
-    """Refuse an UPDATE or INSERT whose new key is that of an ended row: OR REPLACE would delete that row.
+    """Refuse an UPDATE or INSERT whose new key belongs to an ended row, which OR REPLACE would delete.
 
-    Triggers for DELETE do not fire then. The rowid is a key as well.
+    Triggers for DELETE do not fire in that case. The rowid is a key as well.
     """
     refuse = f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
 
@@ -62,7 +62,7 @@ def _end_transitions_on_sqlite() -> None:
 
 
 def _end_transitions_on_postgresql() -> None:
-    # The schema is named: otherwise a temporary table of the same name would be looked at instead.
+    # Name the schema, so that a temporary table of the same name is not read instead.
     schema = op.get_bind().scalar(
         sa.text(
             "SELECT relnamespace::regnamespace::text FROM pg_class "

@@ -1,4 +1,4 @@
-"""Cached and reasoning tokens of AI jobs. Releases that do not know the columns leave them empty."""
+"""Cached and reasoning tokens of AI jobs. Older releases leave these columns empty."""
 
 import sqlalchemy as sa
 from alembic import op

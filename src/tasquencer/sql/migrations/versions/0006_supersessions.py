@@ -1,8 +1,8 @@
-"""What only a lost workflow task has written can be superseded, by an explicit record that is never changed.
+"""Supersessions: a permanent record allows to replace what a lost workflow task wrote.
 
-The triggers allow three changes of what is immutable, and only while a supersession is inserted that the
-work item's `version` does not count yet: its later transitions may be deleted, its domain record and its row
-may be updated.
+The triggers allow three changes of immutable rows: to delete a work item's later transitions, to update its
+domain record, and to update its row. They allow them only while a supersession exists that the work item's
+`version` does not count yet.
 """
 
 import sqlalchemy as sa
@@ -98,7 +98,7 @@ def _on_sqlite() -> None:
 
 
 def _on_postgresql() -> None:
-    # The schema is named: otherwise a temporary table of the same name would be looked at instead.
+    # Name the schema, so that a temporary table of the same name is not read instead.
     schema = op.get_bind().scalar(
         sa.text(
             "SELECT relnamespace::regnamespace::text FROM pg_class "
@@ -127,7 +127,7 @@ def _on_postgresql() -> None:
 def _allow(table: str, event: str, condition: str, row: str) -> None:
     """Let the function behind a table's triggers allow one change. The triggers stay as they are.
 
-    The event is asked in an IF of its own: NEW does not exist for a DELETE, and neither does for a TRUNCATE.
+    The event has its own IF, because a DELETE has no NEW, and a TRUNCATE has neither NEW nor OLD.
     """
     op.execute(
         f"CREATE OR REPLACE FUNCTION refuse_change_of_{table}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
