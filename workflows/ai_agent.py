@@ -1,4 +1,4 @@
-"""The AI agent task: one prompt, answered by a model, every attempt a work item of its own."""
+"""The AI agent task: a model answers a prompt, with tools if it may use some; each attempt is a work item."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 from temporalio import workflow
 
-from tasquencer.ai.answer import AiAgentResult, parse_answer
-from tasquencer.ai.record import ai_job_record
+from tasquencer.ai.agent import TOOL_RULES, agent_record, agent_result
+from tasquencer.ai.answer import AiAgentResult
+from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES
 from tasquencer.ai.request import parse_request
-from tasquencer.temporal import Task, accept, answer
+from tasquencer.temporal import Agent, Task, accept
 
 __all__ = ["AiAgentTask"]
 
@@ -21,15 +22,21 @@ class AiAgentTask:
     """Input: the JSON object that `AiAgentRequest` describes. Result: `AiAgentResult`."""
 
     def __init__(self) -> None:
-        self._task = Task(record=ai_job_record, result_of=lambda _, result: parse_answer(result))
+        self._task = Task(
+            record=agent_record,
+            result_of=agent_result,
+            rules=TOOL_RULES,
+            results_bytes=MAXIMUM_CONVERSATION_BYTES,
+        )
 
     @workflow.run
     async def run(self, raw: Any = None) -> AiAgentResult:
-        """Attempt until there is an answer, or the recipe or the deadline forbids another try."""
+        """Ask the model, call the tools that it asks for, and ask again, until it answers."""
         request = accept(parse_request, raw)
-        deadline = self._task.deadline_after(request.deadline_seconds)
-        job = request.job()
-        async for work_item in self._task.attempts(job, recipe=request.recipe(), deadline=deadline):
-            async with work_item:
-                work_item.complete(await answer(work_item, job, request, deadline))
-        return AiAgentResult.of(self._task.completed(), self._task.work_items)
+        agent = Agent(self._task, request, self._task.deadline_after(request.deadline_seconds))
+        while (turn := agent.next_turn()) is not None:
+            async for work_item in turn.attempts:
+                async with work_item:
+                    work_item.complete(await agent.answer(work_item))
+            await agent.use_tools(turn)
+        return agent.result()

@@ -93,7 +93,11 @@ class ReviewedDraft:
         async for work_item in self._task.attempts(review, lineage=lineage, recipe=_ONCE, deadline=deadline):
             async with work_item:
                 # It ends with the review, whatever it is at.
-                reminding = asyncio.create_task(remind(work_item.id, lineage, review, request))
+                reminding = asyncio.create_task(
+                    remind(
+                        work_item.id, lineage, review, request.reminder_activity, request.reminder_task_queue
+                    )
+                )
                 limit = review.timeout_seconds
                 try:
                     work_item.complete(

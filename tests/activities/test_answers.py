@@ -37,6 +37,7 @@ async def test_an_answer_carries_text_model_usage_cost_and_the_providers_name_fo
         "cached_tokens": None,
         "reasoning_tokens": None,
         "cost_usd": pytest.approx(1.01),
+        "tool_calls": None,
     }
 
 

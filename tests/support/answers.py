@@ -36,6 +36,7 @@ __all__ = [
     "stall",
     "status",
     "stream_without_finish",
+    "tools",
     "truncated",
 ]
 
@@ -111,6 +112,30 @@ def ok(
         )
 
     return Answer("ok", give)
+
+
+def tools(*calls: tuple[str, Any], text: str | None = None, usage: tuple[int, int] = (20, 5)) -> Answer:
+    """A completion that calls tools: names and arguments (JSON values, or text that is sent as it is)."""
+
+    async def give(exchange: Exchange, body: Body) -> None:
+        as_text = [(name, one if isinstance(one, str) else json.dumps(one)) for name, one in calls]
+        called = [
+            {
+                "id": f"call_{number}",
+                "type": "function",
+                "function": {
+                    "name": name,
+                    "arguments": written,
+                },
+            }
+            for number, (name, written) in enumerate(as_text)
+        ]
+        message = {"role": "assistant", "content": text, "tool_calls": called}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls", "logprobs": None}
+        completion = _completion(body, "chat.completion", [choice], usage, None)
+        await exchange.respond(200, [("content-type", "application/json")], json.dumps(completion).encode())
+
+    return Answer("tool calls", give)
 
 
 def status(

@@ -229,8 +229,10 @@ def _problem(request: HttpRequest, body: dict[str, Any]) -> tuple[int, str] | No
     if not isinstance(messages, list) or not messages:
         return 400, "field 'messages' must be a list that is not empty"
     for message in messages:
-        if not isinstance(message, dict) or "role" not in message or not message.get("content"):
-            return 400, "every message needs a role and a content"
+        if not isinstance(message, dict) or "role" not in message:
+            return 400, "every message needs a role"
+        if not message.get("content") and not message.get("tool_calls"):
+            return 400, "every message needs a content or tool calls"
     return None
 
 

@@ -50,6 +50,10 @@ def test_the_defaults_are_those_of_the_outside_contract() -> None:
         "queue_timeout_seconds": None,
         "deadline_seconds": None,
         "metadata": {},
+        "tools": None,
+        "tool_choice": None,
+        "parallel_tool_calls": None,
+        "max_turns": 20,
     }
 
 

@@ -10,9 +10,8 @@ from uuid import UUID
 import pytest
 from pydantic import JsonValue
 
-from tasquencer.ai.job import AiJob
+from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, AiJob
 from tasquencer.ai.review import (
-    MAXIMUM_CONVERSATION_BYTES,
     MAXIMUM_DRAFT_REQUEST_BYTES,
     Review,
     ReviewedDraftRequest,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         RetryOptions as RetryOptions,
         parse_request as parse_request,
     )
+    from tasquencer.ai.tool_calls import OnToolFailure as OnToolFailure
+    from tasquencer.ai.tools import ToolContext as ToolContext, ToolError as ToolError, tool as tool
     from tasquencer.temporal.ai_calls import AiCalls as AiCalls
 
 __getattr__, __dir__, __all__ = lazy(__name__)

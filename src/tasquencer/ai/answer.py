@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pydantic import ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
+from tasquencer.ai.tool_calls import ToolCall
 from tasquencer.ai.usage import Usage, total_usage
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.validation import LARGEST_INTEGER, keepable, problems_of, unknown_fields
-from tasquencer.core.work_item import WorkItem
+from tasquencer.core.work_item import WorkItem, WorkItemState
 
-__all__ = ["MAXIMUM_ANSWER_BYTES", "AiAgentResult", "AiAnswer", "parse_answer", "returned_answer"]
+__all__ = [
+    "MAXIMUM_ANSWER_BYTES",
+    "AgentResult",
+    "AiAgentResult",
+    "AiAnswer",
+    "ToolCallResult",
+    "parse_answer",
+    "returned_answer",
+]
 
 MAXIMUM_ANSWER_BYTES = 1_920 * 1024
 """Bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
@@ -27,6 +36,7 @@ class AiAnswer(Usage):
         cached_tokens: The part of the input tokens that came from the provider's cache.
         reasoning_tokens: The part of the output tokens that is reasoning.
         latency_seconds: From sending the request to having the whole answer.
+        tool_calls: The tools that the model calls instead of answering; the text may then be empty.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,6 +49,26 @@ class AiAnswer(Usage):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     latency_seconds: float | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ToolCallResult(BaseModel):
+    """What became of a tool call.
+
+    Attributes:
+        turn: The turn in which the model made it, from 1.
+        work_item_id: Its last attempt; of a call that was not approved, the approval.
+        state: Of that work item.
+        attempts: How many work items it took; 0: it was not approved.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    turn: int
+    tool: str
+    work_item_id: str
+    state: WorkItemState
+    attempts: int
 
 
 class AiAgentResult(Usage):
@@ -62,7 +92,7 @@ class AiAgentResult(Usage):
 
     @classmethod
     def of(cls, work_item: WorkItem, attempts: Sequence[WorkItem]) -> AiAgentResult:
-        """The result that a completed AI work item gives, with all attempts of its task."""
+        """The result that a completed AI work item gives, with all attempts at AI calls of its task."""
         answer = AiAnswer.model_validate(work_item.result)
         return cls(
             text=answer.text,
@@ -73,6 +103,18 @@ class AiAgentResult(Usage):
             **answer.usage.model_dump(),
             total=total_usage(attempts),
         )
+
+
+class AgentResult(AiAgentResult):
+    """The result of an AI agent task with tools: its last answer.
+
+    Attributes:
+        turns: How many times the model was asked, retries left out.
+        tool_calls: Of all turns, in the order in which they were made.
+    """
+
+    turns: int
+    tool_calls: list[ToolCallResult]
 
 
 def parse_answer(raw: JsonValue) -> JsonValue:

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tasquencer.ai.job import MOST_MESSAGES, AiJob, ChatMessage
+from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, MOST_MESSAGES, AiJob, ChatMessage
 from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
 from tasquencer.core.validation import (
     LARGEST_INTEGER,
@@ -26,6 +26,8 @@ from tasquencer.core.validation import (
 __all__ = [
     "MAXIMUM_REQUEST_BYTES",
     "MOST_LABELS",
+    "MOST_TOOLS",
+    "MOST_TURNS",
     "AiAgentRequest",
     "CallOptions",
     "RetryOptions",
@@ -34,6 +36,14 @@ __all__ = [
 
 MAXIMUM_REQUEST_BYTES = 1_536 * 1024
 """Bytes of a request as JSON. A Temporal payload holds 2 MiB; the rest is for what a task carries along."""
+
+MOST_TOOLS = 128
+"""Tools of one request. OpenAI takes no more."""
+
+MOST_TURNS = 100
+"""Turns of one task: all its work items travel along when it continues as new."""
+
+_WITH_TOOLS = ("tool_choice", "parallel_tool_calls", "max_turns")
 
 MOST_LABELS = 1_000
 """Entries of a request's metadata."""
@@ -121,8 +131,16 @@ class AiAgentRequest(CallOptions):
         deadline_seconds: Counted from the task's start: no attempt starts after it, and one under
             way is cut off at it.
         metadata: Labels of your own; kept with each work item.
+        tools: Names of the worker's tools that the model may call, at most 128.
+        tool_choice: `auto`, `none`, `required`, or the name of the tool that the first turn calls.
+        parallel_tool_calls: Whether one answer may call several tools; None leaves it to the provider.
+        max_turns: How many times the model may be asked, 1 to 100. Each turn has `max_retries`.
     """
 
+    tools: Annotated[list[FilledText], Field(min_length=1, max_length=MOST_TOOLS)] | None = None
+    tool_choice: FilledText | None = None
+    parallel_tool_calls: bool | None = None
+    max_turns: Annotated[Whole, Field(ge=1, le=MOST_TURNS)] = 20
     prompt: FilledText | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)] | None = None
 
@@ -134,9 +152,26 @@ class AiAgentRequest(CallOptions):
             raise ValueError("prompt, messages: give one of them, not both")
         return self
 
+    @model_validator(mode="after")
+    def _options_fit_its_tools(self) -> Self:
+        if self.tools is None:
+            fields = type(self).model_fields
+            given = [name for name in _WITH_TOOLS if getattr(self, name) != fields[name].default]
+            if given:
+                raise ValueError(f"{', '.join(given)}: only with tools")
+        elif len(set(self.tools)) < len(self.tools):
+            raise ValueError("tools: names one of them twice")
+        elif self.tool_choice not in (None, "auto", "none", "required", *self.tools):
+            raise ValueError("tool_choice: must be auto, none, required or one of the tools")
+        return self
+
     def job(self) -> AiJob:
-        """What each work item of the task has to do."""
-        return self.job_of(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
+        """What each work item of the task has to do; with tools, each one of its first turn."""
+        job = self.job_of(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
+        if self.tools is None:
+            return job
+        with_tools = {name: getattr(self, name) for name in ("tools", "tool_choice", "parallel_tool_calls")}
+        return job.model_copy(update=with_tools)
 
 
 def parse_request(raw: object) -> AiAgentRequest:
@@ -146,5 +181,6 @@ def parse_request(raw: object) -> AiAgentRequest:
         InvalidRequest: names each wrong field, and the size and its limit where it is too large.
     """
     request = validated(AiAgentRequest, raw, example='{"prompt": "…"}')
-    limit_size(request, "messages" if request.prompt is None else "prompt", MAXIMUM_REQUEST_BYTES)
+    limit = MAXIMUM_REQUEST_BYTES if request.tools is None else MAXIMUM_CONVERSATION_BYTES
+    limit_size(request, "messages" if request.prompt is None else "prompt", limit)
     return request

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from tasquencer.ai.answer import AiAgentResult, parse_answer
-from tasquencer.ai.job import AiJob, ChatMessage
+from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, AiJob, ChatMessage
 from tasquencer.ai.record import ai_job_record
 from tasquencer.ai.request import AiAgentRequest
 from tasquencer.core.entries import DomainRecord
@@ -33,7 +33,6 @@ from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import WorkItem
 
 __all__ = [
-    "MAXIMUM_CONVERSATION_BYTES",
     "MAXIMUM_DRAFT_REQUEST_BYTES",
     "MOST_CALLS",
     "MOST_REVISIONS",
@@ -67,10 +66,6 @@ MOST_CALLS = MOST_RETRIES + 1
 
 MAXIMUM_DRAFT_REQUEST_BYTES = 512 * 1024
 """Bytes of a request as JSON; the conversation about the drafts needs the rest."""
-
-MAXIMUM_CONVERSATION_BYTES = 768 * 1024
-"""Bytes of what is asked for a draft, the drafts before it included; what a task carries along when it
-continues as new needs the rest of a Temporal payload."""
 
 _DRAFT, _REVIEW = "draft-", "review-"
 
@@ -119,6 +114,12 @@ class ReviewedDraftRequest(AiAgentRequest):
     reminder_seconds: Seconds | None = None
     reminder_activity: _Name | None = None
     reminder_task_queue: _Name | None = None
+
+    @model_validator(mode="after")
+    def _has_no_tools(self) -> Self:
+        if self.tools is not None:
+            raise ValueError("tools: a reviewed draft uses none")
+        return self
 
     @model_validator(mode="after")
     def _stays_within_a_task(self) -> Self:

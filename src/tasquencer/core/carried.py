@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
@@ -13,12 +13,15 @@ from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.wording import one_line
 from tasquencer.core.work_item import Transition, WorkItem
 
-__all__ = ["CarriedLineage", "CarriedTask", "lean_work_items"]
+__all__ = ["RESULTS_BYTES", "CarriedLineage", "CarriedTask", "lean_work_items"]
 
 _MESSAGE_LENGTH = 50
 """Characters of a failure's message that travel along."""
 
-_RESULTS_BYTES = 300_000
+_READ_MESSAGE_LENGTH = 500
+"""The same for independent lineages."""
+
+RESULTS_BYTES = 300_000
 """Bytes of results that travel along. The ledger has the only copy of a result that does not fit."""
 
 
@@ -97,18 +100,28 @@ class CarriedTask(BaseModel):
     decisive: Transition | None = None
 
 
-def lean_work_items(work_items: Iterable[WorkItem]) -> tuple[list[WorkItem], set[str]]:
+def lean_work_items(
+    work_items: Iterable[WorkItem],
+    lineages: Mapping[str, Lineage],
+    results_bytes: int = RESULTS_BYTES,
+) -> tuple[list[WorkItem], set[str]]:
     """Return the work items to carry along, without payloads, and the ids of those whose result is left out.
 
     Results that are left out, and the details of failures, keep only their numbers.
+
+    Args:
+        work_items: Oldest first; their results are carried along in this order.
+        lineages: By name. The code that began an independent one may still read why it failed.
+        results_bytes: Bytes of results to carry along, as JSON.
     """
-    room = _RESULTS_BYTES
+    room = results_bytes
     lean, left_out = [], set()
     for item in work_items:
         size = len(json.dumps(item.result).encode())
         if size > room:
             left_out.add(item.id)
-        lean.append(_lean(item, item.result if size <= room else _numbers(item.result)))
+        most = _MESSAGE_LENGTH if lineages[item.lineage].kind is None else _READ_MESSAGE_LENGTH
+        lean.append(_lean(item, item.result if size <= room else _numbers(item.result), most))
         room -= size if size <= room else 0
     return lean, left_out
 
@@ -125,10 +138,10 @@ def _numbers(value: JsonValue) -> JsonValue:
     return numbers or None
 
 
-def _lean(item: WorkItem, result: JsonValue) -> WorkItem:
+def _lean(item: WorkItem, result: JsonValue, message_length: int) -> WorkItem:
     update: dict[str, object] = {"payload": None, "result": result}
     if item.failure is not None:
-        short = one_line(item.failure.message, _MESSAGE_LENGTH)
+        short = one_line(item.failure.message, message_length)
         update["failure"] = item.failure.model_copy(
             update={"message": short, "details": _numbers(item.failure.details) or {}}
         )

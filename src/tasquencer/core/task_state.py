@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from tasquencer.core.books import Books
-from tasquencer.core.carried import CarriedLineage, CarriedTask, lean_work_items
+from tasquencer.core.carried import RESULTS_BYTES, CarriedLineage, CarriedTask, lean_work_items
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import TaskMisused, TooManyWorkItems
 from tasquencer.core.explanation import TaskFailure, culprit, explain
@@ -87,6 +87,7 @@ class TaskState(Books):
         self._hook = on_work_item_state_changed
         self._new_id = new_id
         self._random = random
+        self.results_bytes = RESULTS_BYTES
         self.left_out: set[str] = set()
         self._decisive: Transition | None = None
 
@@ -281,7 +282,7 @@ class TaskState(Books):
     def carry(self) -> CarriedTask:
         """Return the state that the next run of this task needs."""
         open_items = self.open_work_items()
-        work_items, left_out = lean_work_items(self.work_items())
+        work_items, left_out = lean_work_items(self.work_items(), self.lineages, self.results_bytes)
         return CarriedTask(
             lineages={name: CarriedLineage.of(lineage) for name, lineage in self.lineages.items()},
             work_items=work_items,

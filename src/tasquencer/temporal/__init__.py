@@ -1,5 +1,6 @@
 """Tasks on Temporal: `Task` for workflows, `TasquencerPlugin` for workers, `connect` for both."""
 
+from tasquencer.temporal.agent import Agent
 from tasquencer.temporal.attempts import NEVER_RETRY, ActiveWorkItem, Attempts
 from tasquencer.temporal.connection import connect
 from tasquencer.temporal.converter import data_converter
@@ -11,6 +12,7 @@ from tasquencer.temporal.task import Task, accept
 __all__ = [
     "NEVER_RETRY",
     "ActiveWorkItem",
+    "Agent",
     "Attempts",
     "Task",
     "TasquencerPlugin",

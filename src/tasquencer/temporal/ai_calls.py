@@ -13,6 +13,7 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -33,6 +34,7 @@ from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.reply import Reply
 from tasquencer.ai.provider.schemas import SchemaChecks
 from tasquencer.ai.timeouts import call_limit
+from tasquencer.ai.tools import ToolSource, by_name, checked, offered, tool_fields
 from tasquencer.core.errors import TasquencerError
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.ledger.contract import Ledger
@@ -40,6 +42,7 @@ from tasquencer.settings import DEFAULT_MODEL
 from tasquencer.temporal.authority import only_for_started
 from tasquencer.temporal.failures import as_application_error
 from tasquencer.temporal.heartbeats import heartbeats
+from tasquencer.temporal.tool_activity import ToolActivity
 
 __all__ = ["HEARTBEAT_INTERVAL", "AiCalls", "ClientRetries"]
 
@@ -75,6 +78,7 @@ class AiCalls:
         price: From model, input and output tokens to US dollars. The default is the file that `TASQ_PRICES`
             names, then the list of `genai-prices`. A cost that the provider reports counts first.
         heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
+        tools: What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`.
 
     Raises:
         ClientRetries: the client would retry.
@@ -87,6 +91,7 @@ class AiCalls:
         default_model: str | None = None,
         price: Price | None = None,
         heartbeat_interval: timedelta = HEARTBEAT_INTERVAL,
+        tools: Iterable[ToolSource | Callable[..., Any]] = (),
     ) -> None:
         if client is not None and client.max_retries != 0:
             raise ClientRetries(client.max_retries)
@@ -96,6 +101,8 @@ class AiCalls:
         self._heartbeat_interval = heartbeat_interval
         self._schema_checks = SchemaChecks()
         self._ledger: Ledger | None = None
+        self._tools = dict(by_name(tools))
+        self._tool_activity = ToolActivity(self._tools, lambda: Redactor.of(self._client), heartbeat_interval)
         self._closing = contextlib.AsyncExitStack()
         if client is not None:
             self._use(client)
@@ -106,7 +113,12 @@ class AiCalls:
 
     def check_in(self, ledger: Ledger) -> None:
         """Make a call only for a work item that this ledger holds as started; the plugin asks for it."""
-        self._ledger = ledger
+        self._ledger = self._tool_activity.ledger = ledger
+
+    @property
+    def activities(self) -> list[Callable[..., Awaitable[Any]]]:
+        """What a worker registers."""
+        return [self.generate, self._tool_activity.call_tool]
 
     async def __aenter__(self) -> Self:
         await self._closing.enter_async_context(self._schema_checks)
@@ -147,6 +159,10 @@ class AiCalls:
                 FailureKind.UNEXPECTED, "generate must be executed with RetryPolicy(maximum_attempts=1)"
             )
         model = job.model or self._default_model
+        try:
+            tools = offered(job.tools or [], self._tools)
+        except ValueError as unknown:
+            return Failure.of(FailureKind.INVALID_REQUEST, str(unknown), model=model)
         limit = call_limit(info.start_to_close_timeout)
         seconds = limit.total_seconds() if limit is not None else None
         interval = self._heartbeat_interval
@@ -160,7 +176,7 @@ class AiCalls:
                 if problem is not None:
                     return Failure.of(FailureKind.INVALID_REQUEST, problem, model=model)
                 async with asyncio.timeout(seconds):
-                    reply = await self._exchange(job, model, info.activity_id, seconds)
+                    reply = await self._exchange(job, model, info.activity_id, seconds, tools)
                 latency = time.monotonic() - begin
                 # What is left until Temporal gives up on the activity, and a second for the way to it.
                 whole = info.start_to_close_timeout
@@ -175,7 +191,8 @@ class AiCalls:
         if isinstance(outcome, Failure):
             details = {"model": model, "latency_seconds": latency} | outcome.details
             return outcome.model_copy(update={"details": details})
-        return outcome.model_copy(update={"latency_seconds": latency})
+        calls = outcome.tool_calls and checked(outcome.tool_calls, tools)
+        return outcome.model_copy(update={"latency_seconds": latency, "tool_calls": calls})
 
     async def _problem_of_schema(self, job: AiJob) -> str | None:
         if job.output_schema is None:
@@ -193,22 +210,28 @@ class AiCalls:
             price=self._price,
             clean=clean,
             now=datetime.now(UTC),
+            offers_tools=bool(job.tools),
         )
         # Two megabytes of JSON would hold up every other call.
         outcome = judging() if len(reply.body) <= _QUICKLY_JUDGED else await asyncio.to_thread(judging)
-        if job.output_schema is None or isinstance(outcome, Failure):
+        if job.output_schema is None or isinstance(outcome, Failure) or outcome.tool_calls:
             return outcome
         checks = self._schema_checks
         problem = await checks.problem_of_output(outcome.text, job.output_schema, seconds or math.inf)
         return outcome if problem is None else unfit(outcome, reply, problem, clean)
 
     async def _exchange(
-        self, job: AiJob, model: str, work_item_id: str, limit_seconds: float | None
+        self,
+        job: AiJob,
+        model: str,
+        work_item_id: str,
+        limit_seconds: float | None,
+        tools: Sequence[ToolSource],
     ) -> Reply:
         connect = CONNECT_LIMIT.total_seconds()
         body: dict[str, Any] = {
             "model": model,
-            "messages": [message.model_dump() for message in job.messages],
+            "messages": [message.as_sent() for message in job.messages],
             "stream": False,  # some gateways stream unless they are asked not to
         }
         if job.temperature is not None:
@@ -218,6 +241,8 @@ class AiCalls:
         if job.output_schema is not None:
             schema = {"name": "output", "schema": job.output_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if tools:
+            body |= tool_fields(job, tools)
         # Not `chat.completions.create`: it matches the body with its types, a fifth of a call's CPU time.
         posting = self._client.post(
             "/chat/completions",

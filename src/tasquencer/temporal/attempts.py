@@ -183,7 +183,8 @@ class ActiveWorkItem:
             raise _ended("before its call was made")
         self._has_called = True
         max_retries = self._driver.state.max_retries(self._item)
-        config.setdefault("summary", attempt_label(self._item.attempt, max_retries))
+        if config.get("summary") is None:
+            config["summary"] = attempt_label(self._item.attempt, max_retries)
         call = workflow.start_activity(  # type: ignore[call-overload] # they tell no name from a callable
             activity,
             args=args,

@@ -24,7 +24,12 @@ _SHORTEST_CALL = timedelta(seconds=1)
 
 
 async def answer(
-    work_item: ActiveWorkItem, job: AiJob, options: CallOptions, deadline: datetime | None
+    work_item: ActiveWorkItem,
+    job: AiJob,
+    options: CallOptions,
+    deadline: datetime | None,
+    *,
+    summary: str | None = None,
 ) -> AiAnswer:
     """Call the model once for this work item, in the activity `generate`; the model's answer.
 
@@ -33,6 +38,7 @@ async def answer(
         job: The request to the model.
         options: Timeouts of the attempt.
         deadline: The call is cut off at this time, also while it waits for a worker; None: no deadline.
+        summary: How the Web UI names the call; None: by the attempt.
     """
     limit = timedelta(seconds=options.attempt_timeout_seconds)
     left = None if deadline is None else max(deadline - workflow.now(), _SHORTEST_CALL)
@@ -46,6 +52,7 @@ async def answer(
         schedule_to_start_timeout=None if queue_timeout is None else timedelta(seconds=queue_timeout),
         schedule_to_close_timeout=None if left is None else left + CALL_MARGIN,
         heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
+        summary=summary,
     )
     try:
         return returned_answer(received_json(returned, workflow.payload_converter().from_payload))

@@ -100,7 +100,7 @@ class TasquencerPlugin(SimplePlugin):
         ]
         if calls is not None:
             calls.check_in(ledger)
-            activities.append(calls.generate)
+            activities += calls.activities
         if batches is not None:
             of_batches = BatchActivities(batches, ledger)
             activities += [

@@ -7,7 +7,7 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
-from tasquencer.ai.review import Reminder, Review, ReviewedDraftRequest, first_line
+from tasquencer.ai.review import Reminder, Review, first_line
 from tasquencer.core.wording import moment
 
 __all__ = ["remind"]
@@ -16,7 +16,13 @@ _ONE_TRY = timedelta(minutes=1)
 """How long one try to send the reminder may take. Temporal retries until the review ends."""
 
 
-async def remind(work_item_id: str, lineage: str, review: Review, request: ReviewedDraftRequest) -> None:
+async def remind(
+    work_item_id: str,
+    lineage: str,
+    review: Review,
+    activity: str | None = None,
+    task_queue: str | None = None,
+) -> None:
     """Show in the Web UI that a review is waiting, and remind once. Cancel it when the review ends.
 
     A reminder that fails does not affect the review: the failure is shown and logged.
@@ -24,7 +30,8 @@ async def remind(work_item_id: str, lineage: str, review: Review, request: Revie
     Args:
         work_item_id: Of the review.
         lineage: Of the review.
-        request: Says which activity reminds.
+        activity: Which activity reminds; None: the reminder is only shown.
+        task_queue: Where that activity is; None: on the task's.
     """
     since = workflow.now()
     due_at = review.due_at(since)
@@ -36,7 +43,7 @@ async def remind(work_item_id: str, lineage: str, review: Review, request: Revie
     await workflow.sleep(review.reminder_seconds, summary=f"{lineage}: reminder")
     reminded = f"{waits}, reminded at {moment(workflow.now())}"
     workflow.set_current_details(f"{table}\n\n{reminded}: `tasq review`")
-    if request.reminder_activity is None:
+    if activity is None:
         return
     reminder = Reminder(
         task_id=workflow.info().workflow_id,
@@ -48,9 +55,9 @@ async def remind(work_item_id: str, lineage: str, review: Review, request: Revie
     )
     try:
         await workflow.execute_activity(
-            request.reminder_activity,
+            activity,
             reminder,
-            task_queue=request.reminder_task_queue,
+            task_queue=task_queue,
             start_to_close_timeout=_ONE_TRY,
             summary=f"{lineage}: reminder",
         )

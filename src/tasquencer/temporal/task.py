@@ -19,7 +19,7 @@ What happens when the block is left:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any, TypeVar
@@ -28,9 +28,10 @@ from uuid import UUID, uuid5
 from pydantic import JsonValue
 from temporalio import workflow
 
+from tasquencer.core.carried import RESULTS_BYTES
 from tasquencer.core.ending import TaskEndHook
 from tasquencer.core.errors import InvalidRequest, TaskMisused
-from tasquencer.core.hooks import RecordOf, StateChangeHook, retry_by_recipe
+from tasquencer.core.hooks import LineageRules, RecordOf, StateChangeHook, retry_by_recipe
 from tasquencer.core.json_values import as_json
 from tasquencer.core.lineage import MAIN_LINEAGE
 from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
@@ -92,6 +93,10 @@ class Task:
             started, and runs on after the task. Not called for a task that has begun no work item.
         concurrency: How many work items may be started at once, over all lineages; None: any number. The
             others wait as `initialized`. Run the lineages side by side with `asyncio.gather`.
+        results_bytes: Bytes of results, as JSON, that travel along when the task continues as new. `result`
+            refuses those that do not fit. All that travels along must fit into Temporal's 2 MiB.
+        rules: By kind, what holds for independent lineages. The policy does not count them: your code reads
+            how one ended (`last`) and decides.
     """
 
     def __init__(
@@ -104,6 +109,8 @@ class Task:
         result_of: ResultOf = _any_result,
         on_ended: TaskEndHook | None = None,
         concurrency: int | None = None,
+        results_bytes: int = RESULTS_BYTES,
+        rules: Mapping[str, LineageRules] | None = None,
     ) -> None:
         self._on_ended = on_ended
         info = workflow.info()
@@ -115,10 +122,12 @@ class Task:
             policy=policy,
             on_work_item_state_changed=on_work_item_state_changed,
             record_of=record,
+            rules=rules,
             new_id=_new_id,
             random=_random,
             started_at=info.workflow_start_time,
         )
+        self._state.results_bytes = results_bytes
         self._driver = TaskDriver(self._state, lambda: TaskScope.current().continue_as_new(), concurrency)
         carried = carried_task(info)
         if carried is not None:
@@ -161,6 +170,7 @@ class Task:
         lineage: str = MAIN_LINEAGE,
         recipe: RetryRecipe | None = None,
         deadline: datetime | None = None,
+        kind: str | None = None,
     ) -> Attempts:
         """The attempts at one piece of work, one after the other, until one succeeds or none is left.
 
@@ -171,6 +181,7 @@ class Task:
             lineage: Names this chain of attempts; unique within the task.
             recipe: How it retries; None takes the task's.
             deadline: No attempt starts at or after this time; a wait beyond it is given up.
+            kind: Names the `rules` of an independent lineage; None: the task's own hook, record and policy.
         """
         TaskScope.current().enter(self._driver, self._on_ended)
         if self._state.verdict is not Verdict.FAIL and not self._driver.is_ending:
@@ -181,6 +192,7 @@ class Task:
                 lineage=lineage,
                 recipe=recipe,
                 deadline=deadline,
+                kind=kind,
             )
         return Attempts(self._driver, lineage)
 
@@ -195,9 +207,14 @@ class Task:
         if item.id in self._state.left_out:
             raise TaskMisused(
                 f"the result of lineage {lineage!r} did not travel along when the task continued as new: all "
-                "results together may have 300,000 bytes. The ledger has it; keep large results elsewhere"
+                f"results together may have {self._state.results_bytes:,} bytes. The ledger has it; keep "
+                "large results elsewhere"
             )
         return item.result
+
+    def last(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
+        """The last work item of a lineage, in whatever state it is."""
+        return self._state.latest(lineage)
 
     def completed(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
         """The completed work item of a lineage; fails the task like `result`."""

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from pydantic import JsonValue
 
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
+from tasquencer.ai.job import MOST_TOOL_CALLS
 from tasquencer.ai.provider.classify import error_failure, heed_provider
 from tasquencer.ai.provider.finish import Finish, finish_of
 from tasquencer.ai.provider.prices import Price
@@ -29,6 +30,7 @@ from tasquencer.ai.provider.reported import Report, report_in, says_something
 from tasquencer.ai.provider.schemas import Schema
 from tasquencer.ai.provider.stream import Unreadable, completion_in
 from tasquencer.ai.provider.usage import usage_in
+from tasquencer.ai.tool_calls import ToolCall, answered_calls
 from tasquencer.core.entries import cleaned_text
 from tasquencer.core.failure import Failure, FailureKind
 
@@ -52,7 +54,14 @@ class _Reported(Exception):
 
 
 def judge(
-    reply: Reply, *, asked_model: str, output_schema: Schema | None, price: Price, clean: Clean, now: datetime
+    reply: Reply,
+    *,
+    asked_model: str,
+    output_schema: Schema | None,
+    price: Price,
+    clean: Clean,
+    now: datetime,
+    offers_tools: bool = False,
 ) -> AiAnswer | Failure:
     """The answer in a reply with a good status, or the failure it is.
 
@@ -65,15 +74,20 @@ def judge(
         price: What the usage costs; an error of it means an unknown cost.
         clean: Makes foreign texts fit to be recorded.
         now: For a Retry-After that is a date; aware.
+        offers_tools: The model may call tools instead of answering.
     """
     facts: dict[str, JsonValue] = {"provider_request_id": request_id(reply, clean)}
     try:
         completion = _completion(reply, clean)
         facts = _facts(reply, completion, asked_model, price, clean)
         _raise_reported_error(reply, completion, clean)
-        text = cleaned_text(_text(reply, completion, clean, wants_whole=output_schema is not None))
-        answer = AiAnswer.model_validate({"text": text} | facts)
-        if output_schema is not None and nests_too_deeply(text):
+        calls = _tool_calls(completion) if offers_tools else []
+        wants_whole = output_schema is not None or bool(calls)
+        text = cleaned_text(
+            _text(reply, completion, clean, wants_whole=wants_whole, may_be_empty=bool(calls))
+        )
+        answer = AiAnswer.model_validate({"text": text, "tool_calls": calls or None} | facts)
+        if output_schema is not None and not calls and nests_too_deeply(text):
             return unfit(answer, reply, "it is nested too deeply", clean)
         size = len(answer.model_dump_json().encode())
         if size > MAXIMUM_ANSWER_BYTES:
@@ -169,13 +183,39 @@ def _raise_reported_error(reply: Reply, completion: Completion, clean: Clean) ->
         raise _NotAnAnswer(FailureKind.REFUSED, f"the provider blocked the prompt ({reason})")
 
 
-def _text(reply: Reply, completion: Completion, clean: Clean, *, wants_whole: bool) -> str:
+def _message(completion: Completion) -> object:
+    choice = _first_choice(completion)
+    message = choice.get("message")
+    return message if isinstance(message, dict) else choice.get("delta")
+
+
+def _tool_calls(completion: Completion) -> list[ToolCall]:
+    message = _message(completion)
+    called = message.get("tool_calls") if isinstance(message, dict) else None
+    if not isinstance(called, list):
+        return []
+    if len(called) > MOST_TOOL_CALLS:
+        many = f"the model calls {len(called):,} tools at once, the limit is {MOST_TOOL_CALLS}"
+        raise _NotAnAnswer(FailureKind.INVALID_OUTPUT, many)
+    try:
+        calls = answered_calls(called)
+    except ValueError as problem:
+        raise _NotAnAnswer(FailureKind.INVALID_OUTPUT, f"a tool call cannot be read: {problem}") from None
+    return [
+        ToolCall(
+            id=cleaned_text(call.id), name=cleaned_text(call.name), arguments=cleaned_text(call.arguments)
+        )
+        for call in calls
+    ]
+
+
+def _text(
+    reply: Reply, completion: Completion, clean: Clean, *, wants_whole: bool, may_be_empty: bool
+) -> str:
     choice = _first_choice(completion)
     if not choice:
         _provider_error(f"an answer without choices: {excerpt(reply.text, clean)}")
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        message = choice.get("delta")
+    message = _message(completion)
     if not isinstance(message, dict):
         _provider_error("an answer without a message")
     text, refusal = _content(message.get("content"))
@@ -185,7 +225,7 @@ def _text(reply: Reply, completion: Completion, clean: Clean, *, wants_whole: bo
         raise _NotAnAnswer(FailureKind.REFUSED, f"the model refused: {one_line(refusal, clean)}")
     word = as_text(choice.get("finish_reason"), clean)
     finish = finish_of(choice.get("finish_reason"))
-    is_empty = not text.strip()
+    is_empty = not text.strip() and not may_be_empty
     if is_empty and finish in (Finish.GOOD, Finish.UNKNOWN):
         native = finish_of(choice.get("native_finish_reason"))
         finish = native if native in (Finish.BROKEN, Finish.FILTERED) else finish

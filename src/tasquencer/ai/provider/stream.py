@@ -141,6 +141,7 @@ def _merged(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     choice: dict[str, Any] = {}
     parts: list[object] = []
     refusal = ""
+    calls: dict[object, dict[str, Any]] = {}
     for chunk in chunks:
         completion |= {name: chunk[name] for name in _KEPT if chunk.get(name) is not None}
         found = [one for one in chunk["choices"] if isinstance(one, dict) and not one.get("index")]
@@ -156,8 +157,31 @@ def _merged(chunks: list[dict[str, Any]]) -> dict[str, Any]:
                 parts += content
             if isinstance(delta.get("refusal"), str):
                 refusal += delta["refusal"]
+            _add_tool_calls(calls, delta.get("tool_calls"))
     choice["message"] = {"content": parts, "refusal": refusal or None}
+    if calls:
+        choice["message"]["tool_calls"] = list(calls.values())
     return completion | {"choices": [choice]}
+
+
+def _add_tool_calls(calls: dict[object, dict[str, Any]], parts: object) -> None:
+    """Add a chunk's parts to the tool calls under way: the arguments come in pieces."""
+    for part in parts if isinstance(parts, list) else ():
+        function = part.get("function") if isinstance(part, dict) else None
+        if not isinstance(function, dict):
+            continue
+        index = part.get("index")
+        known = index if isinstance(index, int) else (part.get("id") or len(calls))
+        call = calls.setdefault(known, {"function": {"name": "", "arguments": ""}})
+        call["id"] = call.get("id") or part.get("id")
+        whole = call["function"]
+        if isinstance(function.get("name"), str):
+            whole["name"] = whole["name"] or function["name"]
+        arguments = function.get("arguments")
+        if isinstance(arguments, str) and isinstance(whole["arguments"], str):
+            whole["arguments"] += arguments
+        elif arguments is not None:
+            whole["arguments"] = arguments
 
 
 _KEPT = ("id", "model", "usage", "error")

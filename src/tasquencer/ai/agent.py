@@ -1,0 +1,61 @@
+"""The work items of an agent: model turns, tool calls, approvals; told apart by their lineages.
+
+`main` or `turn-2` is a turn, `turn-2/refund` a tool call, `turn-2/refund/approval` the approval of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from pydantic import JsonValue
+
+from tasquencer.ai.answer import parse_answer
+from tasquencer.ai.record import ai_job_record
+from tasquencer.ai.review import parse_decision
+from tasquencer.ai.tools import ToolError, as_result
+from tasquencer.core.entries import DomainRecord
+from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.hooks import LineageRules, retry_by_recipe
+from tasquencer.core.retry import RetryRecipe
+from tasquencer.core.work_item import WorkItem
+
+__all__ = ["TOOL", "TOOL_RULES", "agent_record", "agent_result", "approval_lineage", "is_turn"]
+
+TOOL: Final = "tool"
+"""The kind of such lineages."""
+
+
+def is_turn(work_item: WorkItem) -> bool:
+    """Return whether it is an attempt at a model turn."""
+    return "/" not in work_item.lineage
+
+
+def approval_lineage(tool_call: str) -> str:
+    """The lineage of the approval of a tool call, from that of the call."""
+    return f"{tool_call}/approval"
+
+
+def agent_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord | None:
+    """The row of `ai_jobs` for a model turn. Tool calls and approvals have none."""
+    return ai_job_record(work_item, recipe) if is_turn(work_item) else None
+
+
+TOOL_RULES: Mapping[str, LineageRules] = {TOOL: LineageRules(retry_by_recipe, agent_record)}
+"""Of tool calls whose failure the model reads, and of approvals: the task's policy does not count them."""
+
+
+def agent_result(work_item: WorkItem, result: JsonValue) -> JsonValue:
+    """A result that an operator gives: an answer, what a tool returns, or a decision.
+
+    Raises:
+        InvalidRequest: it is not what the work item needs.
+    """
+    if is_turn(work_item):
+        return parse_answer(result)
+    if work_item.lineage.count("/") > 1:
+        return parse_decision(result)
+    try:
+        return as_result(result)
+    except ToolError as error:
+        raise InvalidRequest([f"result: {error}"]) from None

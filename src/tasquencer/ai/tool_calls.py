@@ -1,0 +1,199 @@
+"""Tool calls: what a model asks for, how that is carried out, and what the model reads about it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from tasquencer.ai.job import ChatMessage, FunctionCall, ToolCallMessage
+from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
+from tasquencer.core.validation import LONGEST_SECONDS, Interval, Seconds, Whole
+from tasquencer.core.work_item import WorkItem, WorkItemState
+
+__all__ = [
+    "MAXIMUM_TOOL_RESULT_BYTES",
+    "TOOL_KIND",
+    "OnToolFailure",
+    "ToolCall",
+    "ToolJob",
+    "ToolOptions",
+    "answered_calls",
+    "as_content",
+    "assistant_message",
+    "tool_lineages",
+    "tool_message",
+]
+
+TOOL_KIND: Final = "tool"
+"""The `kind` in the payload of a work item that calls a tool."""
+
+MAXIMUM_TOOL_RESULT_BYTES = 256 * 1024
+"""Bytes of what a tool returns, as JSON. The model reads all of it in each turn that follows."""
+
+_NAME_LENGTH = 64
+
+
+class OnToolFailure(StrEnum):
+    """What follows when a tool call has failed for the last time."""
+
+    TELL_MODEL = "tell_model"
+    """The model reads why, and decides what to do."""
+    FAIL_TASK = "fail_task"
+    """The task fails."""
+
+
+class ToolOptions(BaseModel):
+    """How the calls of a tool are carried out. The worker adds it to each call that a model asks for.
+
+    Attributes:
+        max_retries: Retries of one call, 0 to 1,000; each is a work item of its own.
+        initial_interval_seconds: The first backoff; each one is twice the one before.
+        timeout_seconds: How long one attempt may take.
+        on_failure: What follows the last failure.
+        requires_approval: A person approves or rejects each call before it is made.
+        approval_timeout_seconds: How long a call may wait for that; None: any time.
+        reminder_seconds: How long it waits before the wait is marked as overdue; None: it is not.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    leaves_out_defaults: ClassVar[bool] = True
+
+    max_retries: Annotated[Whole, Field(ge=0, le=MOST_RETRIES)] = 0
+    initial_interval_seconds: Interval = 1.0
+    timeout_seconds: Annotated[Seconds, Field(le=LONGEST_SECONDS)] = 60.0
+    on_failure: OnToolFailure = OnToolFailure.TELL_MODEL
+    requires_approval: bool = False
+    approval_timeout_seconds: Seconds | None = 604_800.0
+    reminder_seconds: Seconds | None = None
+
+    def recipe(self) -> RetryRecipe:
+        """How one call is retried."""
+        return RetryRecipe(
+            max_retries=self.max_retries,
+            initial_interval=timedelta(seconds=self.initial_interval_seconds),
+            retry_on=RetryOn.TRANSIENT,
+        )
+
+
+class ToolCall(BaseModel):
+    """A tool call that a model asks for, with what the worker knows about the tool.
+
+    Attributes:
+        id: Names the call in the conversation; unique within an answer.
+        name: The tool's, as the model wrote it.
+        arguments: JSON, as the model wrote it.
+        problem: Why the call cannot be made: no such tool, wrong arguments. The model reads it.
+        options: How the call is carried out.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    leaves_out_defaults: ClassVar[bool] = True
+
+    id: str
+    name: str
+    arguments: str
+    problem: str | None = None
+    options: ToolOptions = ToolOptions()
+
+
+class ToolJob(BaseModel):
+    """What one attempt at a tool call has to do: the payload of its work item.
+
+    Attributes:
+        kind: `tool`.
+        arguments: JSON, as the model wrote it.
+        idempotency_key: The same for all attempts at this call. Give it to services that know such keys.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["tool"] = TOOL_KIND
+    tool: str
+    arguments: str
+    call_id: str
+    idempotency_key: str
+
+
+def tool_lineages(turn: int, calls: Sequence[ToolCall]) -> list[str]:
+    """The lineages of the calls of one turn: `turn-2/refund`, then `turn-2/refund-2` for a second one."""
+    names: dict[str, None] = {}
+    for call in calls:
+        plain = name = re.sub(r"[^A-Za-z0-9_.-]", "_", call.name[:_NAME_LENGTH])
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{plain}-{number}"
+        names[name] = None
+    return [f"turn-{turn}/{name}" for name in names]
+
+
+def assistant_message(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
+    """The model's own message, as the next turn's conversation holds it."""
+    return ChatMessage(
+        role="assistant",
+        content=text or None,
+        tool_calls=[
+            ToolCallMessage(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+            for call in calls
+        ],
+    )
+
+
+def tool_message(call: ToolCall, ended: WorkItem, rejected: str | None = None) -> ChatMessage:
+    """What the model reads about a call that has ended.
+
+    Args:
+        call: The call.
+        ended: Its last work item.
+        rejected: What a person said who rejected it; None: nobody did.
+    """
+    if rejected is not None:
+        content = f"The call was rejected by a person: {rejected}"
+    elif ended.state is WorkItemState.COMPLETED:
+        content = as_content(ended.result)
+    elif ended.failure is not None:
+        content = f"The call failed: {ended.failure.message}"
+    else:
+        content = "The call was canceled."
+    return ChatMessage(role="tool", tool_call_id=call.id, content=content)
+
+
+def as_content(result: JsonValue) -> str:
+    """What a tool returned, as the text that the model reads."""
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    return text or '""'
+
+
+def answered_calls(raw: Iterable[Any]) -> list[ToolCall]:
+    """The tool calls in a completion's message, as far as they can be read.
+
+    Providers differ: arguments come as text or as an object, ids are missing or not unique.
+
+    Raises:
+        ValueError: one of them names no function.
+    """
+    calls: list[ToolCall] = []
+    used: set[str] = set()
+    for number, one in enumerate(raw, 1):
+        function = one.get("function") if isinstance(one, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
+            raise ValueError(f"tool call {number} names no function")
+        given = function.get("arguments")
+        arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+        known = one.get("id")
+        identifier = known if isinstance(known, str) and known and known not in used else f"call-{number}"
+        while identifier in used:
+            identifier += "-again"
+        used.add(identifier)
+        try:
+            calls.append(ToolCall(id=identifier, name=name, arguments=arguments or "{}"))
+        except ValidationError as error:  # a lone surrogate
+            raise ValueError(f"tool call {number} is not valid text") from error
+    return calls

@@ -1,0 +1,104 @@
+"""A tool call: one work item, one activity, one call of the tool."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+from pydantic import JsonValue
+from temporalio import activity
+
+from tasquencer.ai.provider.redaction import Redactor
+from tasquencer.ai.timeouts import call_limit
+from tasquencer.ai.tool_calls import ToolJob
+from tasquencer.ai.tools import ToolContext, ToolError, ToolSource
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.ledger.contract import Ledger
+from tasquencer.temporal.authority import only_for_started
+from tasquencer.temporal.failures import as_application_error
+from tasquencer.temporal.heartbeats import heartbeats
+
+__all__ = ["CALL_TOOL", "TOOL_FAILED", "ToolActivity"]
+
+CALL_TOOL = "call_tool"
+
+TOOL_FAILED = "tool_failed"
+"""The kind of a failure that a tool has raised."""
+
+
+class ToolActivity:
+    """The activity `call_tool`.
+
+    Args:
+        tools: The worker's tools, by name.
+        clean: Gives the function that removes secrets from what a tool raises.
+        interval: Time between two heartbeats.
+    """
+
+    def __init__(
+        self, tools: Mapping[str, ToolSource], clean: Callable[[], Redactor], interval: timedelta
+    ) -> None:
+        self._tools = tools
+        self._clean = clean
+        self._interval = interval
+        self.ledger: Ledger | None = None
+
+    @activity.defn(name=CALL_TOOL)
+    async def call_tool(self, job: ToolJob, attempt: int) -> JsonValue:
+        """Call the tool once; what it returned, as JSON.
+
+        Args:
+            job: The call.
+            attempt: 0 for the first try, k for retry k.
+
+        A tool that is not async runs in a thread, and runs on there after a timeout or a cancellation.
+
+        Raises:
+            ApplicationError: of the failure's kind, with the `Failure` as its detail; `NotAllowed` for a
+                caller whose work item is not started.
+        """
+        info = activity.info()
+        interval = self._interval
+        if info.heartbeat_timeout:
+            interval = min(interval, info.heartbeat_timeout / 3)
+        async with heartbeats(interval):
+            if self.ledger is not None:
+                await only_for_started(self.ledger)
+            outcome = await self._attempt(job, attempt, info)
+        if isinstance(outcome, Failure):
+            raise as_application_error(outcome)
+        return outcome
+
+    async def _attempt(self, job: ToolJob, attempt: int, info: activity.Info) -> JsonValue | Failure:
+        if info.attempt > 1:  # I2: at most one call per work item
+            message = "Temporal made the call a second time, which sends nothing"
+            return Failure.of(FailureKind.OPERATOR, message, outcome_unknown=True)
+        known = self._tools.get(job.tool)
+        if known is None:
+            return Failure.of(FailureKind.INVALID_REQUEST, f"this worker has no tool {job.tool!r}")
+        context = ToolContext(
+            task_id=info.workflow_id or "",
+            work_item_id=info.activity_id,
+            attempt=attempt,
+            idempotency_key=job.idempotency_key,
+        )
+        limit = call_limit(info.start_to_close_timeout)
+        try:
+            async with asyncio.timeout(limit.total_seconds() if limit is not None else None) as timeout:
+                return await known.call(job.arguments, context)
+        except ToolError as error:
+            return self._failed(str(error), transient=error.retry)
+        except Exception as error:  # noqa: BLE001 - it is the tool's
+            if isinstance(error, TimeoutError) and timeout.expired():
+                seconds = "" if limit is None else f" within {limit.total_seconds():g} s"
+                return Failure.of(
+                    FailureKind.TIMED_OUT, f"the tool did not end{seconds}", outcome_unknown=True
+                )
+            clean = self._clean()
+            activity.logger.warning("%s: %s", job.tool, clean("".join(traceback.format_exception(error))))
+            return self._failed(f"{type(error).__name__}: {error}", transient=known.is_transient(error))
+
+    def _failed(self, message: str, *, transient: bool) -> Failure:
+        return Failure(kind=TOOL_FAILED, message=self._clean()(message), transient=transient)

@@ -1,0 +1,328 @@
+"""Agents with tools, on the real dev server, with a real HTTP server in the provider's place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.worker import Worker
+
+from tasquencer.ai import AiCalls, OnToolFailure, ToolContext, ToolError, tool
+from tasquencer.ai.provider.client import make_client
+from tasquencer.core.work_item import WorkItem, WorkItemState
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.temporal import TasquencerPlugin
+from tasquencer.testing import InMemoryLedger
+from tests.support import answers
+from tests.support.answers import Answer
+from tests.support.patience import eventually
+from tests.support.provider import ScriptedProvider
+from tests.support.tasks import Tasks, failure_of_task
+from workflows.ai_agent import AiAgentTask
+
+ASK = {"prompt": "Where is order 7?", "retry": {"initial_interval_seconds": 0}}
+Handle = WorkflowHandle[Any, Any]
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A worker with tools, and the provider that its model is."""
+
+    tasks: Tasks
+    provider: ScriptedProvider
+
+    async def run(self, **fields: Any) -> tuple[dict[str, Any], Handle]:
+        return await self.tasks.run("AiAgentTask", ASK | fields)
+
+    async def start(self, **fields: Any) -> Handle:
+        return await self.tasks.start("AiAgentTask", ASK | fields)
+
+    async def story(self, handle: Handle) -> list[tuple[str, int, str, str | None]]:
+        """Lineage, attempt, state and kind of failure of each work item, in the order of the lineages."""
+        items = await self.tasks.work_items(handle)
+        return [
+            (item.lineage, item.attempt, item.state.value, item.failure.kind if item.failure else None)
+            for item in sorted(items, key=lambda one: (one.lineage, one.attempt))
+        ]
+
+    def heard(self, request: int) -> list[Any]:
+        """What the tools said, as the provider read it in this request."""
+        messages = self.provider.requests[request].body["messages"]
+        return [message["content"] for message in messages if message["role"] == "tool"]
+
+
+@asynccontextmanager
+async def desk(
+    server: EmbeddedTemporal, script: Sequence[Answer], tools: Sequence[Callable[..., Any]]
+) -> AsyncIterator[Desk]:
+    ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
+    async with (
+        ScriptedProvider(script) as provider,
+        make_client(api_key="key-of-the-tests", base_url=provider.base_url) as model,
+    ):
+        plugin = TasquencerPlugin(ledger, calls=AiCalls(model, "tiny-1", tools=tools))
+        client = await Client.connect(server.address, plugins=[plugin])
+        async with Worker(
+            client,
+            task_queue=queue,
+            workflows=[AiAgentTask],
+            max_heartbeat_throttle_interval=timedelta(milliseconds=50),
+        ):
+            yield Desk(Tasks(client, queue, ledger), provider)
+
+
+async def search_orders(number: int) -> dict[str, Any]:
+    """Look an order up by its number."""
+    return {"number": number, "state": "on its way"}
+
+
+def ended_badly(item: tuple[str, int, str, str | None]) -> bool:
+    return item[2] == "failed"
+
+
+async def test_each_turn_and_each_tool_call_is_a_work_item(dev_server: EmbeddedTemporal) -> None:
+    script = [answers.tools(("search_orders", {"number": 7})), answers.ok("It is on its way.")]
+    async with desk(dev_server, script, [search_orders]) as one:
+        result, handle = await one.run(tools=["search_orders"])
+        assert await one.story(handle) == [
+            ("turn-1", 0, "completed", None),
+            ("turn-1/search_orders", 0, "completed", None),
+            ("turn-2", 0, "completed", None),
+        ]
+        (offered,) = one.provider.requests[0].body["tools"]
+        assert offered["function"]["name"] == "search_orders"
+        assert offered["function"]["parameters"]["required"] == ["number"]
+        assert one.heard(1) == ['{"number": 7, "state": "on its way"}']
+        keys = [request.idempotency_key for request in one.provider.requests]
+        assert len(set(keys)) == 2
+    assert (result["text"], result["turns"], result["attempts"]) == ("It is on its way.", 2, 2)
+    assert (result["input_tokens"], result["total"]["input_tokens"]) == (11, 31)
+    (called,) = result["tool_calls"]
+    assert (called["turn"], called["tool"], called["state"], called["attempts"]) == (
+        1,
+        "search_orders",
+        "completed",
+        1,
+    )
+
+
+async def test_a_tool_is_retried_as_it_says_and_each_retry_is_a_work_item(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    seen: list[ToolContext] = []
+
+    @tool(retries=2, retry_on=(ConnectionError,), initial_interval=timedelta(0))
+    def look_up(number: int, context: ToolContext) -> str:
+        """Look an order up."""
+        seen.append(context)
+        if len(seen) < 3:
+            raise ConnectionError("the shop is down")
+        return "on its way"
+
+    script = [answers.tools(("look_up", {"number": 7})), answers.ok()]
+    async with desk(dev_server, script, [look_up]) as one:
+        _, handle = await one.run(tools=["look_up"])
+        assert await one.story(handle) == [
+            ("turn-1", 0, "completed", None),
+            ("turn-1/look_up", 0, "failed", "tool_failed"),
+            ("turn-1/look_up", 1, "failed", "tool_failed"),
+            ("turn-1/look_up", 2, "completed", None),
+            ("turn-2", 0, "completed", None),
+        ]
+    assert [context.attempt for context in seen] == [0, 1, 2]
+    assert len({context.work_item_id for context in seen}) == 3
+    assert len({context.idempotency_key for context in seen}) == 1
+
+
+async def test_the_model_reads_why_a_tool_failed(dev_server: EmbeddedTemporal) -> None:
+    async def refund(order: int) -> str:
+        """Pay an order back."""
+        raise ToolError(f"order {order} is older than a year")
+
+    script = [answers.tools(("refund", {"order": 7})), answers.ok("Sorry.")]
+    async with desk(dev_server, script, [refund]) as one:
+        result, handle = await one.run(tools=["refund"])
+        assert ("turn-1/refund", 0, "failed", "tool_failed") in await one.story(handle)
+        assert one.heard(1) == ["The call failed: order 7 is older than a year"]
+    assert result["text"] == "Sorry."
+
+
+async def test_a_tool_may_fail_the_task(dev_server: EmbeddedTemporal) -> None:
+    @tool(on_failure=OnToolFailure.FAIL_TASK)
+    async def refund(order: int) -> str:
+        """Pay an order back."""
+        raise ValueError("the till is closed")
+
+    async with desk(dev_server, [answers.tools(("refund", {"order": 7}))], [refund]) as one:
+        handle = await one.start(tools=["refund"])
+        error = await failure_of_task(handle)
+    assert error.type == "RetriesExhausted"
+    assert "turn-1/refund" in error.message and "the till is closed" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("search_orders", {"number": "seven"}, "number: Input should be a valid integer"),
+        ("search_orders", {"number": 7, "force": True}, "force: unknown field"),
+        ("search_orders", "{not json", "Invalid JSON"),
+        ("drop_table", {}, "there is no tool 'drop_table'; there are search_orders"),
+    ],
+)
+async def test_a_call_that_cannot_be_made_goes_back_to_the_model(
+    dev_server: EmbeddedTemporal, name: str, arguments: object, said: str
+) -> None:
+    script = [answers.tools((name, arguments)), answers.ok()]
+    async with desk(dev_server, script, [search_orders]) as one:
+        _, handle = await one.run(tools=["search_orders"])
+        assert (f"turn-1/{name}", 0, "failed", "invalid_request") in await one.story(handle)
+        (heard,) = one.heard(1)
+    assert said in heard
+
+
+async def test_tools_of_one_turn_run_side_by_side(dev_server: EmbeddedTemporal) -> None:
+    both = asyncio.Barrier(2)
+
+    async def meet(name: str) -> str:
+        """Wait for the other one."""
+        await both.wait()
+        return name
+
+    script = [answers.tools(("meet", {"name": "a"}), ("meet", {"name": "b"})), answers.ok()]
+    async with desk(dev_server, script, [meet]) as one:
+        _, handle = await one.run(tools=["meet"])
+        assert {"turn-1/meet", "turn-1/meet-2"} <= {item[0] for item in await one.story(handle)}
+        assert one.heard(1) == ["a", "b"]
+
+
+async def waits_for_approval(one: Desk, handle: Handle) -> WorkItem:
+    async def probe() -> WorkItem | None:
+        for item in await one.tasks.work_items(handle):
+            if item.lineage.endswith("/approval") and item.state is WorkItemState.STARTED:
+                return item
+        return None
+
+    return await eventually(probe, "a call that waits for its approval")
+
+
+@pytest.mark.parametrize("approves", [True, False])
+async def test_a_person_approves_or_rejects_a_call(dev_server: EmbeddedTemporal, approves: bool) -> None:
+    paid: list[int] = []
+
+    @tool(requires_approval=True)
+    async def refund(order: int) -> str:
+        """Pay an order back."""
+        paid.append(order)
+        return "paid"
+
+    script = [answers.tools(("refund", {"order": 7})), answers.ok()]
+    async with desk(dev_server, script, [refund]) as one:
+        handle = await one.start(tools=["refund"])
+        asked = await waits_for_approval(one, handle)
+        assert isinstance(asked.payload, dict) and asked.payload["draft"] == 'refund({"order": 7})'
+        assert paid == []
+        decision = {"decision": "approve"} if approves else {"decision": "reject", "comments": "too old"}
+        action = {"work_item_id": asked.id, "actor": "anna", "result": decision}
+        await handle.execute_update("complete_work_item", action)
+        result = await handle.result()
+        heard = one.heard(1)
+    assert paid == ([7] if approves else [])
+    assert heard == (["paid"] if approves else ["The call was rejected by a person: too old"])
+    assert result["tool_calls"][0]["attempts"] == int(approves)
+
+
+async def test_an_approval_that_does_not_come_in_time_is_none(dev_server: EmbeddedTemporal) -> None:
+    @tool(requires_approval=True, approval_timeout=timedelta(milliseconds=200))
+    async def refund(order: int) -> str:
+        """Pay an order back."""
+        raise AssertionError("nobody approved")
+
+    async with desk(dev_server, [answers.tools(("refund", {"order": 7})), answers.ok()], [refund]) as one:
+        _, handle = await one.run(tools=["refund"])
+        assert ("turn-1/refund/approval", 0, "failed", "timed_out") in await one.story(handle)
+        assert one.heard(1) == ["The call was rejected by a person: no decision came in time"]
+
+
+async def test_a_turn_is_retried_like_any_ai_call(dev_server: EmbeddedTemporal) -> None:
+    script = [
+        answers.rate_limited(),
+        answers.tools(("search_orders", {"number": 7})),
+        answers.status(503),
+        answers.ok(),
+    ]
+    async with desk(dev_server, script, [search_orders]) as one:
+        result, handle = await one.run(tools=["search_orders"])
+        assert [item for item in await one.story(handle) if item[2] == "failed"] == [
+            ("turn-1", 0, "failed", "rate_limited"),
+            ("turn-2", 0, "failed", "provider_error"),
+        ]
+    assert result["attempts"] == 4
+
+
+async def test_a_model_that_never_answers_ends_the_task_after_max_turns(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    script = [answers.tools(("search_orders", {"number": n})) for n in range(2)]
+    async with desk(dev_server, script, [search_orders]) as one:
+        handle = await one.start(tools=["search_orders"], max_turns=2)
+        error = await failure_of_task(handle)
+    assert error.type == "TaskFailed" and "2 turns (max_turns)" in error.message
+
+
+async def test_a_cancel_closes_all_tool_calls(dev_server: EmbeddedTemporal) -> None:
+    under_way = asyncio.Semaphore(0)
+
+    async def wait(name: str) -> str:
+        """Wait for ever."""
+        under_way.release()
+        await asyncio.Event().wait()
+        return name
+
+    script = [answers.tools(*(("wait", {"name": name}) for name in "abc"))]
+    async with desk(dev_server, script, [wait]) as one:
+        handle = await one.start(tools=["wait"])
+        for _ in range(3):
+            await under_way.acquire()
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError) as caught:
+            await handle.result()
+        assert isinstance(caught.value.cause, CancelledError)
+        states = {item[0]: item[2] for item in await one.story(handle)}
+    assert states == {
+        "turn-1": "completed",
+        "turn-1/wait": "canceled",
+        "turn-1/wait-2": "canceled",
+        "turn-1/wait-3": "canceled",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tools": []}, "tools"),
+        ({"tools": ["a", "a"]}, "names one of them twice"),
+        ({"max_turns": 3}, "max_turns: only with tools"),
+        ({"tools": ["a"], "tool_choice": "b"}, "tool_choice"),
+        ({"tools": ["a"], "max_turns": 0}, "max_turns"),
+    ],
+)
+async def test_wrong_fields_are_refused(
+    dev_server: EmbeddedTemporal, fields: dict[str, Any], said: str
+) -> None:
+    async with desk(dev_server, [], [search_orders]) as one:
+        error: ApplicationError = await failure_of_task(await one.start(**fields))
+    assert error.type == "InvalidRequest" and said in error.message
+
+
+async def test_a_tool_that_the_worker_does_not_have_is_named(dev_server: EmbeddedTemporal) -> None:
+    async with desk(dev_server, [], [search_orders]) as one:
+        error = await failure_of_task(await one.start(tools=["refund"]))
+    assert error.type == "NotRetryable" and "no tool 'refund'; it has search_orders" in error.message
