@@ -134,7 +134,7 @@ async def test_what_the_provider_does_becomes_a_failure_of_its_kind_after_exactl
     assert len(provider.requests) == 1
     failure = error.details[0]
     assert (error.type, failure["kind"]) == (kind, kind)
-    assert (failure["transient"], error.non_retryable) == (transient, not transient)
+    assert (failure["transient"], error.non_retryable) == (transient, True)
     assert error.category == ApplicationErrorCategory.BENIGN
     assert error.__cause__ is None
     assert error.__context__ is None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
 
@@ -24,6 +24,7 @@ from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.provider.client import make_client, output_limit_field
 from tasquencer.ai.request import AiAgentRequest
 from tasquencer.ai.timeouts import CALL_MARGIN, call_limit
+from tasquencer.core.failure import Failure
 from tasquencer.temporal.ai_calls import AiCalls, ClientRetries
 from tests.activities.calling import (
     KEY,
@@ -114,12 +115,29 @@ def test_a_client_that_retries_by_itself_is_refused() -> None:
         AiCalls(openai.AsyncOpenAI(api_key=KEY), MODEL)
 
 
-async def test_a_second_attempt_of_the_activity_sends_nothing() -> None:
+SCHEDULED_AGAIN: dict[str, Any] = {
+    "scheduled_time": datetime(2026, 1, 1, tzinfo=UTC),
+    "current_attempt_scheduled_time": datetime(2026, 1, 2, tzinfo=UTC),
+}
+
+
+@pytest.mark.parametrize("run", [{"attempt": 2}, {**SCHEDULED_AGAIN, "heartbeat_details": ["called"]}])
+async def test_a_second_run_of_the_activity_sends_nothing(run: dict[str, Any]) -> None:
     async with ScriptedProvider() as provider, activities_for(provider.base_url) as activities:
-        with pytest.raises(ApplicationError, match=r"maximum_attempts=1") as caught:
-            await environment(attempt=2).run(activities.generate, job())
-    assert caught.value.non_retryable
+        with pytest.raises(ApplicationError, match="a second time") as caught:
+            await environment(**run).run(activities.generate, job())
+    assert (caught.value.type, caught.value.non_retryable) == ("operator", True)
+    assert Failure.model_validate(caught.value.details[0]).transient
     assert provider.requests == []
+
+
+async def test_a_first_run_that_was_scheduled_twice_sends_its_request() -> None:
+    async with (
+        ScriptedProvider([answers.ok("Hello!")]) as provider,
+        activities_for(provider.base_url) as activities,
+    ):
+        answer = await environment(**SCHEDULED_AGAIN).run(activities.generate, job())
+    assert answer.text == "Hello!"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Tasks on Temporal: `Task` for workflows, `TasquencerPlugin` for workers, `connect` for both."""
 
 from tasquencer.temporal.agent import Agent
-from tasquencer.temporal.attempts import NEVER_RETRY, ActiveWorkItem, Attempts
+from tasquencer.temporal.attempts import ActiveWorkItem, Attempts
 from tasquencer.temporal.connection import connect
 from tasquencer.temporal.converter import data_converter
 from tasquencer.temporal.failures import as_application_error, failure_of
 from tasquencer.temporal.model_call import answer
+from tasquencer.temporal.only_once import NEVER_RETRY
 from tasquencer.temporal.plugin import TasquencerPlugin
 from tasquencer.temporal.task import Task, accept
 

@@ -46,6 +46,8 @@ class Behaviour(IntEnum):
     """Ids and jitter follow from run, lineage and attempt; the end of a run begins nothing new."""
     NEW_RUN_ON_NEWS = 72_003
     """Only an activation with events can make a new run due, never the result of a local activity alone."""
+    OPERATORS_COMMANDS = 72_004
+    """An activity that `temporal activity fail` has ended is an `operator` failure, which qualifies."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

@@ -40,9 +40,11 @@ from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.ledger.contract import Ledger
 from tasquencer.settings import DEFAULT_MODEL
 from tasquencer.temporal.authority import only_for_started
-from tasquencer.temporal.failures import as_application_error
+from tasquencer.temporal.failures import AI_CALL, as_application_error
 from tasquencer.temporal.heartbeats import heartbeats
 from tasquencer.temporal.tool_activity import ToolActivity
+from tasquencer.temporal.only_once import CALLED, is_second_run, second_run
+from tasquencer.temporal.pauses import through_pauses
 
 __all__ = ["HEARTBEAT_INTERVAL", "AiCalls", "ClientRetries"]
 
@@ -103,6 +105,7 @@ class AiCalls:
         self._ledger: Ledger | None = None
         self._tools = dict(by_name(tools))
         self._tool_activity = ToolActivity(self._tools, lambda: Redactor.of(self._client), heartbeat_interval)
+        self._grace_period = timedelta(0)
         self._closing = contextlib.AsyncExitStack()
         if client is not None:
             self._use(client)
@@ -120,6 +123,10 @@ class AiCalls:
         """What a worker registers."""
         return [self.generate, self._tool_activity.call_tool]
 
+    def stops_within(self, grace_period: timedelta) -> None:
+        """Note how long a call may run on after its worker began to stop; the plugin says so."""
+        self._grace_period = self._tool_activity.grace_period = grace_period
+
     async def __aenter__(self) -> Self:
         await self._closing.enter_async_context(self._schema_checks)
         if self._given_client is None:
@@ -131,33 +138,33 @@ class AiCalls:
     ) -> None:
         await self._closing.aclose()
 
-    @activity.defn(name="generate")
+    @activity.defn(name=AI_CALL)
     async def generate(self, job: AiJob) -> AiAnswer:
         """Ask the model once. The activity's id is the work item's and goes along as `Idempotency-Key`.
 
         The request ends `CALL_MARGIN` before the activity's start-to-close timeout. A cancellation closes the
-        connection at once and propagates, so that Temporal records it as what it is (a cancel, or the end of
-        the worker's grace period as `WorkerShutdown`).
+        connection immediately and propagates, so that Temporal records it as what it is (a cancel, or the end
+        of the worker's grace period as `WorkerShutdown`). A pause changes nothing, a reset is a failure.
 
         Raises:
             ApplicationError: of the failure's kind, with the `Failure` as its detail; `NotAllowed` for a
                 caller whose work item is not started.
         """
-        info = activity.info()
+        outcome = await through_pauses(
+            self._checked_attempt(job), interval=self._heartbeat_interval, grace_period=self._grace_period
+        )
+        if isinstance(outcome, Failure):
+            # Not raised where the cause was caught: the history would keep the chain, with all it quotes.
+            raise as_application_error(outcome, is_final=True)
+        return outcome
+
+    async def _checked_attempt(self, job: AiJob) -> AiAnswer | Failure:
         if self._ledger is not None:
             async with heartbeats(self._heartbeat_interval):
                 await only_for_started(self._ledger)
-        outcome = await self._attempt(job, info)
-        if isinstance(outcome, Failure):
-            # Not raised where the cause was caught: the history would keep the chain, with all it quotes.
-            raise as_application_error(outcome)
-        return outcome
+        return second_run() if is_second_run() else await self._attempt(job, activity.info())
 
     async def _attempt(self, job: AiJob, info: activity.Info) -> AiAnswer | Failure:
-        if info.attempt > 1:  # I2: at most one request per work item
-            return Failure.of(
-                FailureKind.UNEXPECTED, "generate must be executed with RetryPolicy(maximum_attempts=1)"
-            )
         model = job.model or self._default_model
         try:
             tools = offered(job.tools or [], self._tools)
@@ -171,7 +178,7 @@ class AiCalls:
         begin = time.monotonic()
         latency = None
         try:
-            async with heartbeats(interval):
+            async with heartbeats(interval, CALLED):
                 problem = await self._problem_of_schema(job)
                 if problem is not None:
                     return Failure.of(FailureKind.INVALID_REQUEST, problem, model=model)

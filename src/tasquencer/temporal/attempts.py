@@ -10,7 +10,6 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from pydantic import JsonValue
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 from tasquencer.core.errors import TaskMisused
@@ -19,20 +18,19 @@ from tasquencer.core.json_values import as_json
 from tasquencer.core.policy import Verdict
 from tasquencer.core.wording import attempt_label, duration
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import report_bug
+from tasquencer.temporal.activations import Behaviour, behaves, report_bug
 from tasquencer.temporal.driver import STOPPED, TaskDriver, cancels_seen
 from tasquencer.temporal.failures import (
     as_application_error,
+    failed_from_outside,
     failure_of,
     is_left_behind,
     left_behind,
     worker_of,
 )
+from tasquencer.temporal.only_once import NEVER_RETRY
 
-__all__ = ["NEVER_RETRY", "ActiveWorkItem", "Attempts"]
-
-NEVER_RETRY = RetryPolicy(maximum_attempts=1)
-"""A failed work item is never tried again: the retry is another work item."""
+__all__ = ["ActiveWorkItem", "Attempts"]
 
 _OF_THE_WORK_ITEM = frozenset({"activity_id", "cancellation_type", "retry_policy"})
 
@@ -281,7 +279,7 @@ class ActiveWorkItem:
             if self._outcome is None:
                 raise TaskMisused(f"the block of work item {self.id!r} was left without complete() or fail()")
             if isinstance(self._outcome, Failure):
-                await driver.fail(item, self._outcome, None, may_retry=not self._is_stopped)
+                await driver.fail(item, self._outcome, may_retry=not self._is_stopped)
             else:
                 await driver.complete(item, self._outcome[0])
             return True
@@ -299,11 +297,20 @@ class ActiveWorkItem:
             await driver.give_up(item, "what it waited for was canceled")
             return True
         if isinstance(error, FailureError):
-            await driver.fail(item, failure_of(error), worker_of(error), may_retry=not self._is_stopped)
+            await self._fail_with(error)
             return True
         if isinstance(error, Exception):  # not the end of an instance that leaves the cache
             report_bug(error)
         return False
+
+    async def _fail_with(self, error: FailureError) -> None:
+        driver, item, may_retry = self._driver, self._item, not self._is_stopped
+        told = failed_from_outside(error)
+        if told is None or not behaves(Behaviour.OPERATORS_COMMANDS):
+            await driver.fail(item, failure_of(error), worker=worker_of(error), may_retry=may_retry)
+        else:
+            failure, actor, reason = told
+            await driver.fail(item, failure, may_retry=may_retry, actor=actor, reason=reason)
 
     def _is_asked_to_end(self) -> bool:
         return self._is_stopped or self._driver.is_being_canceled(self._item.lineage)

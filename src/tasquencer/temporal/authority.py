@@ -72,7 +72,8 @@ async def only_for_started(ledger: Ledger) -> None:
         except LedgerUnavailable as error:
             if time.monotonic() > deadline:
                 problem = f"the ledger could not be asked, nothing was sent: {error}"
-                raise as_application_error(Failure.of(FailureKind.NOT_PICKED_UP, problem)) from None
+                failure = Failure.of(FailureKind.NOT_PICKED_UP, problem)
+                raise as_application_error(failure, is_final=True) from None
             await asyncio.sleep(_PAUSE_SECONDS)
     if holder != (info.workflow_id, WorkItemState.STARTED):
         raise _not_allowed(f"{info.activity_id!r} is no started work item of the calling workflow")

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import JsonValue
 from temporalio import workflow
@@ -270,10 +270,13 @@ class TaskDriver:
         self.state.complete(item.id, result, now=workflow.now())
         await self.ended(item)
 
-    async def fail(self, item: WorkItem, failure: Failure, worker: str | None, *, may_retry: bool) -> None:
-        """Record the work item as failed, and what follows from it: a retry, or the end."""
+    async def fail(self, item: WorkItem, failure: Failure, *, may_retry: bool, **facts: Any) -> None:
+        """Record the work item as failed, and what follows from it: a retry, or the end.
+
+        Facts are the `worker`, `actor` and `reason` that `TaskState.fail` takes.
+        """
         may_retry = may_retry and not self.is_ending and not self.is_being_canceled(item.lineage)
-        self.state.fail(item.id, failure, now=workflow.now(), worker=worker, may_retry=may_retry)
+        self.state.fail(item.id, failure, now=workflow.now(), may_retry=may_retry, **facts)
         await self.ended(item)
 
     async def ended(self, item: WorkItem) -> None:

@@ -21,7 +21,9 @@ from temporalio.exceptions import (
 from tasquencer.core.failure import Failure, FailureKind
 
 __all__ = [
+    "AI_CALL",
     "as_application_error",
+    "failed_from_outside",
     "failure_of",
     "is_left_behind",
     "left_behind",
@@ -29,10 +31,18 @@ __all__ = [
     "worker_of",
 ]
 
+AI_CALL = "generate"
+"""Name of the activity that makes an AI call. It never fails with an error without a type."""
+
+_CLI = "CLI"
+"""Source of a failure that the `temporal` command has made."""
+
 _LEFT_BEHIND = "LeftBehind"
 """Type of the error with which the call of a work item ends that a reset of the task has left behind."""
 
 _SDK_TYPES = {
+    "ActivityPause": (FailureKind.OPERATOR, "the activity was paused with Temporal's own command", True),
+    "ActivityReset": (FailureKind.OPERATOR, "the activity was reset with Temporal's own command", True),
     "WorkerShutdown": (FailureKind.WORKER_SHUTDOWN, "the worker was stopped before the call ended", True),
     "PayloadsTooLarge": (
         FailureKind.TOO_LARGE,
@@ -56,16 +66,21 @@ _TIMEOUTS: dict[TimeoutType | None, tuple[FailureKind, str]] = {
 """Kinds of timeout that are not simply `timed_out`."""
 
 
-def as_application_error(failure: Failure) -> ApplicationError:
+def as_application_error(failure: Failure, *, is_final: bool = False) -> ApplicationError:
     """The error that an activity raises to report a failure.
 
     It is benign: an expected failure belongs in the ledger, not in the worker's error log.
+
+    Args:
+        failure: To report.
+        is_final: Temporal never runs the activity again, even if an operator gives it more attempts or has
+            paused it. Whether the task retries depends on the failure alone.
     """
     return ApplicationError(
         failure.message,
         failure.model_dump(mode="json"),
         type=failure.kind,
-        non_retryable=not failure.transient,
+        non_retryable=is_final or not failure.transient,
         category=ApplicationErrorCategory.BENIGN,
     )
 
@@ -106,6 +121,22 @@ def failure_of(error: FailureError) -> Failure:
         message=cause.message or str(cause),
         transient=not cause.non_retryable,
     )
+
+
+def failed_from_outside(error: BaseException | None) -> tuple[Failure, str, str | None] | None:
+    """The failure of an activity that somebody failed with Temporal's own command; None: it failed otherwise.
+
+    With it the name of the client that sent the command, and the reason that was given.
+    """
+    cause = error.cause if isinstance(error, ActivityError) else None
+    if not isinstance(error, ActivityError) or not isinstance(cause, ApplicationError) or cause.type:
+        return None
+    is_from_the_cli = cause.failure is not None and cause.failure.source == _CLI
+    if not is_from_the_cli and (error.activity_type != AI_CALL or cause.details):
+        return None
+    actor, reason = error.identity or "an operator", cause.message or None
+    said = f": {reason}" if reason else ""
+    return Failure.of(FailureKind.OPERATOR, f"failed by {actor}{said}", outcome_unknown=True), actor, reason
 
 
 def left_behind() -> ApplicationError:

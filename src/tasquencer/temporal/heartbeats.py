@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 from temporalio import activity
 
@@ -13,12 +14,12 @@ __all__ = ["heartbeats"]
 
 
 @asynccontextmanager
-async def heartbeats(interval: timedelta = timedelta(seconds=5)) -> AsyncIterator[None]:
-    """Send one at once, and then one in each interval, in the background of the block."""
+async def heartbeats(interval: timedelta = timedelta(seconds=5), *details: Any) -> AsyncIterator[None]:
+    """Send one immediately, and then one in each interval, in the background of the block."""
 
     async def beat() -> None:
         while True:
-            activity.heartbeat()
+            activity.heartbeat(*details)
             await asyncio.sleep(interval.total_seconds())
 
     beating = asyncio.create_task(beat(), name="heartbeats")

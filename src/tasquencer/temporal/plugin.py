@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import temporalio.client
@@ -32,6 +33,7 @@ from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.converter import data_converter, is_default
 from tasquencer.temporal.headers import HeaderCodec
 from tasquencer.temporal.observing import ActivityObserver, Observing, OnOutage
+from tasquencer.temporal.only_once import OnlyOnce
 from tasquencer.temporal.reconciling import ReconciliationActivity
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.temporal.scope import TaskInterceptor
@@ -138,7 +140,9 @@ class TasquencerPlugin(SimplePlugin):
         config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
         headers = HeaderCodec.of(config["client"])
         self._headers.append(headers)
-        config["interceptors"] = [*interceptors, TaskInterceptor(headers), WireInterceptor()]
+        config["interceptors"] = [*interceptors, TaskInterceptor(headers), WireInterceptor(), OnlyOnce()]
+        if self._calls is not None:
+            self._calls.stops_within(config.get("graceful_shutdown_timeout") or timedelta(0))
         if self._observing.patterns:
             observer = ActivityObserver(self._ledger, config["client"], self._observing, self._own_activities)
             config["interceptors"] = [observer, *config["interceptors"]]

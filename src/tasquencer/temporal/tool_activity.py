@@ -19,6 +19,8 @@ from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal.authority import only_for_started
 from tasquencer.temporal.failures import as_application_error
 from tasquencer.temporal.heartbeats import heartbeats
+from tasquencer.temporal.only_once import CALLED, is_second_run, second_run
+from tasquencer.temporal.pauses import through_pauses
 
 __all__ = ["CALL_TOOL", "TOOL_FAILED", "ToolActivity"]
 
@@ -44,6 +46,7 @@ class ToolActivity:
         self._clean = clean
         self._interval = interval
         self.ledger: Ledger | None = None
+        self.grace_period = timedelta(0)
 
     @activity.defn(name=CALL_TOOL)
     async def call_tool(self, job: ToolJob, attempt: int) -> JsonValue:
@@ -63,18 +66,27 @@ class ToolActivity:
         interval = self._interval
         if info.heartbeat_timeout:
             interval = min(interval, info.heartbeat_timeout / 3)
-        async with heartbeats(interval):
-            if self.ledger is not None:
-                await only_for_started(self.ledger)
-            outcome = await self._attempt(job, attempt, info)
+        outcome = await through_pauses(
+            self._checked_attempt(job, attempt, info, interval),
+            interval=self._interval,
+            grace_period=self.grace_period,
+        )
         if isinstance(outcome, Failure):
-            raise as_application_error(outcome)
+            raise as_application_error(outcome, is_final=True)
         return outcome
 
+    async def _checked_attempt(
+        self, job: ToolJob, attempt: int, info: activity.Info, interval: timedelta
+    ) -> JsonValue | Failure:
+        if self.ledger is not None:
+            async with heartbeats(interval):
+                await only_for_started(self.ledger)
+        if is_second_run():
+            return second_run()
+        async with heartbeats(interval, CALLED):
+            return await self._attempt(job, attempt, info)
+
     async def _attempt(self, job: ToolJob, attempt: int, info: activity.Info) -> JsonValue | Failure:
-        if info.attempt > 1:  # I2: at most one call per work item
-            message = "Temporal made the call a second time, which sends nothing"
-            return Failure.of(FailureKind.OPERATOR, message, outcome_unknown=True)
         known = self._tools.get(job.tool)
         if known is None:
             return Failure.of(FailureKind.INVALID_REQUEST, f"this worker has no tool {job.tool!r}")
