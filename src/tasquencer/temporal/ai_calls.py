@@ -42,9 +42,9 @@ from tasquencer.settings import DEFAULT_MODEL
 from tasquencer.temporal.authority import only_for_started
 from tasquencer.temporal.failures import AI_CALL, as_application_error
 from tasquencer.temporal.heartbeats import heartbeats
-from tasquencer.temporal.tool_activity import ToolActivity
 from tasquencer.temporal.only_once import CALLED, is_second_run, second_run
 from tasquencer.temporal.pauses import through_pauses
+from tasquencer.temporal.tool_activity import ToolActivity
 
 __all__ = ["HEARTBEAT_INTERVAL", "AiCalls", "ClientRetries"]
 
