@@ -18,7 +18,7 @@ from temporalio.client import Client, WorkflowFailureError
 from tasquencer.devkit.temporal_server import embedded_temporal
 from tasquencer.testing import InMemoryBatches
 from tests.replay.followed import FollowedTask, FollowingTask
-from tests.replay.shapes import Shape, shapes
+from tests.replay.shapes import Shape, shapes, tool_activity
 from tests.support.batches import filled_batch
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
@@ -44,7 +44,7 @@ async def record(server: str, name: str, shape: Shape) -> None:
     """Run the shape's task and save the history of each of its runs."""
     batches = InMemoryBatches(shape.ledger)
     async with tasks_on(
-        server, WORKFLOWS, [shape.calls.generate], ledger=shape.ledger, batches=batches
+        server, WORKFLOWS, [shape.calls.generate, tool_activity()], ledger=shape.ledger, batches=batches
     ) as tasks:
         workflow_id = f"{shape.workflow}-{uuid4()}"
         await filled_batch(batches, workflow_id, shape.rows, **shape.defaults)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from temporalio.client import WorkflowHandle
 
+from tasquencer.ai.answer import AiAnswer
+from tasquencer.ai.provider.redaction import Redactor
+from tasquencer.ai.tool_calls import ToolCall, ToolOptions
+from tasquencer.ai.tools import ToolContext, ToolError, by_name
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.ledger.contract import Ledger
+from tasquencer.temporal.tool_activity import ToolActivity
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
 from tests.support.held_ledgers import HeldLedger, leading_to
@@ -46,6 +52,60 @@ class Shape:
         self.ledger = ledger or InMemoryLedger()
         self.calls = ScriptedCalls(*script)
         self.meanwhile = meanwhile
+
+
+TOLD = ToolOptions()
+RETRIED = ToolOptions(max_retries=2, initial_interval_seconds=0)
+APPROVED = ToolOptions(requires_approval=True, reminder_seconds=3600)
+
+
+def calling(*calls: tuple[str, ToolOptions]) -> AiAnswer:
+    """An answer that calls these tools."""
+    called = [
+        ToolCall(id=f"call-{number}", name=name, arguments="{}", options=options)
+        for number, (name, options) in enumerate(calls)
+    ]
+    return ANSWER.model_copy(update={"text": "", "tool_calls": called})
+
+
+def _turns_that_fail_first(turns: int) -> list[Step]:
+    steps: list[Step] = []
+    for _ in range(turns):
+        steps += [calling(("look_up", RETRIED)), GONE]
+    return steps
+
+
+def tool_activity() -> Callable[..., Any]:
+    """The activity `call_tool` with the tools of these shapes."""
+    failed: set[str] = set()
+
+    def look_up(context: ToolContext) -> str:
+        """Fail at first."""
+        if context.idempotency_key not in failed:
+            failed.add(context.idempotency_key)
+            raise ToolError("not today, as far as anybody knows, " * 3, retry=True)
+        return "found"
+
+    def refund() -> str:
+        """Pay."""
+        return "paid"
+
+    async def wait() -> None:
+        """Wait for ever."""
+        await asyncio.Event().wait()
+
+    return ToolActivity(by_name([look_up, refund, wait]), Redactor, timedelta(milliseconds=50)).call_tool
+
+
+async def _approving(tasks: Tasks, handle: Handle) -> None:
+    item = await _started(tasks, handle, "turn-2/refund/approval")
+    payload = {"work_item_id": item.id, "actor": "anna", "result": {"decision": "approve"}}
+    await handle.execute_update("complete_work_item", payload)
+
+
+async def _cancel_in_the_tools(tasks: Tasks, handle: Handle) -> None:
+    await _started(tasks, handle, "turn-1/wait-2")
+    await handle.cancel()
 
 
 async def _cancel_at_once(tasks: Tasks, handle: Handle) -> None:
@@ -129,13 +189,17 @@ async def _cancel_in_the_review(tasks: Tasks, handle: Handle) -> None:
 
 
 async def _waiting_review(tasks: Tasks, handle: Handle, number: int) -> WorkItem:
+    return await _started(tasks, handle, f"review-{number}")
+
+
+async def _started(tasks: Tasks, handle: Handle, lineage: str) -> WorkItem:
     async def probe() -> WorkItem | None:
         for item in await tasks.work_items(handle):
-            if item.lineage == f"review-{number}" and item.state is WorkItemState.STARTED:
+            if item.lineage == lineage and item.state is WorkItemState.STARTED:
                 return item
         return None
 
-    return await eventually(probe, f"review {number} to wait")
+    return await eventually(probe, f"{lineage} to be started")
 
 
 async def _pause_resume_and_cancel(tasks: Tasks, handle: Handle) -> None:
@@ -272,4 +336,16 @@ def shapes() -> dict[str, Shape]:
             meanwhile=_pause_resume_and_cancel,
         ),
         "followed_up": Shape(workflow="FollowedTask"),
+        "agent": Shape(
+            calling(("look_up", RETRIED), ("look_up", TOLD)),
+            SLOW_DOWN,
+            calling(("refund", APPROVED)),
+            tools=["look_up", "refund"],
+            retry=at_once,
+            meanwhile=_approving,
+        ),
+        "agent_canceled_in_its_tools": Shape(
+            calling(("wait", TOLD), ("wait", TOLD)), tools=["wait"], meanwhile=_cancel_in_the_tools
+        ),
+        "agent_continued_as_new": Shape(*_turns_that_fail_first(12), tools=["look_up"], retry=at_once),
     }

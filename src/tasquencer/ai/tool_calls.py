@@ -26,6 +26,7 @@ __all__ = [
     "answered_calls",
     "as_content",
     "assistant_message",
+    "is_tool_call",
     "tool_lineages",
     "tool_message",
 ]
@@ -131,6 +132,11 @@ def tool_lineages(turn: int, calls: Sequence[ToolCall]) -> list[str]:
             name = f"{plain}-{number}"
         names[name] = None
     return [f"turn-{turn}/{name}" for name in names]
+
+
+def is_tool_call(work_item: WorkItem) -> bool:
+    """Return whether it is an attempt at a tool call of an agent."""
+    return re.fullmatch(r"turn-\d+/[^/]+", work_item.lineage) is not None
 
 
 def assistant_message(text: str, calls: Sequence[ToolCall]) -> ChatMessage:

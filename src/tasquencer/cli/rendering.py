@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tasquencer.ai.tool_calls import as_content, is_tool_call
 from tasquencer.ai.usage import Usage
 from tasquencer.core.display_text import terminal_line
 from tasquencer.core.task_state import TASK_ACTOR
@@ -53,6 +54,7 @@ _LINEAGE = ["lineage"]
 
 _LIVE_MESSAGE_LENGTH = 120
 _LISTED_MESSAGE_LENGTH = 200
+_SHOWN_RESULT = 60
 _MESSAGE_LENGTH = 500
 
 _TIME = "%Y-%m-%d %H:%M:%S"
@@ -123,7 +125,12 @@ def attempts_table(
         started = item.started_at.strftime(_TIME if wide else "%H:%M:%S") if item.started_at else ""
         outcome = _failure(item)
         giver = _giver(item, transitions.get(item.id, ()))
-        for part in (_start(item), _decision(item) or _usage(record), giver and f"given by {giver}"):
+        for part in (
+            _start(item),
+            _decision(item) or _usage(record),
+            _tools(item),
+            giver and f"given by {giver}",
+        ):
             if part:
                 outcome.append(f"{' · ' if outcome else ''}{part}")
         table.add_row(
@@ -268,6 +275,19 @@ def _giver(item: WorkItem, transitions: Sequence[Transition]) -> str:
     if item.state is not WorkItemState.COMPLETED or not transitions or transitions[-1].actor == TASK_ACTOR:
         return ""
     return terminal_line(transitions[-1].actor)
+
+
+def _tools(item: WorkItem) -> str:
+    """Which tools a model turn calls, or what a tool has returned."""
+    if item.state is not WorkItemState.COMPLETED:
+        return ""
+    if is_tool_call(item):
+        return terminal_line(as_content(item.result), _SHOWN_RESULT)
+    calls = item.result.get("tool_calls") if isinstance(item.result, dict) else None
+    if not isinstance(calls, list):
+        return ""
+    names = [str(call.get("name")) for call in calls if isinstance(call, dict)]
+    return "calls " + terminal_line(", ".join(names), _SHOWN_RESULT)
 
 
 def _decision(item: WorkItem) -> str:

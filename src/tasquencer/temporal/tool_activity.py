@@ -108,9 +108,11 @@ class ToolActivity:
                 return Failure.of(
                     FailureKind.TIMED_OUT, f"the tool did not end{seconds}", outcome_unknown=True
                 )
-            clean = self._clean()
-            activity.logger.warning("%s: %s", job.tool, clean("".join(traceback.format_exception(error))))
-            return self._failed(f"{type(error).__name__}: {error}", transient=known.is_transient(error))
+            transient = known.is_transient(error)
+            if not transient:  # it may be a bug
+                trace = "".join(traceback.format_exception(error))
+                activity.logger.warning("%s: %s", job.tool, self._clean()(trace))
+            return self._failed(f"{type(error).__name__}: {error}", transient=transient)
 
     def _failed(self, message: str, *, transient: bool) -> Failure:
         return Failure(kind=TOOL_FAILED, message=self._clean()(message), transient=transient)
