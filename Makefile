@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 OTHER_VENV := .venv-other
+AGENTS := .venv-agents
 OTHER ?= $(BIN)/python
 
 # uv is only the installer here: it writes lock files without hosts or paths, and the same ones every time.
@@ -21,7 +22,7 @@ OTHER_TESTS ?= tests/unit tests/activities tests/ledger
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all test-python test-lowest browser postgres-tools check docs format bench bench-docs peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test test-all test-python test-lowest test-agents browser postgres-tools check docs format bench bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +44,9 @@ test-python: other-venv postgres-tools ## run the unit, activity and ledger test
 test-lowest: other-venv postgres-tools ## run the same tests with the oldest dependencies that pyproject.toml allows
 	$(BIN)/uv pip install --quiet --python $(OTHER_VENV)/bin/python --require-hashes --no-build -r requirements-lowest.lock
 	$(OTHER_VENV)/bin/pytest $(PARALLEL) $(OTHER_TESTS) $(PYTEST_ARGS)
+
+test-agents: $(AGENTS)/.installed ## run the tests with agents of Pydantic AI and the OpenAI Agents SDK, in an environment of their own
+	$(AGENTS)/bin/pytest $(PARALLEL) tests/agents $(PYTEST_ARGS)
 
 .PHONY: other-venv
 other-venv: $(BIN)/uv
@@ -83,6 +87,7 @@ lock: $(BIN)/uv ## pin the dependencies of pyproject.toml again, keeping version
 	$(COMPILE) -c requirements.lock --extra worker -o requirements-worker.lock pyproject.toml
 	$(COMPILE) --resolution lowest-direct --extra worker -o requirements-lowest.lock pyproject.toml
 	$(COMPILE) -c requirements.lock --group build -o requirements-build.lock
+	$(COMPILE) $(LOCK_ARGS) -c requirements.lock --extra worker --group agents --group build -o requirements-agents.lock pyproject.toml
 
 lock-peers: $(BIN)/uv ## pin again what `make peers` installs; after lock or upgrade (needs npm)
 	$(COMPILE) $(LOCK_ARGS) -c requirements.lock -o benchmarks/peers/requirements.lock benchmarks/peers/requirements.in
@@ -92,7 +97,7 @@ upgrade: ## like lock, with the newest versions that fit
 	@$(MAKE) lock LOCK_ARGS=--upgrade
 
 clean: ## remove .venv and everything the tools left behind
-	rm -rf $(VENV) $(PEERS) $(OTHER_VENV) benchmarks/peers/node_modules build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(OTHER_VENV) $(AGENTS) benchmarks/peers/node_modules build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv: requirements-build.lock
@@ -107,6 +112,13 @@ $(BIN)/uv: requirements-build.lock
 $(STAMP): $(BIN)/uv pyproject.toml requirements.lock
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --no-build --compile-bytecode requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Other people's agent frameworks, with the product: never in its own environment.
+$(AGENTS)/.installed: $(BIN)/uv pyproject.toml requirements-agents.lock
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(AGENTS)
+	$(BIN)/uv pip sync --quiet --python $(AGENTS)/bin/python --require-hashes --no-build requirements-agents.lock
+	$(BIN)/uv pip install --quiet --python $(AGENTS)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # What the product is measured beside, and what draws the plots: never in the product's own environment.

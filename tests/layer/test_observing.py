@@ -371,7 +371,7 @@ class Broken(InMemoryLedger):
 async def test_an_outage_of_the_ledger_does_not_stop_the_activities(
     dev_server: EmbeddedTemporal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasquencer.temporal.observing._REST_SECONDS", 0.5)
+    monkeypatch.setattr("tasquencer.temporal.observed_writing._REST_SECONDS", 0.5)
     ledger = Broken()
     scripted = Scripted(ValueError("a bug"))
     with caplog.at_level(logging.WARNING, "tasquencer.temporal.observing"):

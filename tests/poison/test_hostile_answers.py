@@ -17,8 +17,8 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from tasquencer.ai.provider import schemas
-from tasquencer.ai.provider.classify import error_failure
 from tasquencer.ai.provider.client import make_client
+from tasquencer.ai.provider.errors import error_failure
 from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.reported import report_in
 from tasquencer.core.failure import Failure, FailureKind

@@ -36,6 +36,7 @@ __all__ = [
     "stall",
     "status",
     "stream_without_finish",
+    "tool_call",
     "tools",
     "truncated",
 ]
@@ -92,21 +93,31 @@ def ok(
     request_id: str | None = "req_scripted",
     refusal: str | None = None,
     headers: Mapping[str, str] | None = None,
+    calls: Mapping[str, Any] | None = None,
+    details: tuple[int, int] | None = None,
 ) -> Answer:
     """A chat completion (or, if the request wants a stream, its chunks).
 
-    `usage` is input and output tokens, None sends none; `model` defaults to the requested one;
-    `request_id` is sent as `x-request-id`.
+    `usage` is input and output tokens, None sends none; `details` are those from the cache and for reasoning;
+    `model` defaults to the requested one; `request_id` is sent as `x-request-id`; `calls` are tools to call,
+    with their arguments.
     """
     sent = dict(headers or {}) | ({"x-request-id": request_id} if request_id else {})
 
     async def give(exchange: Exchange, body: Body) -> None:
         if body.get("stream"):
-            await _stream(exchange, body, text or "", finish_reason, usage, model, sent)
+            await _stream(exchange, body, text or "", finish_reason, usage, model, sent, calls)
             return
-        message = {"role": "assistant", "content": text, "refusal": refusal}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": refusal}
+        if calls:
+            message["tool_calls"] = _tool_calls(calls)
         choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
         completion = _completion(body, "chat.completion", [choice], usage, model)
+        if details is not None:
+            completion["usage"] |= {
+                "prompt_tokens_details": {"cached_tokens": details[0]},
+                "completion_tokens_details": {"reasoning_tokens": details[1]},
+            }
         await exchange.respond(
             200, [("content-type", "application/json"), *sent.items()], json.dumps(completion).encode()
         )
@@ -136,6 +147,12 @@ def tools(*calls: tuple[str, Any], text: str | None = None, usage: tuple[int, in
         await exchange.respond(200, [("content-type", "application/json")], json.dumps(completion).encode())
 
     return Answer("tool calls", give)
+
+
+def tool_call(name: str, arguments: Mapping[str, Any], **more: Any) -> Answer:
+    """The model wants a tool to be called; `more` as for `ok`."""
+    more = {"finish_reason": "tool_calls"} | more
+    return ok(None, calls={name: arguments}, **more)
 
 
 def status(
@@ -325,6 +342,13 @@ def _completion(
     return completion
 
 
+def _tool_calls(calls: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+        for name, given in calls.items()
+    ]
+
+
 async def _stream(
     exchange: Exchange,
     body: Body,
@@ -333,6 +357,7 @@ async def _stream(
     usage: tuple[int, int] | None,
     model: str | None,
     headers: Mapping[str, str],
+    calls: Mapping[str, Any] | None = None,
 ) -> None:
     await exchange.start(200, [("content-type", "text/event-stream"), *headers.items()])
 
@@ -342,6 +367,10 @@ async def _stream(
 
     for piece in re.findall(r"\S*\s*", text):
         delta = {"role": "assistant", "content": piece}
+        await event([{"index": 0, "delta": delta, "finish_reason": None}])
+    if calls:
+        said = [{"index": number} | call for number, call in enumerate(_tool_calls(calls))]
+        delta = {"role": "assistant", "tool_calls": said}
         await event([{"index": 0, "delta": delta, "finish_reason": None}])
     if finish_reason is not None:
         await event([{"index": 0, "delta": {}, "finish_reason": finish_reason}])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
+
+from pydantic import JsonValue
 
 from tasquencer.ai.job import AiJob, conversation_text
 from tasquencer.ai.usage import Usage, facts_of
@@ -10,7 +13,7 @@ from tasquencer.core.entries import DomainRecord
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.work_item import WorkItem, WorkItemState
 
-__all__ = ["AI_JOBS", "ai_job_record"]
+__all__ = ["AI_JOBS", "ai_job_of", "ai_job_record"]
 
 AI_JOBS = "ai_jobs"
 """The domain table of AI work items."""
@@ -24,13 +27,30 @@ def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
     job = cast("dict[str, Any]", work_item.payload)
     if work_item.state is WorkItemState.INITIALIZED:  # a hook may have made it; from then on it stays
         AiJob.model_validate(job)
-    facts = facts_of(work_item)
+    return ai_job_of(
+        work_item,
+        prompt=conversation_text(job["messages"]),
+        model=job.get("model"),
+        max_retries=recipe.max_retries,
+        facts=facts_of(work_item),
+    )
+
+
+def ai_job_of(
+    work_item: WorkItem, *, prompt: str, model: JsonValue, max_retries: int, facts: Mapping[str, JsonValue]
+) -> DomainRecord:
+    """The row of `ai_jobs` for a work item in its present state.
+
+    Args:
+        model: The one that was asked, for a row whose facts name none.
+        facts: What is known of the call, in the names of `AiAnswer`.
+    """
     return DomainRecord(
         table=AI_JOBS,
         values={
-            "prompt": conversation_text(job["messages"]),
-            "model": facts.get("model") or job.get("model"),
-            "max_retries": recipe.max_retries,
+            "prompt": prompt,
+            "model": facts.get("model") or model,
+            "max_retries": max_retries,
             "attempt": work_item.attempt,
             "status": "pending" if work_item.state is WorkItemState.INITIALIZED else work_item.state.value,
             "result": facts.get("text") if work_item.failure is None else None,

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import JsonValue
-from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.failure.v1 import Failure as FailureMessage
 from temporalio.api.history.v1 import HistoryEvent
@@ -23,26 +21,20 @@ from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
 )
 from temporalio.client import Client
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
-from tasquencer.core.entries import LedgerEntry
+from tasquencer.ai.record import AI_JOBS
+from tasquencer.core.entries import DomainRecord, LedgerEntry
 from tasquencer.core.errors import LedgerConflict
 from tasquencer.core.failure import Failure, FailureKind
-from tasquencer.core.observed import observed_id
-from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 from tasquencer.ledger.contract import Ledger, OpenWorkItem, WorkItemFilter
 from tasquencer.temporal.failures import failure_of
 from tasquencer.temporal.foreign import hides_messages, without_details
+from tasquencer.temporal.observed_attempt import ACTIVITY_ID, STANDALONE, TEMPORAL, Attempt
 
-__all__ = ["STANDALONE", "TEMPORAL", "Attempt", "Ends", "end_entry"]
-
-TEMPORAL = "temporal"
-"""The actor of what happens to observed attempts."""
-
-STANDALONE = "activity:"
-"""What the task id of an activity begins with that belongs to no workflow."""
+__all__ = ["Ends", "end_entry"]
 
 _LOOK_SECONDS = 1.0
 """How long the next attempt waits for Temporal to tell how the one before failed."""
@@ -50,102 +42,6 @@ _LOOK_SECONDS = 1.0
 _LOST = Failure.of(
     FailureKind.WORKER_LOST, "no outcome was recorded: its worker died or was cut off", outcome_unknown=True
 )
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A native attempt of an activity: which one it is.
-
-    Attributes:
-        number: Temporal's less one.
-        scheduled_at: When Temporal scheduled this attempt.
-    """
-
-    namespace: str
-    task_id: str
-    run_id: str
-    task_type: str
-    lineage: str
-    number: int
-    first_scheduled_at: datetime
-    scheduled_at: datetime
-    started_at: datetime
-    policy: RetryPolicy | None
-    worker: str
-    is_local: bool
-
-    @classmethod
-    def of(cls, info: activity.Info, client: Client) -> Attempt:
-        """The attempt that is running."""
-        scheduled_at = info.current_attempt_scheduled_time.astimezone(UTC)
-        return cls(
-            namespace=info.namespace,
-            task_id=info.workflow_id or STANDALONE + info.activity_id,
-            run_id=info.workflow_run_id or info.activity_run_id or "",
-            task_type=info.workflow_type or info.activity_type,
-            lineage=info.activity_id,
-            number=info.attempt - 1,
-            first_scheduled_at=info.scheduled_time.astimezone(UTC),
-            scheduled_at=scheduled_at,
-            started_at=max(scheduled_at, info.started_time.astimezone(UTC)),
-            policy=info.retry_policy,
-            worker=client.identity,
-            is_local=info.is_local,
-        )
-
-    @property
-    def id(self) -> str:
-        """The id of its work item."""
-        return self._id_of(self.number)
-
-    @property
-    def id_before(self) -> str:
-        """The id of the attempt before."""
-        return self._id_of(self.number - 1)
-
-    @property
-    def id_again(self) -> str:
-        """The id where the activity was reset, and has had an attempt of this number before."""
-        return observed_id(self.id, self.scheduled_at.isoformat())
-
-    @property
-    def was_begun_again(self) -> bool:
-        """Whether it is a first attempt that was not scheduled when the activity was: after a reset."""
-        return self.number == 0 and not self.is_local and self.scheduled_at > self.first_scheduled_at
-
-    def _id_of(self, number: int) -> str:
-        scheduled = self.first_scheduled_at.isoformat()
-        return observed_id(self.namespace, self.run_id, self.lineage, scheduled, str(number))
-
-    def expected_wait(self) -> timedelta:
-        """The backoff before this attempt, as the retry policy has it."""
-        policy = self.policy
-        if policy is None or self.number == 0:
-            return timedelta(0)
-        try:
-            wait = policy.initial_interval * policy.backoff_coefficient ** (self.number - 1)
-        except OverflowError:
-            wait = timedelta.max
-        most = policy.maximum_interval or 100 * policy.initial_interval
-        return min(wait, most)
-
-    def work_item(self, payload: JsonValue) -> WorkItem:
-        """Its work item, started."""
-        return WorkItem(
-            id=self.id,
-            task_id=self.task_id,
-            run_id=self.run_id,
-            task_type=self.task_type,
-            lineage=self.lineage,
-            attempt=self.number,
-            state=WorkItemState.STARTED,
-            payload=payload,
-            delay_reason=DelayReason.FIRST_TRY if self.number == 0 else DelayReason.BACKOFF,
-            not_before=self.scheduled_at,
-            created_at=self.scheduled_at,
-            started_at=self.started_at,
-            worker=self.worker,
-        )
 
 
 def end_entry(
@@ -196,7 +92,7 @@ class Ends:
         at = max(open_item.started_at or open_item.created_at, next_one.scheduled_at - wait)
         entry = end_entry(open_item, WorkItemState.FAILED, at=at, failure=failure or _LOST)
         try:
-            await self._ledger.record([entry])
+            await self._ledger.record([await self._with_job(entry)])
         except LedgerConflict:  # it has just ended by itself
             (known,) = await self._ledger.work_items(WorkItemFilter(work_item_id=open_item.id))
             return known
@@ -231,8 +127,19 @@ class Ends:
                         events = await self._closing_events(whole)
                     entry = await self._end_in(events, whole)
             if entry is not None:
-                ends.append(entry)
+                ends.append(await self._with_job(entry))
         return ends
+
+    async def _with_job(self, entry: LedgerEntry) -> LedgerEntry:
+        """The entry with the row of `ai_jobs`, if the work item has one: it ends, too."""
+        item = entry.work_item
+        rows = await self._ledger.domain_records(AI_JOBS, [item.id])
+        if item.id not in rows:
+            return entry
+        kept = {name: value for name, value in rows[item.id].items() if name != "work_item_id"}
+        ended = {"status": item.state.value, "last_error": str(item.failure) if item.failure else None}
+        record = DomainRecord(table=AI_JOBS, values=kept | ended)
+        return entry.model_copy(update={"record": record})
 
     async def _pending(self, item: WorkItem) -> dict[str, Any]:
         found = await self._client.workflow_service.describe_workflow_execution(
@@ -364,6 +271,8 @@ def _closing(event: HistoryEvent, scheduled: int) -> str | None:
 
 def _activity_ids(item: WorkItem) -> tuple[str, str]:
     """What the activity's id may be: the lineage, or that without what sets a second use of an id apart."""
+    if isinstance(item.payload, dict) and isinstance(known := item.payload.get(ACTIVITY_ID), str):
+        return known, known
     return item.lineage, item.lineage.rpartition("@")[0]
 
 

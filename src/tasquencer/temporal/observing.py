@@ -11,12 +11,10 @@ them to wait.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from time import monotonic
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 from temporalio import activity
@@ -25,11 +23,11 @@ from temporalio.common import RawValue
 from temporalio.exceptions import CancelledError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from tasquencer.core.entries import LedgerEntry
-from tasquencer.core.errors import LedgerConflict, LedgerUnavailable
-from tasquencer.core.failure import Failure, FailureKind
-from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
+from tasquencer.core.errors import LedgerConflict
+from tasquencer.core.failure import FailureKind
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.ledger.contract import Ledger, WorkItemFilter
+from tasquencer.temporal.agent_steps import AgentSteps
 from tasquencer.temporal.foreign import (
     MOST_BYTES,
     as_json,
@@ -39,23 +37,21 @@ from tasquencer.temporal.foreign import (
     without_details,
 )
 from tasquencer.temporal.headers import RUN_HEADER
-from tasquencer.temporal.observed_ends import TEMPORAL, Attempt, Ends, end_entry
+from tasquencer.temporal.observed_attempt import Attempt
+from tasquencer.temporal.observed_ends import Ends
+from tasquencer.temporal.observed_outcomes import (
+    Begun,
+    End,
+    a_failure,
+    canceled_end,
+    start_entries,
+    waited,
+)
+from tasquencer.temporal.observed_writing import ObservedWriter, OnOutage
 
 __all__ = ["ActivityObserver", "Observing", "OnOutage"]
 
-OnOutage = Literal["continue", "wait"]
-
 T = TypeVar("T")
-
-_PATIENCE = timedelta(seconds=2)
-"""How long a write may take before it counts as an outage."""
-
-_REST_SECONDS = 5.0
-"""In an outage the ledger is tried so often. Activities in between do not wait for it."""
-
-_AGAIN_SECONDS = 0.5
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,8 @@ class ActivityObserver(Interceptor):
         wanted = observing.record_payloads
         self._keeps_payloads = converter.payload_codec is None if wanted is None else wanted
         self._hides_messages = hides_messages(converter) and not self._keeps_payloads
-        self._writer = _Writer(observing.on_outage)
+        self._agents = AgentSteps(self._converter)
+        self._writer = ObservedWriter(observing.on_outage)
 
     @property
     def missed(self) -> int:
@@ -113,67 +110,71 @@ class ActivityObserver(Interceptor):
         is_ours = kind in self._not_observed or RUN_HEADER in given.headers
         return not is_ours and matches(self._observing.patterns, kind)
 
-    async def began(self, given: ExecuteActivityInput) -> _Begun:
+    async def began(self, given: ExecuteActivityInput) -> Begun:
         """Write that the attempt begins."""
-        begun = _Begun(Attempt.of(activity.info(), self._client), self._payload(given.args))
+        info, args = activity.info(), _arguments(given.args)
+        step = self._agents.step(info.activity_type, args, given.headers, given.fn)
+        attempt = Attempt.of(info, self._client)
+        begun = Begun(attempt, self._payload(args), step, keeps_texts=self._keeps_payloads)
         begun.is_written = await self._writer.write(lambda: self._record_start(begun))
         return begun
 
-    async def ended(self, begun: _Begun, result: object, error: BaseException | None) -> None:
+    async def ended(self, begun: Begun, result: object, error: BaseException | None) -> None:
         """Write how the attempt ended."""
         if isinstance(error, activity._CompleteAsyncError):
             return  # it goes on elsewhere
         item = begun.work_item
         now = max(datetime.now(UTC), item.started_at or item.created_at)
-        entry = self._end(begun, now, result, error)
+        end = self._end(begun, now, result, error)
 
         async def record() -> None:
             if not begun.is_written:
                 await self._record_start(begun)
-            await self._ledger.record([entry.of(begun.work_item)])
+            await self._ledger.record([end.of(begun)])
 
         await self._writer.write(record, is_last=True)
 
-    async def _record_start(self, begun: _Begun) -> None:
+    async def _record_start(self, begun: Begun) -> None:
         begun.work_item = await self._placed(begun)
-        try:
-            await self._ledger.record(_start(begun.work_item))
-        except LedgerConflict:
-            # The run has had an activity with this id before, or an operator has reset this one.
-            again = f"{begun.work_item.lineage}@{begun.attempt.scheduled_at:%Y-%m-%dT%H:%M:%S.%f}"
-            begun.work_item = begun.work_item.model_copy(update={"lineage": again})
-            await self._ledger.record(_start(begun.work_item))
+        for other in (*begun.other_lineages(), None):
+            try:
+                await self._ledger.record(start_entries(begun))
+            except LedgerConflict:
+                # The run has had an activity with this id or name before, or an operator has reset this one.
+                if other is None:
+                    raise
+                begun.work_item = begun.work_item.model_copy(update={"lineage": other})
+            else:
+                return
 
-    async def _placed(self, begun: _Begun) -> WorkItem:
+    async def _placed(self, begun: Begun) -> WorkItem:
         """The work item in its lineage: after the attempt before, which is settled if it is still open."""
         attempt, item = begun.attempt, begun.work_item
         if attempt.was_begun_again:
             before = await self._ledger.work_items(WorkItemFilter(work_item_id=item.id))
             if before and before[0].state.is_terminal:  # Temporal counts from 1 again after a reset
-                again = f"{attempt.lineage}@{attempt.scheduled_at:%Y-%m-%dT%H:%M:%S.%f}"
+                again = begun.other_lineages()[-1]
                 return item.model_copy(update={"id": attempt.id_again, "lineage": again})
             return item
         if attempt.number == 0:
             return item
         found = await self._ledger.work_items(WorkItemFilter(work_item_id=attempt.id_before))
-        wait = attempt.expected_wait()
+        backoff = attempt.expected_wait()
         if not found:
-            return _waited(item, wait, None)
+            if begun.step is not None:  # another step of this name may have the lineage's other attempts
+                item = item.model_copy(update={"lineage": begun.other_lineages()[0]})
+            return waited(item, backoff, None, backoff)
         before_this = found[0]
         if not before_this.state.is_terminal:
-            before_this = await Ends(self._client, self._ledger).settle_before(before_this, attempt, wait)
+            before_this = await Ends(self._client, self._ledger).settle_before(before_this, attempt, backoff)
         ended_at = before_this.ended_at or item.created_at
-        waited = max(timedelta(0), item.created_at - ended_at)
-        placed = _waited(item, waited, before_this.failure)
+        wait = max(timedelta(0), item.created_at - ended_at)
+        placed = waited(item, wait, before_this.failure, backoff)
         return placed.model_copy(update={"lineage": before_this.lineage})
 
     def _payload(self, args: Sequence[Any]) -> dict[str, JsonValue]:
         payload: dict[str, JsonValue] = {"observed": activity.info().activity_type}
         if self._keeps_payloads:
-            # A dynamic activity gets all of them in one list.
-            is_dynamic = len(args) == 1 and isinstance(args[0], list) and bool(args[0])
-            if is_dynamic and all(isinstance(value, RawValue) for value in args[0]):
-                args = args[0]
             left, kept = self._observing.most_bytes, []
             for value in args:
                 kept.append(as_json(value, self._converter, left))
@@ -181,110 +182,38 @@ class ActivityObserver(Interceptor):
             payload["arguments"] = kept
         return payload
 
-    def _end(self, begun: _Begun, now: datetime, result: object, error: BaseException | None) -> _End:
+    def _end(self, begun: Begun, now: datetime, result: object, error: BaseException | None) -> End:
         canceled = isinstance(error, asyncio.CancelledError | CancelledError)
         if canceled:
-            return _canceled(now, begun)
-        failure = None if error is None else failure_of_exception(error, activity.info().retry_policy)
+            return canceled_end(now, begun)
+        step = begun.step if begun.step is not None and begun.step.asked is not None else None
+        facts: dict[str, JsonValue] = {}
+        failure = None
+        if error is not None:
+            failure = failure_of_exception(error, activity.info().retry_policy)
+            if step is not None:
+                failure = self._agents.failure(error, failure)
+                facts = self._agents.facts_of_failure(step, error, failure)
+        elif step is not None:
+            facts = self._agents.answer(step, result)
         if failure is None and begun.is_too_late:
-            failure = _failure(FailureKind.TIMED_OUT, "it ended after its start-to-close timeout")
+            failure = a_failure(FailureKind.TIMED_OUT, "it ended after its start-to-close timeout")
         if failure is not None:
             if not self._keeps_payloads:
                 failure = without_details(failure, message="hidden" if self._hides_messages else None)
-            return _End(now, WorkItemState.FAILED, failure=failure)
+            return End(now, WorkItemState.FAILED, failure=failure, facts=facts)
         kept = None
         if self._keeps_payloads:
             kept = as_json(result, self._converter, self._observing.most_bytes)
-        return _End(now, WorkItemState.COMPLETED, result=kept)
+        return End(now, WorkItemState.COMPLETED, result=kept, facts=facts)
 
 
-class _Begun:
-    """An attempt under way."""
-
-    def __init__(self, attempt: Attempt, payload: dict[str, JsonValue]) -> None:
-        self.attempt = attempt
-        self.work_item = attempt.work_item(payload)
-        self.is_written = False
-        self._began = monotonic()
-
-    @property
-    def elapsed(self) -> timedelta:
-        return timedelta(seconds=monotonic() - self._began)
-
-    @property
-    def is_too_late(self) -> bool:
-        limit = activity.info().start_to_close_timeout
-        return limit is not None and limit > timedelta(0) and self.elapsed > limit
-
-
-@dataclass(frozen=True)
-class _End:
-    at: datetime
-    state: WorkItemState
-    result: JsonValue = None
-    failure: Failure | None = None
-    reason: str | None = None
-
-    def of(self, item: WorkItem) -> LedgerEntry:
-        return end_entry(
-            item, self.state, at=self.at, result=self.result, failure=self.failure, reason=self.reason
-        )
-
-
-def _canceled(now: datetime, begun: _Begun) -> _End:
-    """How an attempt ended that was canceled: Temporal tells why."""
-    details = activity.cancellation_details()
-    if details is None:
-        failure = _failure(FailureKind.UNEXPECTED, "it raised CancelledError though nobody canceled it")
-        return _End(now, WorkItemState.FAILED, failure=failure)
-    if details.timed_out:
-        limit = activity.info().start_to_close_timeout
-        if limit is not None and begun.elapsed >= 0.95 * limit:
-            failure = _failure(FailureKind.TIMED_OUT, "no outcome within the attempt's time limit")
-        else:
-            failure = _failure(FailureKind.WORKER_LOST, "Temporal got no heartbeat in time")
-        return _End(now, WorkItemState.FAILED, failure=failure)
-    if details.worker_shutdown:
-        failure = _failure(FailureKind.WORKER_SHUTDOWN, "the worker was stopped before the attempt ended")
-        return _End(now, WorkItemState.FAILED, failure=failure)
-    if details.paused or details.reset:
-        what = "paused" if details.paused else "reset"
-        failure = _failure(FailureKind.OPERATOR, f"the activity was {what}")
-        return _End(now, WorkItemState.FAILED, failure=failure)
-    reason = "canceled" if details.cancel_requested else "Temporal no longer waits for it"
-    return _End(now, WorkItemState.CANCELED, reason=reason)
-
-
-def _failure(kind: FailureKind, message: str) -> Failure:
-    return Failure.of(kind, message, outcome_unknown=kind is not FailureKind.UNEXPECTED)
-
-
-def _waited(item: WorkItem, wait: timedelta, failure: Failure | None) -> WorkItem:
-    asked = failure.retry_after_seconds if failure is not None else None
-    reason = DelayReason.BACKOFF if asked is None else DelayReason.RETRY_AFTER
-    return item.model_copy(update={"delay_seconds": wait.total_seconds(), "delay_reason": reason})
-
-
-def _start(item: WorkItem) -> list[LedgerEntry]:
-    created = item.model_copy(update={"state": WorkItemState.INITIALIZED, "started_at": None})
-    steps = [
-        (created, None, item.created_at),
-        (item, WorkItemState.INITIALIZED, item.started_at or item.created_at),
-    ]
-    return [
-        LedgerEntry(
-            transition=Transition(
-                work_item_id=item.id,
-                sequence=sequence,
-                previous_state=previous,
-                next_state=then.state,
-                at=at,
-                actor=TEMPORAL,
-            ),
-            work_item=then,
-        )
-        for sequence, (then, previous, at) in enumerate(steps)
-    ]
+def _arguments(args: Sequence[Any]) -> Sequence[Any]:
+    """An activity's arguments; a dynamic activity gets all of them in one list."""
+    is_dynamic = len(args) == 1 and isinstance(args[0], list) and bool(args[0])
+    if is_dynamic and all(isinstance(value, RawValue) for value in args[0]):
+        return list(args[0])
+    return args
 
 
 class _Inbound(ActivityInboundInterceptor):
@@ -317,61 +246,3 @@ async def _to_the_end(doing: Awaitable[T]) -> tuple[T, bool]:
         except asyncio.CancelledError:
             was_canceled = True
     return task.result(), was_canceled
-
-
-class _Writer:
-    """Writes to the ledger, or lets it be where that would hold up somebody's activity."""
-
-    def __init__(self, on_outage: OnOutage) -> None:
-        self._waits = on_outage == "wait"
-        self._down_since: float | None = None
-        self._tried_at = 0.0
-        self._missed_now = 0
-        self.missed = 0
-
-    async def write(self, writing: Callable[[], Awaitable[None]], *, is_last: bool = False) -> bool:
-        """Return whether it is written.
-
-        Args:
-            is_last: If it is not written, nobody writes it later: the attempt counts as missed.
-        """
-        while not await self._try(writing):
-            if not self._waits:
-                if is_last:
-                    self._missed_now += 1
-                    self.missed += 1
-                return False
-            await asyncio.sleep(_AGAIN_SECONDS)
-        return True
-
-    async def _try(self, writing: Callable[[], Awaitable[None]]) -> bool:
-        if not self._waits and self._down_since is not None and monotonic() - self._tried_at < _REST_SECONDS:
-            return False
-        self._tried_at = monotonic()
-        try:
-            async with asyncio.timeout(_PATIENCE.total_seconds()):
-                await writing()
-        except LedgerConflict as conflict:
-            # The next attempt, the reconciler or the end of its task has settled it meanwhile.
-            _log.debug("an observed attempt is settled already: %s", conflict)
-        except (LedgerUnavailable, TimeoutError) as error:
-            self._went_down(str(error) or f"no answer within {_PATIENCE.total_seconds():g} s")
-            return False
-        except Exception:
-            if not self._waits:
-                # A bug of ours must not fail somebody else's activity.
-                _log.exception("an observed attempt could not be recorded")
-                return False
-            raise
-        if self._down_since is not None:
-            missed, self._missed_now, self._down_since = self._missed_now, 0, None
-            _log.warning(
-                "the ledger can be written again; attempts of observed activities that it lacks: %d", missed
-            )
-        return True
-
-    def _went_down(self, problem: str) -> None:
-        if self._down_since is None:
-            self._down_since = monotonic()
-            what = "they wait for it" if self._waits else "they run unrecorded"
-            _log.error("the ledger cannot be written, observed activities: %s: %s", what, problem)

@@ -41,7 +41,8 @@ from tasquencer.temporal.authority import only_for
 from tasquencer.temporal.heartbeats import heartbeats
 from tasquencer.temporal.ledger_outage import retried_outages
 from tasquencer.temporal.not_found import is_missing
-from tasquencer.temporal.observed_ends import STANDALONE, Ends
+from tasquencer.temporal.observed_attempt import STANDALONE
+from tasquencer.temporal.observed_ends import Ends
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 
 __all__ = [

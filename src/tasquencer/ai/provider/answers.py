@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
 from tasquencer.ai.job import MOST_TOOL_CALLS
-from tasquencer.ai.provider.classify import error_failure, heed_provider
+from tasquencer.ai.provider.errors import error_failure, heed_provider
 from tasquencer.ai.provider.finish import Finish, finish_of
 from tasquencer.ai.provider.prices import Price
 from tasquencer.ai.provider.reply import (

@@ -11,10 +11,12 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-
-from openai import AsyncOpenAI
+from typing import TYPE_CHECKING
 
 from tasquencer.core.entries import cleaned_text
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 __all__ = ["REDACTED", "Redactor"]
 

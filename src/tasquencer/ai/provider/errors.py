@@ -1,0 +1,105 @@
+"""Errors that a provider reports: which failure each is, how long to wait, and whether to try again.
+
+Nothing here knows a client library: an error is a status, headers and a body. `tasquencer.ai.provider.kinds`
+decides on the kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from http import HTTPStatus
+
+from tasquencer.ai.provider.kinds import kind_of_error
+from tasquencer.ai.provider.reply import Clean, Reply, one_line, request_id
+from tasquencer.ai.provider.reported import Report, report_in
+from tasquencer.ai.provider.waits import asked_in_headers, refill
+from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.wording import duration
+
+__all__ = ["error_failure", "heed_provider", "status_failure"]
+
+_MAY_HAVE_RUN = frozenset({408, 504, 524})
+"""Statuses that say "it took too long": the work may have been done (and billed) all the same."""
+
+_REFILLED = (FailureKind.RATE_LIMITED, FailureKind.PROVIDER_ERROR)
+"""Kinds for which an exhausted rate limit counts that nobody asks to wait for."""
+
+
+def status_failure(
+    code: int, body: object, headers: Mapping[str, str], *, now: datetime, clean: Clean
+) -> Failure:
+    """The failure that an answer with an error status is.
+
+    Args:
+        code: The status.
+        body: As JSON or text.
+        headers: Any case.
+        now: For a Retry-After that is a date; aware.
+        clean: Makes foreign texts fit to be recorded.
+    """
+    headers = {name.lower(): value for name, value in headers.items()}
+    report = report_in(body, clean)
+    said = report.message or _meaning(code)
+    if 300 <= code < 400:
+        place = one_line(re.split("[?#]", headers.get("location", ""))[0], clean) or "nowhere"
+        said = f"it redirects to {place}, which is not followed; correct the base URL"
+    what = f"{code} from the provider"
+    failure = error_failure(code, what, replace(report, message=said), headers, now)
+    facts = {
+        "status_code": code,
+        "provider_request_id": request_id(Reply(code, headers, b""), clean),
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    return failure.model_copy(update={"details": known | failure.details})
+
+
+def error_failure(
+    status_code: int, what: str, report: Report, headers: Mapping[str, str], now: datetime
+) -> Failure:
+    """The failure that an error of the provider is, whether it came with an error status or not.
+
+    Args:
+        status_code: That of the answer.
+        what: The beginning of the message, before the provider's words.
+        report: What the body says.
+        headers: Names in lower case.
+        now: Aware.
+    """
+    has_retry_after = bool(asked_in_headers(headers, now))
+    kind = kind_of_error(status_code, report, has_retry_after=has_retry_after)
+    failure = Failure.of(
+        kind,
+        f"{what}: {report.message}" if report.message else what,
+        outcome_unknown=kind is FailureKind.TIMED_OUT or status_code in _MAY_HAVE_RUN,
+        provider_code=report.code,
+    )
+    return heed_provider(failure, headers, report, now)
+
+
+def heed_provider(failure: Failure, headers: Mapping[str, str], report: Report, now: datetime) -> Failure:
+    """The failure with what the provider says about trying again; the message then says so as well."""
+    notes: list[str] = []
+    asked = [asked_in_headers(headers, now), asked_in_headers(report.headers, now), report.wait_seconds]
+    wait = max((seconds for seconds in asked if seconds is not None), default=None)
+    if wait is None and failure.kind in _REFILLED:
+        wait = refill(headers, now) or refill(report.headers, now)
+    if wait is not None:
+        failure = failure.model_copy(update={"retry_after_seconds": wait})
+        notes.append(f"asks to wait {duration(wait)}")
+    should_retry = headers.get("x-should-retry", "").strip().lower()
+    if should_retry in ("true", "false") and failure.transient != (should_retry == "true"):
+        failure = failure.model_copy(update={"transient": should_retry == "true"})
+        notes.append("says to retry" if should_retry == "true" else "says not to retry")
+    if not notes:
+        return failure
+    return failure.model_copy(update={"message": f"{failure.message} ({', '.join(notes)})"})
+
+
+def _meaning(status_code: int) -> str:
+    try:
+        return HTTPStatus(status_code).phrase
+    except ValueError:
+        return "no explanation"
