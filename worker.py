@@ -13,7 +13,7 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities import ACTIVITIES
+from activities import ACTIVITIES, TOOLS
 from tasquencer.ai import AiCalls
 from tasquencer.ai.provider.client import client_from
 from tasquencer.cli.environment import checked_settings
@@ -86,7 +86,7 @@ async def serve(settings: Settings, tuning: Tuning) -> None:
     async with client_from(os.environ) as provider:
         with named_setting("TASQ_DATABASE_URL"):
             ledger = SqlLedger(settings.database_url)
-        calls = AiCalls(provider, settings.model, heartbeat_interval=tuning.heartbeat_interval)
+        calls = AiCalls(provider, settings.model, heartbeat_interval=tuning.heartbeat_interval, tools=TOOLS)
         plugin = TasquencerPlugin(ledger, calls=calls)
         client = await connect(plugins=[plugin], runtime=worker_runtime(tuning.metrics_address))
         await check_namespace(client)

@@ -7,3 +7,6 @@ from typing import Any
 
 ACTIVITIES: list[Callable[..., Any]] = []
 """What the worker offers besides the AI call. Add activities of your own here."""
+
+TOOLS: list[Callable[..., Any]] = []
+"""What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`."""

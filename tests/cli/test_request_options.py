@@ -51,6 +51,7 @@ def test_every_field_of_the_request_is_an_option(tasq: Tasq, sent: list[Any], tm
             "1h",
         ),
         *("--metadata", "a=1", "--metadata", "b=x=y", "--id", "mine"),
+        *("--tool", "a", "--tool", "b", "--tool-choice", "a", "--no-parallel-tool-calls", "--max-turns", "5"),
     )
     assert result.exit_code == 0, result.output
     ((request, task_id, _),) = sent
@@ -74,6 +75,10 @@ def test_every_field_of_the_request_is_an_option(tasq: Tasq, sent: list[Any], tm
         "queue_timeout_seconds": 60.0,
         "deadline_seconds": 3600.0,
         "metadata": {"a": "1", "b": "x=y"},
+        "tools": ["a", "b"],
+        "tool_choice": "a",
+        "parallel_tool_calls": False,
+        "max_turns": 5,
     }
     fields = set(AiAgentRequest.model_fields) - {"retry"}
     assert set(OPTIONS) == fields | {f"retry.{name}" for name in RetryOptions.model_fields}
@@ -108,6 +113,7 @@ def test_a_dash_reads_the_prompt_from_standard_input(tasq: Tasq, sent: list[Any]
             "--maximum-interval must not be less than --initial-interval",
         ),
         (["x", "--temperature", "3", "--jitter", "-1"], "--jitter: should be greater than or equal to 0"),
+        (["x", "--max-turns", "2"], "--max-turns: only with tools"),
         (["x", "--metadata", "novalue"], "--metadata: 'novalue' is not key=value"),
         (["x", "--metadata", "a=1", "--metadata", "a=2"], "--metadata: 'a' is given twice"),
         (["x", "--id", " "], "--id: a task's id must not be empty"),

@@ -21,14 +21,19 @@ __all__ = [
     "seconds",
     "with_call_options",
     "with_policy_options",
+    "with_tool_options",
 ]
 
 _RETRIES = "Retries"
 _TIME = "Time limits"
+_TOOLS = "Tools"
 _POLICY = "Policy"
 
 Calls = dict[str, Any]
 """What the options say about the AI calls of a request: its fields by name."""
+
+Tools = dict[str, Any]
+"""What the options say about the tools of a request: its fields by name."""
 
 Policy = dict[str, Any]
 """What the options say about the policy of a request: its fields by name."""
@@ -46,6 +51,15 @@ def with_call_options(command: _Command) -> _Command:
         return {**calls, "metadata": read_metadata(calls["metadata"] or ()) or None}
 
     return _with_options(command, "calls", _CALL_OPTIONS, read)
+
+
+def with_tool_options(command: _Command) -> _Command:
+    """Give the command all options about tools; it takes them together, as its parameter `tools`."""
+
+    def read(tools: Tools) -> Tools:
+        return {**tools, "tools": tools["tools"] or None}
+
+    return _with_options(command, "tools", _TOOL_OPTIONS, read)
 
 
 def with_policy_options(*, whole: str, parts: str) -> Callable[[_Command], _Command]:
@@ -98,6 +112,44 @@ def seconds(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+_TOOL_OPTIONS: dict[str, _Option] = {
+    "tool": (
+        "tools",
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME",
+                help="A tool of the worker that the model may call. Repeatable.",
+                rich_help_panel=_TOOLS,
+            ),
+        ],
+    ),
+    "tool_choice": (
+        "tool_choice",
+        Annotated[
+            str | None,
+            typer.Option(help="auto, none, required, or a tool's name.", rich_help_panel=_TOOLS),
+        ],
+    ),
+    "parallel_tool_calls": (
+        "parallel_tool_calls",
+        Annotated[
+            bool | None,
+            typer.Option(help="May one answer call several tools?", rich_help_panel=_TOOLS),
+        ],
+    ),
+    "max_turns": (
+        "max_turns",
+        Annotated[
+            int | None,
+            typer.Option(
+                help="How often the model may be asked, 1 to 100. Default: 20.", rich_help_panel=_TOOLS
+            ),
+        ],
+    ),
+}
 
 
 _CALL_OPTIONS: dict[str, _Option] = {

@@ -44,6 +44,10 @@ OPTIONS = {
     "queue_timeout_seconds": "--queue-timeout",
     "deadline_seconds": "--deadline",
     "metadata": "--metadata",
+    "tools": "--tool",
+    "tool_choice": "--tool-choice",
+    "parallel_tool_calls": "--parallel-tool-calls",
+    "max_turns": "--max-turns",
 }
 """The fields of a request, and what they are called on the command line."""
 

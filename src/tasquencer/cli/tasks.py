@@ -36,6 +36,7 @@ RUN_EXAMPLES = examples(
     'tasq run "Name three moons of Jupiter."',
     'cat letter.txt | tasq run - --system "Summarize in one sentence." --max-retries 5 --json',
     'tasq run "…" --initial-interval 500ms --maximum-interval 1m --deadline 10m --metadata customer=42',
+    'tasq run "Where is order 7?" --tool search_orders --tool refund',
 )
 
 FAN_OUT_EXAMPLES = examples(
@@ -49,6 +50,7 @@ WATCH_EXAMPLES = examples("tasq watch ai-agent-1a2b3c4d")
 
 
 @options.with_call_options
+@options.with_tool_options
 def run(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")
@@ -58,6 +60,7 @@ def run(
         typer.Option(metavar="FILE.json", help="A whole conversation in place of the prompt: a JSON list."),
     ] = None,
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
+    tools: options.Tools = {},  # noqa: B006 (the decorator gives it)
     task_id: options.TaskId = None,
     detach: options.Detach = False,
     as_json: options.Json = False,
@@ -75,6 +78,7 @@ def run(
             "prompt": read_prompt(prompt),
             "messages": None if messages is None else read_messages(messages),
             **calls,
+            **tools,
         }
     )
     from tasquencer.cli.following import TASK_TYPE
