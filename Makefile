@@ -54,7 +54,7 @@ other-venv: $(BIN)/uv
 	$(BIN)/uv pip sync --quiet --python $(OTHER_VENV)/bin/python --require-hashes --no-build requirements.lock
 	$(BIN)/uv pip install --quiet --python $(OTHER_VENV)/bin/python --no-deps --no-build-isolation --editable .
 
-check: setup ## formatter, linter, types, import floors, unused dependencies, exports, the README's commands
+check: setup ## formatter, linter, types, layers, unused dependencies, exports, the documentation's links and code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

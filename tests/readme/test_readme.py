@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import sqlite3
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -24,7 +23,6 @@ from tests.support.tasks import tasks_on_skipped_time
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LEDGER = ROOT / "docs/reference/ledger.md"
 QUESTION = "Name three moons of Jupiter."
 
@@ -38,32 +36,6 @@ def the_block(language: str, containing: str) -> str:
     """The only block that contains the text."""
     (block,) = [block for block in blocks(language) if containing in block]
     return block
-
-
-def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)`", README)) | {"demo"}
-    assert named - {"help"} <= targets
-
-
-def test_every_tasq_command_that_is_named_exists() -> None:
-    named = {line.split()[0] for line in re.findall(r"tasq ([a-z]+[^`\n]*)", README)}
-    named |= set(re.findall(r"`([a-z]+)(?: --[^`]*)?`, `", README)) & {"run", "watch", "list", "show"}
-    for command in sorted(named):
-        helped = subprocess.run(
-            [Path(sys.executable).with_name("tasq"), command, "--help"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert helped.returncode == 0, f"tasq {command}: {helped.stderr}"
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_file_that_is_linked_exists(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
-    missing = [link for link in links if not (document.parent / link).exists()]
-    assert missing == []
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +124,3 @@ async def test_the_readme_s_own_task_runs(tmp_path: Path, monkeypatch: pytest.Mo
     async with tasks_on_skipped_time([ChargeCard], [charge]) as tasks:
         result, _ = await tasks.run("ChargeCard", 500)
     assert result == "charged 500"
-
-
-def test_the_settings_that_are_listed_are_the_ones_that_are_read() -> None:
-    listed = set(re.findall(r"TASQ_[A-Z_]+", README))
-    sources = [ROOT / "src/tasquencer" / name for name in ("cli/worker_options.py", "settings.py")]
-    read = {name for source in sources for name in re.findall(r"TASQ_[A-Z_]+", source.read_text())}
-    assert listed == read
