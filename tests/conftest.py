@@ -74,6 +74,7 @@ LONGEST = (
     "tests/upgrades/test_deployments.py",
     "tests/benchmarks",
     "tests/workflows/test_lost_decisions.py",
+    "tests/workflows/test_adopted_activities.py",
     "tests/cli/test_batch.py",
     "tests/cli/test_reviews.py",
     "tests/end_to_end/test_worker.py",

@@ -149,17 +149,17 @@ def test_why_no_attempt_follows() -> None:
 
 def test_the_final_error_keeps_all_but_the_retry_state() -> None:
     cause = ApplicationError("x", type="Flaky")
-    final = final_error(failed_with(cause), RetryState.NON_RETRYABLE_FAILURE, "mine", None)
+    final = final_error(failed_with(cause), RetryState.NON_RETRYABLE_FAILURE, None)
     assert final.retry_state is RetryState.NON_RETRYABLE_FAILURE
     assert final.cause is cause
     assert (final.message, final.scheduled_event_id, final.started_event_id) == ("Activity task failed", 5, 6)
-    assert (final.identity, final.activity_type, final.activity_id) == ("a worker", "charge", "mine")
+    assert (final.identity, final.activity_type, final.activity_id) == ("a worker", "charge", "an-id")
 
 
 def test_below_a_timeout_is_the_failure_before() -> None:
     before = ApplicationError("the first", type="Flaky")
     last = timeout(TimeoutType.START_TO_CLOSE)
-    final = final_error(failed_with(last), RetryState.MAXIMUM_ATTEMPTS_REACHED, "mine", before)
+    final = final_error(failed_with(last), RetryState.MAXIMUM_ATTEMPTS_REACHED, before)
     assert isinstance(final.cause, TemporalTimeout)
     assert final.cause.type is TimeoutType.START_TO_CLOSE
     assert final.cause.last_heartbeat_details == ["beat"]
@@ -169,14 +169,15 @@ def test_below_a_timeout_is_the_failure_before() -> None:
 
 def test_a_timeout_without_time_for_a_retry_is_one_of_all_attempts() -> None:
     last = timeout(TimeoutType.START_TO_CLOSE)
-    final = final_error(failed_with(last), RetryState.TIMEOUT, "mine", None)
+    final = final_error(failed_with(last), RetryState.TIMEOUT, None)
     assert isinstance(final.cause, TemporalTimeout)
     assert final.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
+    assert final.cause.cause is last
 
 
 @pytest.mark.parametrize("kind", [TimeoutType.SCHEDULE_TO_START, TimeoutType.SCHEDULE_TO_CLOSE])
 def test_timeouts_that_are_never_retried_say_so(kind: TimeoutType) -> None:
-    final = final_error(failed_with(timeout(kind)), RetryState.NON_RETRYABLE_FAILURE, "mine", None)
+    final = final_error(failed_with(timeout(kind)), RetryState.NON_RETRYABLE_FAILURE, None)
     assert final.retry_state is RetryState.TIMEOUT
     assert isinstance(final.cause, TemporalTimeout)
     assert final.cause.type is kind

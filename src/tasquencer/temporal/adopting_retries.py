@@ -170,28 +170,28 @@ def next_step(
 
 
 def final_error(
-    error: ActivityError, state: RetryState, activity_id: str, before: BaseException | None
+    error: ActivityError, state: RetryState, before: BaseException | None, *, has_limit: bool = True
 ) -> ActivityError:
     """The error of the last attempt, as Temporal would have raised it for the activity.
 
     Args:
         error: Of the last attempt.
         state: Why no attempt follows.
-        activity_id: Of the last attempt.
         before: The cause of the failure of the attempt before; the server keeps it below a timeout.
+        has_limit: One attempt has less time than all attempts together.
     """
     cause = error.cause
     if isinstance(cause, TemporalTimeout):
         if cause.type not in _TIMEOUT_NAMES:
             state = RetryState.TIMEOUT
-        cause = _final_timeout(cause, state, before)
+        cause = _final_timeout(cause, state, before, has_limit)
     final = ActivityError(
         error.message,
         scheduled_event_id=error.scheduled_event_id,
         started_event_id=error.started_event_id,
         identity=error.identity,
         activity_type=error.activity_type,
-        activity_id=activity_id,
+        activity_id=error.activity_id,
         retry_state=state,
     )
     final.__cause__ = cause
@@ -199,21 +199,23 @@ def final_error(
 
 
 def _final_timeout(
-    timeout: TemporalTimeout, state: RetryState, before: BaseException | None
+    timeout: TemporalTimeout, state: RetryState, before: BaseException | None, has_limit: bool
 ) -> TemporalTimeout:
-    message, kind = timeout.message, timeout.type
-    if state is RetryState.TIMEOUT and kind in _TIMEOUT_NAMES:
-        message, kind = _NOT_ENOUGH_TIME, TimeoutType.SCHEDULE_TO_CLOSE
-    final = TemporalTimeout(message, type=kind, last_heartbeat_details=timeout.last_heartbeat_details)
-    final.__cause__ = timeout.cause or before
+    details = timeout.last_heartbeat_details
+    if state is RetryState.TIMEOUT and timeout.type in _TIMEOUT_NAMES:
+        final = TemporalTimeout(
+            _NOT_ENOUGH_TIME, type=TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=details
+        )
+        final.__cause__ = timeout if has_limit else before
+    else:
+        final = TemporalTimeout(timeout.message, type=timeout.type, last_heartbeat_details=details)
+        final.__cause__ = timeout.cause or before
     return final
 
 
 def late_error(activity_type: str, activity_id: str, before: BaseException | None) -> ActivityError:
     """The error of an activity whose schedule-to-close timeout ends before its next attempt begins."""
-    timeout = TemporalTimeout(
-        "activity ScheduleToClose timeout", type=TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[]
-    )
+    timeout = TemporalTimeout(_NOT_ENOUGH_TIME, type=TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[])
     timeout.__cause__ = before
     return _error("Activity task timed out", activity_type, activity_id, RetryState.TIMEOUT, timeout)
 

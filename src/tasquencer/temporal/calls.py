@@ -33,6 +33,7 @@ class Calls:
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._arrived: dict[str, None] = {}
         self._stopping: set[str] = set()
+        self._stopped: set[str] = set()
 
     async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
         """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
@@ -64,6 +65,7 @@ class Calls:
         """
         for known, call in self._under_way.items():
             if known in self._stopping:
+                self._stopped.add(known)
                 call.cancel()
         self._stopping.clear()
 
@@ -108,6 +110,10 @@ class Calls:
     def started(self, work_item_id: str) -> None:
         """Note that the work item begins: what arrived before was the end of its wait."""
         self._arrived.pop(work_item_id, None)
+
+    def was_stopped(self, work_item_id: str) -> bool:
+        """Return whether the work item's call was asked to end because its code was canceled."""
+        return work_item_id in self._stopped
 
     def stop(self, work_item_id: str) -> None:
         """Stop the work item's call, if it has one."""

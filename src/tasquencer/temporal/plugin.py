@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import temporalio.client
 import temporalio.worker
 from temporalio.client import ClientConfig
+from temporalio.converter import DataConverter
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import ReplayerConfig, UnsandboxedWorkflowRunner, WorkerConfig, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
@@ -27,6 +28,8 @@ from tasquencer.batch.store import BatchStore
 from tasquencer.core.errors import PluginGivenTwice
 from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal.activations import guarded
+from tasquencer.temporal.adopting import Adopting, AdoptingInterceptor
+from tasquencer.temporal.adopting_header import AttemptInterceptor
 from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
 from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
@@ -72,10 +75,12 @@ class TasquencerPlugin(SimplePlugin):
         calls: Registers the AI call, the activity `generate`; None: this worker makes no AI calls.
         observe_activities: Patterns (as in `fnmatch`) of activity types. Temporal retries these activities as
             before, and each attempt leaves a work item.
+        adopt_activities: Patterns (as in `fnmatch`) of activity types. In every workflow of the worker each
+            attempt of these activities is an activity and a work item of its own.
         observe_on_outage: What observed activities do while the ledger cannot be written: `"continue"`
             without a work item, or `"wait"` for it.
-        record_payloads: Keep arguments and results of observed activities in the ledger; None: only if the
-            client has no payload codec.
+        record_payloads: Keep arguments and results of observed and adopted activities in the ledger; None:
+            only if the client has no payload codec.
     """
 
     def __init__(
@@ -85,10 +90,13 @@ class TasquencerPlugin(SimplePlugin):
         *,
         calls: AiCalls | None = None,
         observe_activities: Sequence[str] = (),
+        adopt_activities: Sequence[str] = (),
         observe_on_outage: OnOutage = "continue",
         record_payloads: bool | None = None,
     ) -> None:
         self._observing = Observing(tuple(observe_activities), observe_on_outage, record_payloads)
+        self._adopt_activities = tuple(adopt_activities)
+        self._record_payloads = record_payloads
         self._ledger = ledger
         self._calls = calls
         self._headers: list[HeaderCodec] = []
@@ -140,7 +148,15 @@ class TasquencerPlugin(SimplePlugin):
         config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
         headers = HeaderCodec.of(config["client"])
         self._headers.append(headers)
-        config["interceptors"] = [*interceptors, TaskInterceptor(headers), WireInterceptor(), OnlyOnce()]
+        converter = config["client"].config(active_config=True)["data_converter"]
+        config["interceptors"] = [
+            *interceptors,
+            OnlyOnce(),  # before the attempt learns its number
+            AttemptInterceptor(headers, converter.payload_converter),
+            TaskInterceptor(headers),
+            WireInterceptor(),
+            AdoptingInterceptor(self._adopting(converter)),
+        ]
         if self._calls is not None:
             self._calls.stops_within(config.get("graceful_shutdown_timeout") or timedelta(0))
         if self._observing.patterns:
@@ -168,8 +184,16 @@ class TasquencerPlugin(SimplePlugin):
         headers = HeaderCodec(converter)
         self._headers.append(headers)
         interceptors = list(config.get("interceptors") or ())
-        config["interceptors"] = [*interceptors, TaskInterceptor(headers), WireInterceptor()]
+        config["interceptors"] = [
+            *interceptors,
+            TaskInterceptor(headers),
+            WireInterceptor(),
+            AdoptingInterceptor(self._adopting(converter)),
+        ]
         return config
+
+    def _adopting(self, converter: DataConverter) -> Adopting:
+        return Adopting.on(converter, self._adopt_activities, self._record_payloads, self._own_activities)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:

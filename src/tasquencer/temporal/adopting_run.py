@@ -1,0 +1,174 @@
+"""The adopted activities of one workflow run: their work items, their driver, their names.
+
+They have books of their own beside those of a `Task`. A task's policy neither counts them nor ends them, its
+new run does not carry them along, and a workflow needs no `Task` to have them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NoReturn
+from uuid import UUID, uuid5
+
+from pydantic import JsonValue
+from temporalio import workflow
+
+from tasquencer.core.errors import TaskMisused
+from tasquencer.core.hooks import NextAttempt, StateChange
+from tasquencer.core.policy import Counts, Verdict
+from tasquencer.core.retry import Delay
+from tasquencer.core.task_state import TaskState
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.temporal.adopting_retries import AdoptedPolicy, next_step
+from tasquencer.temporal.driver import TaskDriver
+from tasquencer.temporal.operators import Operators
+
+__all__ = ["AdoptedDriver", "AdoptedRun"]
+
+_ATTRIBUTE = "__tasquencer_adopted__"
+"""Of the run's event loop. See `TaskScope`."""
+
+_IDS = UUID("0d2f1f6a-9c39-5a0e-8a65-2f1f5e1f2a77")
+"""Namespace of the work items' ids."""
+
+
+class AdoptedDriver(TaskDriver):
+    """Carries out attempts of adopted activities. The workflow's code decides what its cancellation means."""
+
+    def is_being_canceled(self, lineage: str) -> bool:
+        """Return False: as natively, only a cancel of the activity's handle cancels the activity."""
+        return False
+
+    async def close(self, reason: str) -> None:
+        """Record everything that is open as canceled: the workflow is ending.
+
+        As natively, the end of the workflow neither waits for its activities nor cancels them.
+        """
+        self.is_ending = True
+        self.state.close(now=workflow.now(), reason=reason)
+        self._writing.settle()
+        await self.flush()
+        await workflow.wait_condition(lambda: self.actions_under_way == 0)
+
+    def _stop_what_ended(self) -> None:
+        if not self.is_ending:
+            super()._stop_what_ended()
+
+    def _may_continue_as_new(self) -> bool:
+        return False  # the workflow is not ours to continue
+
+
+class AdoptedRun:
+    """What a run knows of its adopted activities. Made when the first one starts."""
+
+    def __init__(self) -> None:
+        info = workflow.info()
+        self._names = Counter[str]()
+        self._policies: dict[str, AdoptedPolicy] = {}
+        self._checks: dict[str, Callable[[WorkItem, JsonValue], JsonValue]] = {}
+        self.state = TaskState(
+            task_id=info.workflow_id,
+            run_id=info.run_id,
+            task_type=info.workflow_type,
+            recipe=AdoptedPolicy.of(None).recipe,
+            policy=_the_code_decides,
+            on_work_item_state_changed=self._next_attempt,
+            new_id=_new_id,
+            random=lambda _: 0.0,
+            started_at=info.workflow_start_time,
+        )
+        self.driver = AdoptedDriver(self.state, _never, None)
+        if workflow.get_query_handler("work_items") is None:
+            workflow.set_query_handler(
+                "work_items", lambda: [_listing(one) for one in self.state.work_items()]
+            )
+        if workflow.get_update_handler("retry_now") is None:
+            Operators(self.driver, self._result_of).register()
+
+    @classmethod
+    def find(cls) -> AdoptedRun | None:
+        """Those of the current run, if it has any."""
+        found: AdoptedRun | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
+        return found
+
+    @classmethod
+    def current(cls) -> AdoptedRun:
+        """Those of the current run."""
+        found = cls.find()
+        if found is None:
+            found = cls()
+            setattr(asyncio.get_running_loop(), _ATTRIBUTE, found)
+        return found
+
+    def next_name(self, activity_type: str, activity_id: str | None) -> str:
+        """The lineage of the activity that starts now: `charge #1`, `charge #2`, or `charge #<its id>`."""
+        if activity_id is None:
+            self._names[activity_type] += 1
+            return f"{activity_type} #{self._names[activity_type]}"
+        name = f"{activity_type} #{activity_id}"
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name} ({self._names[name]})"
+
+    def begin(
+        self,
+        lineage: str,
+        payload: JsonValue,
+        policy: AdoptedPolicy,
+        deadline: datetime | None,
+        check: Callable[[WorkItem, JsonValue], JsonValue],
+    ) -> None:
+        """Begin a lineage.
+
+        Args:
+            lineage: From `next_name`.
+            payload: As it is kept.
+            policy: How it retries.
+            deadline: The end of the schedule-to-close timeout.
+            check: Of a result that comes from outside.
+        """
+        self._policies[lineage] = policy
+        self._checks[lineage] = check
+        self.state.begin(
+            payload, now=workflow.now(), lineage=lineage, recipe=policy.recipe, deadline=deadline
+        )
+
+    def _next_attempt(self, change: StateChange) -> NextAttempt | None:
+        item = change.work_item
+        if change.transition.next_state is not WorkItemState.FAILED or item.failure is None:
+            return None
+        lineage = self.state.lineages[item.lineage]
+        step = next_step(
+            self._policies[item.lineage],
+            item.attempt,
+            item.failure,
+            now=change.transition.at,
+            deadline=lineage.deadline,
+        )
+        return NextAttempt(item.payload, step) if isinstance(step, Delay) else None
+
+    def _result_of(self, item: WorkItem, result: JsonValue) -> JsonValue:
+        return self._checks[item.lineage](item, result)
+
+
+def _the_code_decides(transition: Transition, counts: Counts) -> Verdict:
+    return Verdict.CONTINUE
+
+
+def _new_id(lineage: str, attempt: int) -> str:
+    """The id of a work item. As in a task, it follows from the run, and differs after a reset."""
+    name = f"{workflow.info().workflow_id}/{workflow.random_seed()}/{lineage}/{attempt}"
+    return str(uuid5(_IDS, name))
+
+
+def _never() -> NoReturn:
+    raise TaskMisused("adopted activities do not continue a workflow as new")
+
+
+def _listing(item: WorkItem) -> dict[str, Any]:
+    listed = item.model_dump(mode="json", exclude={"payload", "result"})
+    listed["failure_kind"] = item.failure.kind if item.failure is not None else None
+    listed["failure_message"] = item.failure.message if item.failure is not None else None
+    return listed
