@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
 from tasquencer.ai.job import AiJob, ChatMessage
-from tasquencer.ai.request import CallOptions
+from tasquencer.ai.request import MOST_REQUEST_VALUES, CallOptions
 from tasquencer.ai.usage import Usage, total_usage
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.named_policy import NamedPolicy, policy_by_name
@@ -182,7 +182,7 @@ def parse_fan_out(raw: object) -> AiFanOutRequest:
     Raises:
         InvalidRequest: names each wrong field, and the size and its limit where it is too large.
     """
-    request = validated(AiFanOutRequest, raw, example='{"prompts": ["…", "…"]}')
+    request = validated(AiFanOutRequest, raw, '{"prompts": ["…", "…"]}', MOST_REQUEST_VALUES)
     limit_size(request, "prompts", MAXIMUM_FAN_OUT_BYTES)
     asked = len(request.model_dump_json(include={"prompts"}).encode())
     size = asked + _shared(request) * len(request.prompts)

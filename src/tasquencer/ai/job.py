@@ -20,7 +20,7 @@ __all__ = [
     "conversation_text",
 ]
 
-MOST_MESSAGES = 5_000
+MOST_MESSAGES = 2_000
 """Messages of a conversation."""
 
 MAXIMUM_CONVERSATION_BYTES = 768 * 1024

@@ -26,6 +26,7 @@ from tasquencer.core.validation import (
 __all__ = [
     "MAXIMUM_REQUEST_BYTES",
     "MOST_LABELS",
+    "MOST_REQUEST_VALUES",
     "MOST_TOOLS",
     "MOST_TURNS",
     "AiAgentRequest",
@@ -42,6 +43,10 @@ MOST_TOOLS = 128
 
 MOST_TURNS = 100
 """Turns of one task: all its work items travel along when it continues as new."""
+
+MOST_REQUEST_VALUES = 10_000
+"""Names and values in a request, in all its fields together. A request at the limit costs a worker three
+times the processor time of the smallest one."""
 
 _WITH_TOOLS = ("tool_choice", "parallel_tool_calls", "max_turns")
 
@@ -180,7 +185,7 @@ def parse_request(raw: object) -> AiAgentRequest:
     Raises:
         InvalidRequest: names each wrong field, and the size and its limit where it is too large.
     """
-    request = validated(AiAgentRequest, raw, example='{"prompt": "…"}')
+    request = validated(AiAgentRequest, raw, '{"prompt": "…"}', MOST_REQUEST_VALUES)
     limit = MAXIMUM_REQUEST_BYTES if request.tools is None else MAXIMUM_CONVERSATION_BYTES
     limit_size(request, "messages" if request.prompt is None else "prompt", limit)
     return request

@@ -29,6 +29,7 @@ from tasquencer.core.retry import LONGEST_BACKOFF
 __all__ = [
     "LARGEST_INTEGER",
     "LONGEST_SECONDS",
+    "MOST_VALUES",
     "ActorName",
     "FilledText",
     "Interval",
@@ -40,6 +41,7 @@ __all__ = [
     "Whole",
     "keepable",
     "limit_size",
+    "limit_values",
     "problems_of",
     "refuse_far_too_many",
     "unknown_fields",
@@ -55,8 +57,9 @@ LONGEST_SECONDS = LONGEST_BACKOFF.total_seconds()
 _DEEPEST = 100
 """Levels of lists and objects. JSON parsers, including the ledger's, give up at about 200."""
 
-_MOST_VALUES = 50_000
-"""Values in one piece of JSON from outside. A workflow must not compute for longer than two seconds."""
+MOST_VALUES = 50_000
+"""Names and values in one piece of JSON from outside. A workflow must not compute for longer than two
+seconds."""
 
 _MOST_PROBLEMS = 20
 _PROBLEM_LENGTH = 300
@@ -88,22 +91,24 @@ def keepable(value: JsonValue) -> JsonValue:
         ValueError: the value contains text that databases refuse, NaN or infinity, is nested too deeply, or
         has too many values.
     """
-    waiting: list[tuple[JsonValue, int]] = [(value, 0)]
-    seen = 0
-    while waiting:
-        part, depth = waiting.pop()
-        seen += 1
-        if isinstance(part, str):
-            _checked_text(part)
-        elif isinstance(part, float) and not math.isfinite(part):
-            raise ValueError("must not contain NaN or infinity (it is not valid JSON)")
-        elif isinstance(part, dict | list):
-            if depth == _DEEPEST:
-                raise ValueError(f"must not be nested deeper than {_DEEPEST} levels")
-            if seen + len(waiting) + len(part) > _MOST_VALUES:
-                raise ValueError(f"must not have more than {_MOST_VALUES:,} values")
-            inner = [*part, *part.values()] if isinstance(part, dict) else part
-            waiting += [(one, depth + 1) for one in inner]
+    level, depth, seen = [value], 0, 1
+    while level:
+        below: list[JsonValue] = []
+        for part in level:
+            if isinstance(part, str):
+                _checked_text(part)
+            elif isinstance(part, dict | list):
+                if depth == _DEEPEST:
+                    raise ValueError(f"must not be nested deeper than {_DEEPEST} levels")
+                below += part
+                if isinstance(part, dict):
+                    below += part.values()
+                if seen + len(below) > MOST_VALUES:
+                    raise ValueError(f"must not have more than {MOST_VALUES:,} values")
+            elif isinstance(part, float) and not math.isfinite(part):
+                raise ValueError("must not contain NaN or infinity (it is not valid JSON)")
+        seen += len(below)
+        level, depth = below, depth + 1
     return value
 
 
@@ -137,7 +142,7 @@ class RequestModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_not_given(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or not any(value is None for value in raw.values()):
+        if not isinstance(raw, dict) or None not in raw.values():
             return raw
         return {
             name: value for name, value in raw.items() if value is not None or not cls._refuses_null(name)
@@ -149,13 +154,21 @@ class RequestModel(BaseModel):
         return field is not None and type(None) not in get_args(field.annotation)
 
 
-def validated(model: type[_Request], raw: object, example: str) -> _Request:
-    """Turn the raw input of a task into its request. Raises `InvalidRequest`."""
+def validated(model: type[_Request], raw: object, example: str, most_values: int = MOST_VALUES) -> _Request:
+    """Turn the raw input of a task into its request. Raises `InvalidRequest`.
+
+    Args:
+        model: The class of the request.
+        raw: What a client has sent.
+        example: A short request that is valid, for the error's message.
+        most_values: Names and values that the input may have in all its fields together.
+    """
     if isinstance(raw, model):
         return raw
     if not isinstance(raw, dict):
         raise InvalidRequest([f"the input must be one JSON object such as {example}, not {_named(raw)}"])
     refuse_far_too_many(raw, model)
+    limit_values(raw, most_values)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -166,6 +179,28 @@ def refuse_far_too_many(raw: Mapping[str, object], model: type[BaseModel]) -> No
     """Raise `InvalidRequest` for a number of unknown fields that would keep Pydantic busy for seconds."""
     if len(raw) > len(model.model_fields) + _MOST_PROBLEMS:
         raise InvalidRequest(unknown_fields([name for name in raw if name not in model.model_fields]))
+
+
+def limit_values(raw: Mapping[str, object], most: int) -> None:
+    """Raise `InvalidRequest`, naming the field, for an input with too many names and values.
+
+    Counting stops at the limit, so it takes less time than anything else that a task does with its input.
+    """
+    seen = 0
+    for name, value in raw.items():
+        level = [value]
+        while level:
+            below: list[object] = []
+            for part in level:
+                if isinstance(part, dict | list):
+                    below += part
+                    if isinstance(part, dict):
+                        below += part.values()
+                    if seen + len(below) > most:
+                        said = f"the input has more than {most:,} names and values"
+                        raise InvalidRequest([f"{_shown(name)}: {said}"])
+            seen += len(below)
+            level = below
 
 
 def unknown_fields(names: Sequence[str], prefix: str = "") -> list[str]:

@@ -43,6 +43,11 @@ _QUIET_EXIT = 0.5
 """Seconds between the end of the Worker and the end of the process: without them the interpreter sometimes
 dies with `PyGILState_Release` (temporalio/sdk-python#300)."""
 
+_STALL_SECONDS = 9
+"""How long a workflow may compute before the SDK calls it a deadlock: a little less than the ten seconds that
+Temporal gives a workflow task. A burst of large requests shares one interpreter, so the SDK's two seconds
+could pass for all of them again and again."""
+
 _SDK_LOG = ",".join(
     [
         TelemetryFilter(core_level="WARN", other_level="ERROR").formatted(),
@@ -125,6 +130,7 @@ async def run_worker(
         WrongSetting: Temporal refuses the namespace.
     """
     client = worker.client
+    _be_patient(worker)
     running = asyncio.create_task(worker.run())
     while not worker.is_running and not running.done():
         await asyncio.sleep(0.01)
@@ -167,6 +173,12 @@ async def schedule_reconciliation(client: Client, task_queue: str, every: timede
             name,
             error if isinstance(error, RPCError) else "no answer in time",
         )
+
+
+def _be_patient(worker: Worker) -> None:
+    workflows = worker._workflow_worker  # the SDK has no public name for this limit
+    if workflows is not None and workflows._deadlock_timeout_seconds is not None:
+        workflows._deadlock_timeout_seconds = _STALL_SECONDS
 
 
 def _freeze() -> None:
