@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tasquencer.ai.answer import AiAgentResult as AiAgentResult, AiAnswer as AiAnswer
     from tasquencer.ai.fan_out import AiFanOutRequest as AiFanOutRequest, AiFanOutResult as AiFanOutResult
     from tasquencer.ai.job import AiJob as AiJob, ChatMessage as ChatMessage
+    from tasquencer.ai.mcp import McpSettings as McpSettings
     from tasquencer.ai.record import ai_job_record as ai_job_record
     from tasquencer.ai.request import (
         AiAgentRequest as AiAgentRequest,

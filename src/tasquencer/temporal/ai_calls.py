@@ -13,7 +13,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -25,6 +25,7 @@ from temporalio import activity
 
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob
+from tasquencer.ai.mcp import McpSettings, mcp_tools, read_servers
 from tasquencer.ai.provider.answers import judge, unfit
 from tasquencer.ai.provider.body import ACCEPTED_ENCODING
 from tasquencer.ai.provider.classify import classify
@@ -81,6 +82,8 @@ class AiCalls:
             names, then the list of `genai-prices`. A cost that the provider reports counts first.
         heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
         tools: What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`.
+        mcp_servers: Servers whose tools models may call, too, by name. None: those in the file that
+            `TASQ_MCP_SERVERS` names, see `tasquencer.ai.mcp`.
 
     Raises:
         ClientRetries: the client would retry.
@@ -94,6 +97,7 @@ class AiCalls:
         price: Price | None = None,
         heartbeat_interval: timedelta = HEARTBEAT_INTERVAL,
         tools: Iterable[ToolSource | Callable[..., Any]] = (),
+        mcp_servers: Mapping[str, McpSettings] | None = None,
     ) -> None:
         if client is not None and client.max_retries != 0:
             raise ClientRetries(client.max_retries)
@@ -104,6 +108,7 @@ class AiCalls:
         self._schema_checks = SchemaChecks()
         self._ledger: Ledger | None = None
         self._tools = dict(by_name(tools))
+        self._mcp_servers = mcp_servers
         self._tool_activity = ToolActivity(self._tools, lambda: Redactor.of(self._client), heartbeat_interval)
         self._grace_period = timedelta(0)
         self._closing = contextlib.AsyncExitStack()
@@ -129,9 +134,21 @@ class AiCalls:
 
     async def __aenter__(self) -> Self:
         await self._closing.enter_async_context(self._schema_checks)
+        await self._offer_tools_of_servers()
         if self._given_client is None:
             self._use(await self._closing.enter_async_context(client_from(os.environ)))
         return self
+
+    async def _offer_tools_of_servers(self) -> None:
+        servers = read_servers(os.environ) if self._mcp_servers is None else self._mcp_servers
+        if not servers:
+            return
+        theirs = await self._closing.enter_async_context(mcp_tools(servers))
+        whole = by_name([*self._tools.values(), *theirs])
+        added = whole.keys() - self._tools.keys()
+        self._tools |= whole
+        for name in added:
+            self._closing.callback(self._tools.pop, name)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
