@@ -164,7 +164,7 @@ def a_second_try(account: ShapeAccount) -> None:
     account.requests = [account.requests[0], replace(account.requests[1], tries=2)]
 
 
-@planted("I2: the histories have 2 calls of b")
+@planted("I2: a history has 2 calls of b")
 def a_second_call(account: ShapeAccount) -> None:
     account.last.scheduled.append(("b", at(0.9)))
 

@@ -16,9 +16,11 @@ class Instance:
     def __init__(self, code: Callable[[], object]) -> None:
         self._code = code
         self.saw: list[object] = []
+        self.heard: list[list[str]] = []
 
     def activate(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         self.saw.append(self._code())
+        self.heard.append([str(job.WhichOneof("variant")) for job in activation.jobs])
         completion = WorkflowActivationCompletion()
         completion.successful.SetInParent()
         return completion
@@ -45,7 +47,7 @@ def guarded() -> tuple[_Guard, Instance]:
     guard = _Guard()
 
     def code() -> bool:
-        guard.decides(Behaviour.RESULTS_FIRST)
+        guard.decides(Behaviour.RESULTS_ONE_BY_ONE)
         return guard.suggests_new_run
 
     instance = Instance(code)
@@ -60,6 +62,21 @@ def test_the_result_of_a_local_activity_alone_makes_no_new_run_due() -> None:
     guard.activate(activation("query_workflow", suggested=True, length=9))
     guard.activate(activation("fire_timer", suggested=True, length=12))
     assert instance.saw == [False, False, False, True]
+
+
+def test_results_of_local_activities_are_heard_first_and_one_by_one_however_they_are_grouped() -> None:
+    guard, instance = guarded()
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("fire_timer", "local result", "local result", suggested=False, length=9))
+    heard = [["resolve_activity"], ["resolve_activity"], ["fire_timer"]]
+    assert instance.heard == [["initialize_workflow"], *heard]
+
+
+def test_a_history_that_was_recorded_before_keeps_its_groups() -> None:
+    guard, instance = guarded()
+    guard.activate(activation("initialize_workflow", suggested=False, length=3, replaying=True))
+    guard.activate(activation("local result", "local result", suggested=False, length=9, replaying=True))
+    assert instance.heard == [["initialize_workflow"], ["resolve_activity"] * 2]
 
 
 def test_a_result_that_comes_with_events_is_seen_before_their_suggestion() -> None:

@@ -20,7 +20,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
 from tests.support.patience import eventually
-from tests.support.tasks import tasks_on
+from tests.support.tasks import comes_to, tasks_on
 
 QUICKLY = RetryRecipe(max_retries=3, initial_interval=timedelta(milliseconds=20), backoff_coefficient=1)
 
@@ -153,3 +153,26 @@ async def test_a_query_that_waits_for_a_worker_while_a_backoff_ends_starts_nothi
             _, second = await ledger.work_items_of(handle.id)
             assert second.started_at is not None
             assert second.started_at >= second.not_before
+
+
+async def test_a_task_that_was_terminated_before_it_decided_on_news_answers_its_query(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
+    async with tasks_on(
+        dev_server.address, [Backoff], [first_fails], ledger=ledger, task_queue=queue
+    ) as tasks:
+        handle = await tasks.start("Backoff", 1.0)
+
+        async def waits() -> bool:
+            return len(await ledger.work_items_of(handle.id)) == 2
+
+        await eventually(waits, "a retry")
+    await comes_to(handle, "timer_fired_event_attributes")
+    await handle.terminate()
+    before = await ledger.work_items_of(handle.id)
+    async with tasks_on(dev_server.address, [Backoff], [first_fails], ledger=ledger, task_queue=queue):
+        for _ in range(2):
+            listed = await handle.query("work_items", rpc_timeout=timedelta(seconds=20))
+            assert [(row["attempt"], row["state"]) for row in listed] == [(0, "failed"), (1, "initialized")]
+    assert await ledger.work_items_of(handle.id) == before

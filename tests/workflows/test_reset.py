@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
-from temporalio.client import WorkflowHandle
+from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Replayer
 
 from tasquencer import RetryRecipe, WorkItem, WorkItemState
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob
+from tasquencer.core.entries import LedgerEntry
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task, TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
@@ -39,6 +43,11 @@ async def reset(tasks: Tasks, handle: Handle, is_the_point: Callable[[HistoryEve
         for event in events
         if event.event_id > last and event.HasField("workflow_task_started_event_attributes")
     )
+    return await reset_to(tasks, handle, point)
+
+
+async def reset_to(tasks: Tasks, handle: Handle, point: int) -> Handle:
+    """Reset the task to the workflow task of this event; the new run."""
     made = await tasks.client.workflow_service.reset_workflow_execution(
         ResetWorkflowExecutionRequest(
             namespace="default",
@@ -215,3 +224,76 @@ async def test_a_backoff_that_a_reset_has_left_behind_can_be_ended(dev_server: E
     # If it came with the first workflow task of the new run, it ended the wait of the old one.
     assert len(ended["work_item_ids"]) == 1
     assert (result["work_item_id"], fresh.delay_reason) == (fresh.id, "operator")
+
+
+@workflow.defn(sandboxed=False)
+class AsksSlowly:
+    """One call. Its query takes so long that the record of the start ends meanwhile."""
+
+    @workflow.run
+    async def run(self) -> Any:
+        task = Task()
+        async for work_item in task.attempts("once"):
+            async with work_item:
+                work_item.complete(
+                    await work_item.execute_activity("noted", start_to_close_timeout=timedelta(minutes=1))
+                )
+        return task.result()
+
+    @workflow.query
+    def look(self) -> str:
+        LOOKED_AT.set()
+        time.sleep(0.8)
+        return "seen"
+
+
+LOOKED_AT = threading.Event()
+
+
+class WaitsForTheLook(InMemoryLedger):
+    """A ledger that takes the first record while a query is being answered."""
+
+    async def record(self, entries: Sequence[LedgerEntry]) -> None:
+        while not LOOKED_AT.is_set():
+            await asyncio.sleep(0.01)
+        await super().record(entries)
+
+
+async def test_a_start_that_an_abandoned_run_has_recorded_makes_no_call_in_the_next_one(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    """With a query, a workflow task can end before its code hears that the record was made."""
+    LOOKED_AT.clear()
+    made: list[str] = []
+
+    @activity.defn
+    async def noted() -> str:
+        made.append(activity.info().activity_id)
+        return "done"
+
+    ledger, queue = WaitsForTheLook(), f"queue-{uuid4()}"
+    client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
+    handle: Handle = await client.start_workflow("AsksSlowly", id=f"asks-{uuid4()}", task_queue=queue)
+    looking = asyncio.create_task(handle.query("look"))
+    await asyncio.sleep(0.5)  # both wait for a worker
+    async with tasks_on(dev_server.address, [AsksSlowly], [noted], ledger=ledger, task_queue=queue) as tasks:
+        assert await handle.result() == "done"
+        assert await looking == "seen"
+        events = await history(handle)
+        (call,) = [event for event in events if event.HasField("activity_task_scheduled_event_attributes")]
+        (record, *_) = [event for event in events if event.HasField("marker_recorded_event_attributes")]
+        completed = [
+            event.event_id
+            for event in events
+            if event.HasField("workflow_task_completed_event_attributes")
+            and record.event_id < event.event_id < call.event_id
+        ]
+        assert completed, "the workflow task did not end before its code heard of the record"
+        again = await reset_to(tasks, handle, completed[0])
+        assert await again.result() == "done"
+        items = await tasks.work_items(handle)
+        await replays(again, AsksSlowly)
+    assert len(set(made)) == len(made) == 2
+    assert [(item.id, item.attempt, item.state) for item in items] == [
+        (known, 0, WorkItemState.COMPLETED) for known in made
+    ]

@@ -5,10 +5,12 @@ seen on a real server with plain workflows:
 
 - A workflow task that also carries a query ends before its local activities do. Their results then come in
   one activation with new events, and the commands that follow from both get an order that no replay repeats
-  (`TMPRL1100`). The guard hands the results of local activities over first, on their own.
+  (`TMPRL1100`). On replay, results can also come in other groups than live. So the guard hands the results of
+  local activities over first, and one by one.
 - A query that reaches a worker before the workflow task does moves the run on: events that no workflow task
   has delivered yet start local activities, at a time that has passed. The guard refuses such an activation.
   The SDK then fails that query and drops the run from its cache, and the workflow task finds it as it was.
+  A run that has been terminated gets no further workflow task: it answers as it was before those events.
 
 The guard acts only on workflows that keep books, so all others run as without it. Which behaviours a run has
 is kept as an SDK flag of its workflow tasks, which costs no event: a history recorded without a flag replays
@@ -31,6 +33,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from tasquencer.temporal.bookkeeping import RECORD
+from tasquencer.temporal.closed_runs import is_closed
 
 __all__ = ["Behaviour", "behaves", "guarded", "is_new_run_due", "report_bug", "workflow_task_began"]
 
@@ -48,6 +51,8 @@ class Behaviour(IntEnum):
     """Only an activation with events can make a new run due, never the result of a local activity alone."""
     OPERATORS_COMMANDS = 72_004
     """An activity that `temporal activity fail` has ended is an `operator` failure, which qualifies."""
+    RESULTS_ONE_BY_ONE = 72_005
+    """Each result of a local activity is handed over on its own."""
 
 
 def behaves(behaviour: Behaviour) -> bool:
@@ -105,7 +110,8 @@ def guarded(runner: WorkflowRunner) -> WorkflowRunner:
 
 class _GuardedRunner(WorkflowRunner):
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        guard = _Guard()
+        info, functions = det.info, det.extern_functions
+        guard = _Guard(lambda: is_closed(functions, info.workflow_id, info.run_id))
         externs: dict[str, Callable[..., Any]] = {**det.extern_functions, _EXTERN: lambda: guard}
         instance = super().create_instance(replace(det, extern_functions=externs))  # type: ignore[safe-super]
         guard.surround(instance)
@@ -125,7 +131,8 @@ def _current() -> _Guard | None:
 class _Guard:
     """Stands before one workflow instance and sees each of its activations."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_closed: Callable[[], bool] = lambda: False) -> None:
+        self._is_closed = is_closed
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
         self.suggests_new_run = False
@@ -156,38 +163,45 @@ class _Guard:
         self._is_replaying = activation.is_replaying
         born_of_a_query = self._is_born_of_a_query(activation)
         if born_of_a_query and self._keeps_books:
-            return _refusal(activation)
+            return self._without_news(activation)
         self._note(activation)
         completion = self._activated(activation)
         if self.bug is not None:
             return _failed(activation, f"{type(self.bug).__name__}: {self.bug}")
         self._keeps_books = self._keeps_books or _keeps_books(completion)
         if born_of_a_query and self._keeps_books:
-            return _refusal(activation)
+            return self._without_news(activation)
         if self._used and completion.HasField("successful"):
             completion.successful.used_internal_flags.extend(sorted(self._used))
             self._used.clear()
         return completion
 
+    def _without_news(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
+        """Answer an activation that came with a query, and decide nothing."""
+        if not self._is_closed():
+            return _failed(activation, "the task is about to decide on news: ask again in a moment")
+        nothing = WorkflowActivationCompletion(run_id=activation.run_id)
+        nothing.successful.SetInParent()
+        return nothing
+
     def _activated(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         results = [job for job in activation.jobs if _is_local_result(job)]
         others = [job for job in activation.jobs if not _is_local_result(job)]
-        if not (results and others and self._keeps_books and self._hands_results_over_first()):
-            self._look_for_suggestion(activation, others)
-            return self._activate(activation)
-        first = self._activate(_with_jobs(activation, results))
-        if first.HasField("failed"):
-            return first
-        self._look_for_suggestion(activation, others)
-        second = self._activate(_with_jobs(activation, others))
-        if second.HasField("failed"):
-            return second
-        return _joined(first, second)
+        parts = [results, others] if results and others else []
+        if self._keeps_books and results and self.decides(Behaviour.RESULTS_ONE_BY_ONE):
+            parts = [*([result] for result in results), *([others] if others else [])]
+        elif not (parts and self._keeps_books and self._hands_results_over_first()):
+            parts = [list(activation.jobs)]
+        completions: list[WorkflowActivationCompletion] = []
+        for jobs in parts:
+            self._look_for_suggestion(activation, jobs)
+            completions.append(self._activate(_with_jobs(activation, jobs)))
+            if completions[-1].HasField("failed"):
+                return completions[-1]
+        return functools.reduce(_joined, completions)
 
-    def _look_for_suggestion(
-        self, activation: WorkflowActivation, others: list[WorkflowActivationJob]
-    ) -> None:
-        if any(not job.HasField("query_workflow") for job in others):
+    def _look_for_suggestion(self, activation: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> None:
+        if any(not _is_local_result(job) and not job.HasField("query_workflow") for job in jobs):
             self.suggests_new_run = activation.continue_as_new_suggested
 
     def _hands_results_over_first(self) -> bool:
@@ -270,10 +284,6 @@ def _keeps_books(completion: WorkflowActivationCompletion) -> bool:
         and command.schedule_local_activity.activity_type == RECORD
         for command in completion.successful.commands
     )
-
-
-def _refusal(activation: WorkflowActivation) -> WorkflowActivationCompletion:
-    return _failed(activation, "the task is about to decide on news: ask again in a moment")
 
 
 def _failed(activation: WorkflowActivation, message: str) -> WorkflowActivationCompletion:

@@ -145,6 +145,10 @@ class TaskDriver:
         item = self.state.find(activity_id) if activity_id is not None else None
         return item is not None and item.state is WorkItemState.STARTED
 
+    def started_by(self, work_item_id: str) -> str:
+        """Return the run that has recorded the start of the work item: this one, or one before a reset."""
+        return self._writing.started_by(work_item_id)
+
     async def wait_for(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or go on in a new run that will."""
         if is_new_run_due() and self._may_continue_as_new():

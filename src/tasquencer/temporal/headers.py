@@ -30,7 +30,7 @@ from tasquencer.temporal.wire import JSON
 __all__ = ["MOST_UNPACKED", "RUN_HEADER", "HeaderCodec", "pack", "unpack"]
 
 RUN_HEADER = "tasquencer-run"
-"""The header of a work item's call: the run that makes it."""
+"""The header of a work item's call: the run that has recorded its start."""
 
 _FUNCTION = "tasquencer.headers"
 """Name of the function by which a workflow in the sandbox reaches the codec."""

@@ -33,6 +33,7 @@ from tasquencer.temporal.adopting_header import AttemptInterceptor
 from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
 from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
+from tasquencer.temporal.closed_runs import ClosedRuns
 from tasquencer.temporal.converter import data_converter, is_default
 from tasquencer.temporal.headers import HeaderCodec
 from tasquencer.temporal.observing import ActivityObserver, Observing, OnOutage
@@ -100,6 +101,7 @@ class TasquencerPlugin(SimplePlugin):
         self._ledger = ledger
         self._calls = calls
         self._headers: list[HeaderCodec] = []
+        self._closed_runs: list[ClosedRuns] = []
         self._running = 0
         self._closing = AsyncExitStack()
         if batches is None:
@@ -147,13 +149,15 @@ class TasquencerPlugin(SimplePlugin):
         config = super().configure_worker(config)
         config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
         headers = HeaderCodec.of(config["client"])
+        closed_runs = ClosedRuns(config["client"])
         self._headers.append(headers)
+        self._closed_runs.append(closed_runs)
         converter = config["client"].config(active_config=True)["data_converter"]
         config["interceptors"] = [
             *interceptors,
             OnlyOnce(),  # before the attempt learns its number
             AttemptInterceptor(headers, converter.payload_converter),
-            TaskInterceptor(headers),
+            TaskInterceptor(headers, closed_runs),
             WireInterceptor(),
             AdoptingInterceptor(self._adopting(converter)),
         ]
@@ -199,6 +203,8 @@ class TasquencerPlugin(SimplePlugin):
     async def _open(self) -> AsyncIterator[None]:
         for headers in self._headers:
             headers.run_here()
+        for closed_runs in self._closed_runs:
+            closed_runs.run_here()
         if not self._running:
             await self._closing.enter_async_context(self._ledger)
             await self._closing.enter_async_context(self._calls or nullcontext())

@@ -40,6 +40,7 @@ from temporalio.worker import (
 from tasquencer.core.carried import CarriedTask
 from tasquencer.core.ending import FollowUp, TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.core.errors import InvalidRequest, TaskMisused
+from tasquencer.temporal.closed_runs import ClosedRuns
 from tasquencer.temporal.delivery import Delivery
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import left_behind, task_error
@@ -65,7 +66,7 @@ class TaskScope:
         self.driver: TaskDriver | None = None
         self.is_continuing = False
         self._is_over = False
-        self._run_header: Payload | None = None
+        self._run_headers: dict[str, Payload] = {}
         self._on_ended: TaskEndHook | None = None
 
     @classmethod
@@ -88,11 +89,11 @@ class TaskScope:
         setattr(loop, _ATTRIBUTE, self)
         fix_order(loop)
 
-    def run_header(self) -> Payload:
-        """The id of this run, for the calls that it makes."""
-        if self._run_header is None:
-            self._run_header = HeaderCodec.encoded(json_payload(workflow.info().run_id))
-        return self._run_header
+    def run_header(self, run_id: str) -> Payload:
+        """The header of a call whose start this run has recorded."""
+        if run_id not in self._run_headers:
+            self._run_headers[run_id] = HeaderCodec.encoded(json_payload(run_id))
+        return self._run_headers[run_id]
 
     def enter(self, driver: TaskDriver, on_ended: TaskEndHook | None) -> None:
         """Make this the run's task."""
@@ -186,10 +187,12 @@ class TaskInterceptor(Interceptor):
 
     Args:
         headers: Encodes what travels in headers; None: nothing does.
+        closed_runs: Knows which runs have ended; None: nobody does.
     """
 
-    def __init__(self, headers: HeaderCodec | None = None) -> None:
+    def __init__(self, headers: HeaderCodec | None = None, closed_runs: ClosedRuns | None = None) -> None:
         self._delivery = Delivery()
+        self._closed_runs = closed_runs
         self._headers = headers or HeaderCodec()
 
     def workflow_interceptor_class(
@@ -198,6 +201,8 @@ class TaskInterceptor(Interceptor):
     ) -> type[WorkflowInboundInterceptor] | None:
         """See the base class."""
         self._headers.offer(input.unsafe_extern_functions)
+        if self._closed_runs is not None:
+            self._closed_runs.offer(input.unsafe_extern_functions)
         return _Inbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
@@ -333,8 +338,10 @@ async def to_the_end(doing: Coroutine[Any, Any, None]) -> None:
 class _Outbound(WorkflowOutboundInterceptor):
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
         scope = TaskScope.find()
-        if scope is not None and scope.driver is not None and scope.driver.is_calling(input.activity_id):
-            payload = scope.run_header()
+        driver = None if scope is None else scope.driver
+        if scope is not None and driver is not None and driver.is_calling(input.activity_id):
+            # After a reset, the result of a record can arrive before the news of the reset does.
+            payload = scope.run_header(driver.started_by(input.activity_id or ""))
             input.headers = {**input.headers, RUN_HEADER: payload}
         return super().start_activity(input)
 

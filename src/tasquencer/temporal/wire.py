@@ -35,6 +35,7 @@ __all__ = [
     "json_payload",
     "received",
     "received_json",
+    "run_of",
     "sent",
     "wired",
 ]
@@ -43,6 +44,8 @@ T = TypeVar("T")
 
 JSON = b"json/plain"
 _NULL = b"binary/null"
+_RUN = "tasquencer-run"
+"""Metadata of a result: the run for which the activity worked."""
 
 
 def json_payload(value: object) -> Payload:
@@ -59,6 +62,15 @@ def received(raw: RawValue, kind: type[T]) -> T:
     """The value that was sent, as this type. Raises `pydantic.ValidationError` if it does not fit."""
     adapter: TypeAdapter[T] = _adapter(kind)
     return cast("T", _read(raw, adapter))
+
+
+def run_of(raw: RawValue) -> str | None:
+    """The run for which an activity of ours gave this result; None if an earlier release did not say so.
+
+    After a reset the result is in the history of a run for which the activity did not work.
+    """
+    run = raw.payload.metadata.get(_RUN, b"").decode()
+    return run or None
 
 
 def received_json(raw: RawValue, otherwise: Callable[[Payload], Any]) -> Any:
@@ -93,7 +105,9 @@ def wired(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Ra
             arguments = [_read(raw, adapter) for raw, adapter in zip(raws, adapters, strict=True)]
         except ValidationError as error:
             raise ApplicationError("Failed decoding arguments") from error
-        return sent(await function(*arguments))
+        result = sent(await function(*arguments))
+        result.payload.metadata[_RUN] = (activity.info().workflow_run_id or "").encode()
+        return result
 
     async def of_one(raw: RawValue) -> RawValue:
         return await carried_out(raw)

@@ -15,6 +15,7 @@ from tasquencer.core.errors import BookkeepingRefused
 from tasquencer.core.policy import Verdict
 from tasquencer.core.task_state import TASK_ACTOR, TaskState
 from tasquencer.core.wording import markdown_table, record_label
+from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Settlement
 from tasquencer.temporal.activations import workflow_task_began
 from tasquencer.temporal.bookkeeping import (
@@ -25,7 +26,7 @@ from tasquencer.temporal.bookkeeping import (
     already_ended,
     refused_work_item,
 )
-from tasquencer.temporal.wire import received, sent
+from tasquencer.temporal.wire import received, run_of, sent
 
 __all__ = ["CANCELED", "Writing"]
 
@@ -52,6 +53,11 @@ class Writing:
         self._batch: asyncio.Task[None] | None = None
         self._must_settle = False
         self._has_settled = False
+        self._started_by: dict[str, str] = {}
+
+    def started_by(self, work_item_id: str) -> str:
+        """Return the run that has recorded the start of the work item: this one, or one before a reset."""
+        return self._started_by.get(work_item_id, workflow.info().run_id)
 
     @property
     def is_done(self) -> bool:
@@ -124,7 +130,15 @@ class Writing:
                 else:
                     raise BookkeepingRefused(str(cause)) from error
             else:
+                self._note_run(run_of(slow), entries)
                 return received(slow, bool)
+
+    def _note_run(self, run: str | None, entries: list[LedgerEntry]) -> None:
+        if run is None or run == workflow.info().run_id:
+            return
+        for entry in entries:
+            if entry.transition.next_state is WorkItemState.STARTED:
+                self._started_by[entry.work_item.id] = run
 
     def _settlement(self) -> Settlement | None:
         """What the write that is about to begin settles besides: nothing, unless the task ends with it."""

@@ -78,10 +78,12 @@ def one_request_for_each_work_item(account: ShapeAccount) -> Iterator[str]:
             yield f"I2: {number} requests with the key {key}"
     if any(request.tries > 1 for request in account.requests):
         yield "I2: Temporal tried a call again"
+    for run in (*account.runs, *account.left_runs):
+        # After a reset two histories may have the call: the second one is stopped before it makes a request.
+        for key, number in Counter(key for key, _ in run.scheduled).items():
+            if number > 1:
+                yield f"I2: a history has {number} calls of {key}"
     calls = {call for run in (*account.runs, *account.left_runs) for call in run.scheduled}
-    for key, number in Counter(key for key, _ in calls).items():
-        if number > 1:
-            yield f"I2: the histories have {number} calls of {key}"
     known = {item.id: item for item in account.items}
     for key, _ in calls:
         if key not in known:
