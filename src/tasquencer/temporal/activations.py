@@ -188,7 +188,7 @@ class _Guard:
         results = [job for job in activation.jobs if _is_local_result(job)]
         others = [job for job in activation.jobs if not _is_local_result(job)]
         parts = [results, others] if results and others else []
-        if self._keeps_books and results and self.decides(Behaviour.RESULTS_ONE_BY_ONE):
+        if results and self._decided.get(Behaviour.RESULTS_ONE_BY_ONE):  # only if its `Task` has decided it
             parts = [*([result] for result in results), *([others] if others else [])]
         elif not (parts and self._keeps_books and self._hands_results_over_first()):
             parts = [list(activation.jobs)]

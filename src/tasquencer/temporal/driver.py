@@ -80,9 +80,8 @@ class TaskDriver:
         self._compensating: set[str] = set()
         self._drained: set[str] = set()
         self.is_second_edition = behaves(Behaviour.SECOND_EDITION)
-        behaves(
-            Behaviour.NEW_RUN_ON_NEWS
-        )  # decided now: a later workflow task may be replayed without its flag
+        for behaviour in (Behaviour.NEW_RUN_ON_NEWS, Behaviour.RESULTS_ONE_BY_ONE):
+            behaves(behaviour)  # decided here, so that the first workflow task has the flag
         self.calls = Calls(state, stops_for_its_code=self.is_second_edition)
         self.is_ending = False
         self.actions_under_way = 0
