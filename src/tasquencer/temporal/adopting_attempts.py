@@ -255,7 +255,7 @@ class AdoptedActivity:
         )
         headers = {
             **given.headers,
-            RUN_HEADER: TaskScope.current().run_header(),
+            RUN_HEADER: TaskScope.current().run_header(item.id),
             ATTEMPT_HEADER: HeaderCodec.encoded(note.payload()),
         }
         label = attempt_label(item.attempt, self._policy.most_attempts - 1)
