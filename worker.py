@@ -57,7 +57,7 @@ def main(
     versioning: VersioningOption = Versioning.PINNED,
     reconcile_every: ReconcileEvery = 300,
 ) -> None:
-    """Run AI agent tasks: poll the task queue until told to stop.
+    """Run AI agent tasks: poll the task queue until a signal stops the process.
 
     Settings from the environment: TASQ_DATABASE_URL, TASQ_MODEL, TASQ_TASK_QUEUE; OPENAI_API_KEY,
     OPENAI_BASE_URL; TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_PROFILE and the other settings

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 ACTIVITIES: list[Callable[..., Any]] = []
-"""What the worker offers besides the AI call. Add activities of your own here."""
+"""The worker's activities in addition to the AI call. Add your own here."""
 
 TOOLS: list[Callable[..., Any]] = []
 """What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`."""

@@ -9,4 +9,4 @@ from workflows.reconcile_ledger import ReconcileLedger
 from workflows.reviewed_draft import ReviewedDraft
 
 WORKFLOWS: list[type] = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft, ReconcileLedger]
-"""What the worker carries out. Add workflows of your own here."""
+"""The worker's workflows. Add your own here."""

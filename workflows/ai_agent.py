@@ -15,8 +15,8 @@ from tasquencer.temporal import Agent, Task, accept
 __all__ = ["AiAgentTask"]
 
 
-# Outside the sandbox: it costs a third of a task's CPU time, and what it would catch, a workflow that is not
-# deterministic, the linter's bans and the replay tests catch here.
+# Outside the sandbox, which costs a third of a task's CPU time. The linter's bans and the replay tests find
+# workflows that are not deterministic.
 @workflow.defn(name="AiAgentTask", sandboxed=False)
 class AiAgentTask:
     """Input: the JSON object that `AiAgentRequest` describes. Result: `AiAgentResult`."""

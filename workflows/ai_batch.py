@@ -1,4 +1,4 @@
-"""The batch: any number of prompts, each a task of its own, a few at a time, under one policy."""
+"""The batch: any number of prompts, each its own task, a few at a time, under one policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["AiBatchTask"]
 class AiBatchTask:
     """Input: nothing, or the JSON object that `AiBatchRequest` describes. Result: `AiBatchResult`.
 
-    The rows are in the ledger, under the workflow's id. Each is carried out by an `AiAgentTask`.
+    The rows are in the ledger, under the workflow's id. Each runs as an `AiAgentTask`.
     """
 
     @workflow.init
@@ -28,7 +28,7 @@ class AiBatchTask:
 
     @workflow.run
     async def run(self, raw: Any = None, *rest: Any) -> AiBatchResult:
-        """Carry out all rows, or as many as the policy allows."""
+        """Run all rows, or as many as the policy allows."""
         batch, request = self._batch, accept(parse_batch, [raw, *rest] if rest else raw)
         try:
             await batch.begin(request)
@@ -49,12 +49,12 @@ class AiBatchTask:
 
     @workflow.query
     def progress(self) -> BatchProgress | None:
-        """How far the batch is; None before it has begun."""
+        """Return the batch's progress, or None before it has begun."""
         return self._batch.progress()
 
     @workflow.update
     def pause(self, raw: Any = None) -> BatchPause | None:
-        """Start no more rows until `resume`. Rows under way are not affected."""
+        """Start no further rows until `resume`. Running rows are not affected."""
         return self._batch.set_pause(parse_pause(raw))
 
     @workflow.update

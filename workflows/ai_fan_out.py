@@ -1,4 +1,4 @@
-"""The fan-out: many prompts in one task, each with attempts of its own, under one policy."""
+"""The fan-out: many prompts in one task, each with its own attempts, under one policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AiFanOutTask:
 
     @workflow.init
     def __init__(self, raw: Any = None, *rest: Any) -> None:
-        with contextlib.suppress(InvalidRequest):  # `run` says so
+        with contextlib.suppress(InvalidRequest):  # `run` reports it
             request = parse_fan_out(raw)
             self._task = Task(
                 recipe=request.recipe(),
@@ -36,7 +36,7 @@ class AiFanOutTask:
 
     @workflow.run
     async def run(self, raw: Any = None, *rest: Any) -> AiFanOutResult:
-        """Answer all prompts, or as many as the policy asks for."""
+        """Answer all prompts, or as many as the policy requires."""
         request, task = accept(parse_fan_out, [raw, *rest] if rest else raw), self._task
         deadline = task.deadline_after(request.deadline_seconds)
 
@@ -45,7 +45,7 @@ class AiFanOutTask:
                 async with work_item:
                     work_item.complete(await answer(work_item, job, request, deadline))
 
-        # All of them begin before the first one can end: the policy counts what has begun.
+        # All of them begin before the first one can end, because the policy counts those that have begun.
         lineages = [
             (task.attempts(job, lineage=lineage_of(index), deadline=deadline), job)
             for index, job in enumerate(request.jobs())

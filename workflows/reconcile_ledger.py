@@ -1,4 +1,4 @@
-"""The reconciler as a workflow: settles what closed tasks have left open, page by page."""
+"""The reconciler as a workflow: cancels work items that closed tasks have left open, page by page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReconcileLedger:
 
     @workflow.run
     async def run(self, raw: Any = None, *rest: Any) -> Reconciliation:
-        """Go through all open work items of the ledger; in a new run where the history grows long."""
+        """Check all open work items of the ledger. Continue in a new run when the history grows long."""
         request = accept(parse_reconcile, [raw, *rest] if rest else raw)
         after, found = request.after, request.so_far
         while True:
@@ -38,7 +38,7 @@ class ReconcileLedger:
                 result_type=RawValue,
                 start_to_close_timeout=timedelta(minutes=10),
                 heartbeat_timeout=timedelta(seconds=30),
-                # An outage of the ledger is waited for.
+                # Waits for the end of an outage of the ledger.
                 retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             )
             page = received(returned, Page)

@@ -1,4 +1,4 @@
-"""The reviewed draft: a model writes, a person decides; each draft and each review is a work item."""
+"""The reviewed draft: a model writes, a person decides. Each draft and each review is a work item."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tasquencer.temporal.reminders import remind
 __all__ = ["ReviewedDraft"]
 
 _ONCE = RetryRecipe(max_retries=0)
-"""Nobody is asked the same twice: a review that is not decided fails the task."""
+"""No retry: a review without a decision fails the task."""
 
 
 @workflow.defn(name="ReviewedDraft", sandboxed=False)  # see AiAgentTask
@@ -47,8 +47,8 @@ class ReviewedDraft:
         request = accept(parse_reviewed_draft, raw)
         deadline = self._task.deadline_after(request.deadline_seconds)
         job = request.job()
-        # A task continues as new in the backoff of a draft. It goes on with that draft: its payload is the
-        # whole conversation, so that nobody needs the results of the drafts before it, which may be missing.
+        # A task continues as new in the backoff of a draft, and then continues with that draft. The draft's
+        # payload has the whole conversation, because the results of earlier drafts may be missing.
         number = max(1, drafts_begun(self._task.work_items))
         while True:
             job, drafted = await self._draft(number, job, request, deadline)
@@ -74,7 +74,7 @@ class ReviewedDraft:
     async def _draft(
         self, number: int, job: AiJob, request: ReviewedDraftRequest, deadline: datetime | None
     ) -> tuple[AiJob, WorkItem]:
-        """The draft with this number, and what it was asked with."""
+        """Return the draft with this number, and its input."""
         lineage = draft_lineage(number)
         recipe = request.recipe()
         async for work_item in self._task.attempts(job, lineage=lineage, recipe=recipe, deadline=deadline):
@@ -86,13 +86,13 @@ class ReviewedDraft:
     async def _review(
         self, number: int, job: AiJob, text: str, request: ReviewedDraftRequest, deadline: datetime | None
     ) -> Decision:
-        """What a person decides about the draft."""
+        """Wait for a person's decision about the draft."""
         lineage = review_lineage(number)
         left = None if deadline is None else deadline - workflow.now()
         review = request.review_of(job, text, number, left)
         async for work_item in self._task.attempts(review, lineage=lineage, recipe=_ONCE, deadline=deadline):
             async with work_item:
-                # It ends with the review, whatever it is at.
+                # It ends with the review, at any point of its work.
                 reminding = asyncio.create_task(
                     remind(
                         work_item.id, lineage, review, request.reminder_activity, request.reminder_task_queue
@@ -108,7 +108,7 @@ class ReviewedDraft:
         return Decision.model_validate(self._task.completed(lineage).result)
 
     def _note_actor(self, change: StateChange) -> NextAttempt | None:
-        """Keeps who decided a review: a work item does not say who ended it."""
+        """Remembers who decided a review, because a work item does not contain this."""
         if change.transition.next_state is WorkItemState.COMPLETED:
             self._actors[change.work_item.lineage] = change.transition.actor
         return retry_by_recipe(change)

@@ -1,7 +1,8 @@
-"""Durable AI agent tasks on Temporal: every attempt is a work item of its own.
+"""Durable AI agent tasks on Temporal. Every attempt is its own work item.
 
-The names that tasks, workers and policies need. `tasquencer.ai` has the AI call, `tasquencer.sql` the
-ledger, `tasquencer.testing` what tests need. A name is imported when it is first used.
+This package has the names that tasks, workers and policies need. `tasquencer.ai` has the AI call,
+`tasquencer.sql` the ledger, `tasquencer.testing` the parts for tests. A name is imported when it is first
+used.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def lazy(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]
 
 
 def _shown_to_type_checkers(package: str) -> dict[str, str]:
-    """By name, the module that defines it."""
+    """Return the module that defines each name."""
     spec = util.find_spec(package)
     source = getattr(spec.loader, "get_source", lambda _: None)(package) if spec is not None else None
     if source is None:

@@ -1,7 +1,7 @@
-"""Settings from the environment: how they are read, and what is wrong with them.
+"""Reads and checks settings from the environment.
 
-A setting that is empty is not set, as for the `temporal` CLI. White space around a value does not count. The
-provider's settings and Temporal's are checked where they are used: `tasquencer.ai.provider.settings`,
+An empty setting counts as not set, as for the `temporal` CLI. White space around a value is ignored. The
+settings of the provider and of Temporal are checked in `tasquencer.ai.provider.settings` and
 `tasquencer.temporal.settings`.
 """
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 DATA_CONVERTER = "TASQ_DATA_CONVERTER"
-"""Names the data converter of the connection to Temporal, see `tasquencer.temporal.converter.configured`."""
+"""The name of the data converter for Temporal. See `tasquencer.temporal.converter.configured`."""
 
 DEFAULT_TASK_QUEUE = "ai-agent"
 DEFAULT_MODEL = "gpt-5-mini"
@@ -40,7 +40,7 @@ _PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
 
 def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without white space around settings, and without those that are empty."""
+    """Return the environment without white space around settings and without empty settings."""
     stripped = {name: value.strip() if _is_setting(name) else value for name, value in environment.items()}
     return {name: value for name, value in stripped.items() if value or not _is_setting(name)}
 
@@ -61,12 +61,12 @@ def _is_setting(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the worker and the command line share.
+    """The settings that the worker and the command line share.
 
     Attributes:
-        database_url: SQLAlchemy URL of the ledger (`TASQ_DATABASE_URL`); by default a SQLite file
-            under the user's data folder.
-        model: The model that answers when a request names none (`TASQ_MODEL`).
+        database_url: SQLAlchemy URL of the ledger (`TASQ_DATABASE_URL`). By default a SQLite file in the
+        user's data folder.
+        model: The model for requests that name none (`TASQ_MODEL`).
         task_queue: The task queue (`TASQ_TASK_QUEUE`).
 
     The AI call itself reads the file of prices that `TASQ_PRICES` names, see `tasquencer.ai.provider.prices`.
@@ -78,7 +78,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """The settings; an empty variable counts as unset."""
+        """Return the settings. An empty variable counts as unset."""
         known = cleaned(environment)
         return cls(
             database_url=known.get("TASQ_DATABASE_URL") or _default_database_url(),
@@ -126,11 +126,11 @@ _CHOICES = {
     "TASQ_VERSIONING": ("pinned", "auto-upgrade"),
 }
 _NAMES = {"TASQ_TASK_QUEUE": 1_000, "TASQ_MODEL": 200, "TEMPORAL_NAMESPACE": 1_000}
-"""Settings that are a name, and how many characters they may have."""
+"""Settings that are names, and their maximum length."""
 
 
 def problems_in(environment: Mapping[str, str]) -> list[WrongSetting]:
-    """What is wrong with our own settings, except the database URL."""
+    """Return the problems with our own settings, except the database URL."""
     known = cleaned(environment)
     problems = {name: number.problem(known[name]) for name, number in _NUMBERS.items() if name in known}
     for name, choices in _CHOICES.items():
@@ -158,7 +158,7 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\"'\[\]]+):(\d{1,5})")
 
 
 def address_problem(address: str) -> str | None:
-    """What is wrong with a `host:port`; None if nothing is."""
+    """Return the problem with a `host:port`, or None."""
     found = _ADDRESS.fullmatch(address)
     if found is None or not 0 < int(found[2]) < 65_536:
         return f"must be host:port, without http://, not {address[:100]!r}"
@@ -169,11 +169,11 @@ _NOT_IN_KEYS = re.compile(r"[^!-~]|[\"'`<>{}$\\,;]")
 
 
 def key_problem(key: str) -> str | None:
-    """What is wrong with a key of an API; None if nothing is. The answer does not repeat the key."""
+    """Return the problem with an API key, or None. The text does not contain the key."""
     if _in_quotes(key):
         return "is in quotes: remove them"
     if re.match(r"(authorization:\s*)?bearer\b", key, re.IGNORECASE):
-        return 'starts with "Bearer": give the key alone'
+        return 'starts with "Bearer": set only the key'
     if found := _NOT_IN_KEYS.search(key):
         kind = "a space or a line break" if found.group().isspace() else "a character"
         return f"has {kind} that no key has, at position {found.start() + 1} of {len(key)}: copy it again"

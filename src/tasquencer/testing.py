@@ -1,4 +1,4 @@
-"""What users need to test their own tasks: ledgers without a database."""
+"""Parts for testing your own tasks: ledgers without a database."""
 
 from tasquencer.batch.memory import InMemoryBatches
 from tasquencer.ledger.memory import InMemoryLedger

@@ -8,7 +8,7 @@ from typing import Any
 from activities.file_ticket import file_ticket
 
 ACTIVITIES: list[Callable[..., Any]] = [file_ticket]
-"""What the worker offers besides the AI call. Add activities of your own here."""
+"""The worker's activities in addition to the AI call. Add your own here."""
 
 TOOLS: list[Callable[..., Any]] = []
 """What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`."""

@@ -9,8 +9,8 @@ from temporalio import activity
 async def file_ticket(ticket: dict[str, str]) -> str:
     """File the ticket and return its number.
 
-    An exception is a failed work item, and the task makes the next attempt. The id of the work item is the
-    activity's id: send it along if your ticket system can recognize a repeated request.
+    After an exception the work item has failed, and the task makes the next attempt. The activity's id is the
+    id of the work item. Send it with the request if your ticket system can recognize repeated requests.
     """
     activity.logger.info("a ticket for %s: %s", ticket["team"], ticket["text"])
     return f"{ticket['team']}-{activity.info().activity_id[:8]}"

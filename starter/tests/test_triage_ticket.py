@@ -32,13 +32,13 @@ class ScriptedModel:
 
 
 def temporal_command() -> str | None:
-    """Where the `temporal` command is; without one the SDK downloads a server."""
+    """Return the path of the `temporal` command. Without one the SDK downloads a server."""
     beside_python = Path(sys.executable).with_name("temporal")
     return str(beside_python) if beside_python.exists() else shutil.which("temporal")
 
 
 async def triage(text: str, model: ScriptedModel) -> tuple[dict[str, str], list[WorkItem]]:
-    """The task's result and its work items."""
+    """Run the task. Return its result and its work items."""
     ledger = InMemoryLedger()
     async with (
         await WorkflowEnvironment.start_local(

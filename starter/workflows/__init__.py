@@ -17,4 +17,4 @@ WORKFLOWS: list[type] = [
     ReviewedDraft,
     ReconcileLedger,
 ]
-"""What the worker carries out. Add workflows of your own here."""
+"""The worker's workflows. Add your own here."""

@@ -1,4 +1,4 @@
-"""A task of your own: a model chooses the team for a ticket, then the ticket is filed with that team."""
+"""An example task: a model chooses the team for a ticket, then the ticket is filed with that team."""
 
 from __future__ import annotations
 

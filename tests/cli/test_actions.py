@@ -115,7 +115,7 @@ async def test_cancel_ends_the_task_and_stops_its_call(environment: Environment)
     # The ledger knows it a moment before the task is closed; who watches is told after that.
     assert (await finish("watch", "canceled", environment=environment)).code == 1
     again = await finish("cancel", "canceled", "--yes", environment=environment)
-    assert (again.code, again.stderr) == (1, "error: task 'canceled' has ended already: canceled\n")
+    assert (again.code, again.stderr) == (1, "error: task 'canceled' has already ended: canceled\n")
 
 
 async def test_cancel_of_one_work_item_leaves_the_verdict_to_the_policy(environment: Environment) -> None:

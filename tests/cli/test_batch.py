@@ -172,7 +172,7 @@ async def test_the_same_file_again_asks_nothing_twice(scene: Scene, tmp_path: Pa
     assert (await scene.tasq("batch", prompts, "--out", first)).code == 0
     ran = await scene.tasq("batch", prompts, "--out", second)
     assert ran.code == 0
-    assert "has completed before; 1 row without an answer (--retry-failed tries again)" in ran.stderr
+    assert "has already completed; 1 row without an answer (--retry-failed tries again)" in ran.stderr
     assert second.read_text() == first.read_text()
     assert (scene.provider.asked["again one"], scene.provider.asked["bad again"]) == (1, 1)
     ran = await scene.tasq("batch", prompts, "--out", third, "--retry-failed")
@@ -193,7 +193,7 @@ async def test_answers_that_were_pruned_can_be_brought_back(scene: Scene, tmp_pa
     assert pruned.code == 0, pruned.stderr
     again = await scene.tasq(*command)
     assert again.code == 0, again.stderr
-    assert "2 answers have no text: their work items are not in the ledger any more" in again.stderr
+    assert "2 answers without text: the ledger no longer has the work items" in again.stderr
     assert [line["text"] for line in lines(out)] == [None, None]
     for row in "ab":
         rebuilt = await scene.tasq("ledger", "rebuild", f"old/{row}")
@@ -217,7 +217,7 @@ async def test_an_id_belongs_to_one_content(scene: Scene, tmp_path: Path) -> Non
     assert task.code == 0
     ran = await scene.tasq("batch", prompts, "--id", "a-task", "--detach")
     assert ran.code == 1
-    assert "'a-task' is no batch but a task of type AiAgentTask" in ran.stderr
+    assert "'a-task' is not a batch but a task of type AiAgentTask" in ran.stderr
 
 
 async def test_standard_input_and_output_as_the_answers_come(scene: Scene) -> None:
@@ -249,7 +249,7 @@ async def test_ctrl_c_lets_the_batch_go_on_and_says_how_to_attach(scene: Scene, 
     )
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
     following = await scene.start("batch", prompts, "--id", "left-alone", "--out", out)
-    await following.says("is under way")
+    await following.says("is already running")
     scene.provider.release()
     assert (await following.finish()).code == 0
     attached = await scene.tasq("batch", "attach", "left-alone", "--out", tmp_path / "r2.jsonl")
@@ -282,7 +282,7 @@ async def test_pause_status_resume_and_cancel(scene: Scene, tmp_path: Path) -> N
     assert out.read_text() == ""
     assert [row["failure"]["type"] for row in lines(tmp_path / "r.failed.jsonl")] == ["Canceled"] * 5
     refused = await scene.tasq("batch", "pause", "acted-on")
-    assert (refused.code, refused.stderr) == (1, "error: batch 'acted-on' is not under way\n")
+    assert (refused.code, refused.stderr) == (1, "error: batch 'acted-on' is not running\n")
 
     scene.provider.release()
     again = await scene.tasq("batch", prompts, "--id", "acted-on", "--out", out)
@@ -314,13 +314,13 @@ def test_wrong_lines_are_told_with_their_numbers_and_nothing_is_sent(tasq: Tasq,
     assert ran.exit_code == 2
     told = ran.stderr.splitlines()
     assert told[0].startswith("line 2: is not JSON: ")
-    assert told[1] == "line 3: id: 'a' is on line 1 already"
+    assert told[1] == "line 3: id: 'a' is already on line 1"
     assert told[2] == "line 4: prompt: must not be empty"
     assert told[20] == "and 12 more"
     assert len(told) == 22
     assert told[21] == (
-        f"error: FILE: {str(prompts)!r}: 32 lines are wrong, nothing was started; "
-        "--skip-invalid FILE goes on without them"
+        f"error: FILE: {str(prompts)!r}: 32 lines are wrong, nothing was started. "
+        "--skip-invalid FILE continues without them"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 
@@ -340,10 +340,10 @@ async def test_wrong_lines_can_be_set_aside(scene: Scene, tmp_path: Path) -> Non
     [
         (("--out", "p.jsonl"), "--out: 'p.jsonl' is the input, too"),
         (("--out", "r.jsonl", "--skip-invalid", "p.jsonl"), "--skip-invalid: 'p.jsonl' is the input, too"),
-        (("--out", "/dev/null"), "--out: cannot write '/dev/null': it is no regular file"),
+        (("--out", "/dev/null"), "--out: cannot write '/dev/null': it is not a regular file"),
         (("--out", "r.jsonl", "--failures", "r.jsonl"), "--failures: 'r.jsonl' is --out, too"),
         (("--out", "nowhere/r.jsonl"), "--out: cannot write 'nowhere/r.jsonl': its folder cannot be written"),
-        (("--json",), "--json: needs --out FILE, for it goes to standard output"),
+        (("--json",), "--json: needs --out FILE, because the JSON goes to standard output"),
         (("--concurrency", "0"), "--concurrency: should be greater than or equal to 1"),
         (("--successes", "2"), "--successes: 2 are required of only 1 prompt"),
         (("--max-retries", "-1"), "--max-retries: should be greater than or equal to 0"),
@@ -366,7 +366,7 @@ def test_an_unreadable_file_and_an_empty_one(tasq: Tasq, tmp_path: Path) -> None
     assert (ran.exit_code, "cannot read" in ran.stderr) == (2, True)
     ran = tasq("batch", "-", stdin="\n\n")
     assert ran.exit_code == 2
-    assert ran.stderr == "error: FILE: standard input has no prompts: write a JSON object a line\n"
+    assert ran.stderr == "error: FILE: standard input has no prompts: write one JSON object per line\n"
 
 
 async def test_a_batch_whose_prompts_were_sent_in_part_cannot_be_attached_to(
@@ -380,8 +380,8 @@ async def test_a_batch_whose_prompts_were_sent_in_part_cannot_be_attached_to(
     ran = await scene.tasq("batch", "attach", "half-sent", "--out", out)
     assert (ran.code, ran.stdout) == (1, "")
     assert ran.stderr == (
-        "error: batch 'half-sent' has not begun, only a part of its prompts has been sent: "
-        "`tasq batch` with the same file goes on\n"
+        "error: batch 'half-sent' has not begun, because only a part of its prompts was sent: "
+        "run `tasq batch` with the same file to continue\n"
     )
     assert out.read_text() == "what was there before\n"
 

@@ -1,4 +1,4 @@
-"""How far a batch is, in a line."""
+"""The progress of a batch, in a line."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ async def test_the_demo_shows_two_failures_and_the_answer_and_leaves_nothing(
     )
     assert any(re.match(r"retry 2 of 3 completed 2 s backoff ", line) for line in table)
     assert table[-1].startswith("3 work items: 1 completed, 2 failed")
-    assert "your provider at 127.0.0.1 (the faults are ours, not its)" in ended.stderr
+    assert "your provider at 127.0.0.1 (" in ended.stderr
     assert len(provider.requests) == 1
     assert children and not still_running(children)
     assert not await answers(port)

@@ -82,13 +82,13 @@ async def test_it_settles_what_was_terminated_and_tells_what_it_did(
         done = await finish(*now, environment=environment)
         after = await states(environment)
         again = await finish(*now, "--json", environment=environment)
-    assert too_soon.stdout == f"0 open work items looked at, 0 settled; {where}\n"
+    assert too_soon.stdout == f"0 open work items checked, 0 settled; {where}\n"
     reason = "the task was terminated: the wrong customer"
     lines = dry.stdout.splitlines()
     assert lines[0].endswith(f" of task {task_id}: {reason}")
     assert lines[1:] == [
         "1 would be settled: the task was terminated",
-        f"2 open work items looked at, 1 would be settled; {where}",
+        f"2 open work items checked, 1 would be settled; {where}",
     ]
     report = json.loads(dry_json.stdout)
     assert (report["dry_run"], report["settled"]) == (True, {"terminated": 1})
@@ -96,7 +96,7 @@ async def test_it_settles_what_was_terminated_and_tells_what_it_did(
     assert (listed["task_id"], listed["cause"], listed["reason"]) == (task_id, "terminated", reason)
     assert (done.code, done.stderr) == (0, "")
     assert done.stdout == (
-        f"1 settled: the task was terminated\n2 open work items looked at, 1 settled; {where}\n"
+        f"1 settled: the task was terminated\n2 open work items checked, 1 settled; {where}\n"
     )
     assert after == before | {task_id: ("canceled", reason)}
     assert json.loads(again.stdout) == {
@@ -110,7 +110,7 @@ async def test_on_a_terminal_it_asks_where_temporal_knows_none_of_the_tasks(envi
             await ledger.record(Story(name).start(0).entries())
     code, seen = await on_a_terminal("reconcile", environment=environment, types="n\n")
     assert code == 1
-    assert "knows none of the open tasks of this ledger. Is it the right one?" in " ".join(seen.split())
+    assert "has none of the open tasks of this ledger. Is it the right one?" in " ".join(seen.split())
     assert {state for state, _ in (await states(environment)).values()} == {"started"}
     code, seen = await on_a_terminal("reconcile", environment=environment, types="y\n")
     assert code == 0

@@ -191,7 +191,7 @@ def test_a_fan_out_takes_its_prompts_from_the_lines_of_a_file(
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        (b"\n \n", [], "has no prompts: write one a line"),
+        (b"\n \n", [], "has no prompts: write one per line"),
         (b"\xff\n", [], "FILE: is not UTF-8 text (invalid start byte at byte 0)"),
         (b"a\n", ["--successes", "2"], "--successes: 2 are required of only 1 prompt"),
         (b"a\n", ["--concurrency", "0"], "--concurrency: should be greater than or equal to 1"),
@@ -231,7 +231,7 @@ def test_every_field_of_a_reviewed_draft_is_an_option(tasq: Tasq, sent: list[Any
         "reminder_task_queue": "pagers",
     }
     assert task_id.startswith("reviewed-draft-")
-    assert options["hint"] == f"once there is a draft, review it: tasq review {task_id}"
+    assert options["hint"] == f"when there is a draft, review it: tasq review {task_id}"
     own = set(ReviewedDraftRequest.model_fields) - set(AiAgentRequest.model_fields)
     assert set(DRAFT_OPTIONS) == own
 

@@ -88,7 +88,7 @@ def test_review_lists_what_waits_as_json(tasq: Tasq, tell: Tell) -> None:
 def test_review_says_when_nothing_waits(tasq: Tasq, tell: Tell) -> None:
     tell(Story("under-way").start(0))
     listed = tasq("review")
-    assert (listed.exit_code, listed.stdout, listed.stderr) == (0, "", "Nothing waits for a review.\n")
+    assert (listed.exit_code, listed.stdout, listed.stderr) == (0, "", "No draft is waiting for a review.\n")
     assert json.loads(tasq("review", "--json").stdout) == []
 
 
@@ -110,8 +110,8 @@ def test_review_prints_the_whole_draft_and_asks_nobody_where_there_is_no_termina
     result = tasq("review", "drafted")
     assert (result.exit_code, result.stdout) == (0, "Dear Anna,\n\nhello\n")
     assert result.stderr.splitlines() == [
-        "review-1 of task drafted waits since 2026-11-23 12:00:00 UTC, until 2026-11-23 13:00:00 UTC",
-        "the draft before was rejected: Shorter, please.",
+        "review-1 of task drafted, waiting since 2026-11-23 12:00:00 UTC, until 2026-11-23 13:00:00 UTC",
+        "the previous draft was rejected: Shorter, please.",
     ]
 
 
@@ -148,14 +148,19 @@ def test_show_tells_what_was_decided(tasq: Tasq, tell: Tell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "message"),
     [
-        (["nobody"], "", 1, "in the ledger no review of task 'nobody' waits: `tasq review` lists what does"),
-        (["drafted", "--work-item", "x"], "", 1, "in the ledger no review 'x' of task 'drafted' waits"),
+        (
+            ["nobody"],
+            "",
+            1,
+            "no review of task 'nobody' is waiting, according to the ledger: `tasq review` lists them",
+        ),
+        (["drafted", "--work-item", "x"], "", 1, "no review 'x' of task 'drafted' is waiting"),
         (["--approve"], "", 2, "--approve and --reject need a TASK: `tasq review` lists them"),
         (["drafted", "--approve", "--reject", "no"], "", 2, "--approve and --reject: give one of them"),
         (["drafted", "--reject", "", "--yes"], "", 2, "--reject: must not be empty"),
         (["drafted", "--reject", "-", "--yes"], "\n", 2, "--reject: must not be empty"),
         (["drafted", "--reject", "-", "--yes"], b"\xff", 2, "--reject: standard input is not UTF-8 text"),
-        (["drafted", "--approve"], "", 2, "nobody can be asked here: add --yes"),
+        (["drafted", "--approve"], "", 2, "there is no terminal to ask for confirmation: add --yes"),
         (["drafted", "--approve", "--yes"], "", 3, "cannot reach Temporal at 127.0.0.1:1"),
     ],
 )
@@ -192,7 +197,7 @@ async def drafted(environment: Environment, task_id: str, *options: str) -> dict
     """Start a reviewed draft; its first draft, once it waits for a review."""
     started = await finish("draft", "Write.", "--id", task_id, "--detach", *options, environment=environment)
     assert (started.code, started.stdout) == (0, f"{task_id}\n"), started.stderr
-    assert started.stderr == f"once there is a draft, review it: tasq review {task_id}\n"
+    assert started.stderr == f"when there is a draft, review it: tasq review {task_id}\n"
     return await waiting(environment, task_id, number=1)
 
 
@@ -243,7 +248,7 @@ async def test_who_stays_sees_the_draft_come_and_gets_it_once_it_is_approved(
     environment: Environment,
 ) -> None:
     running = await start("draft", "Write.", "--id", "watched", environment=environment)
-    await running.says("once there is a draft, review it: tasq review watched\n")
+    await running.says("when there is a draft, review it: tasq review watched\n")
     await running.says("review-1: first try started")
     assert (await decide(environment, "watched", "--approve", "--actor", "anna"))[0] == 0
     ended = await running.finish()

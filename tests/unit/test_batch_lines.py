@@ -27,7 +27,7 @@ def test_blank_lines_count_but_are_no_rows() -> None:
 def test_wrong_lines_are_told_and_set_aside_as_they_are() -> None:
     found, rows, aside = checked(b'{"id": "a", "prompt": "x"}\n{oops\n{"id": "a", "prompt": "y"}')
     assert [problem.line for problem in found.problems] == [2, 3]
-    assert str(found.problems[1]) == "line 3: id: 'a' is on line 1 already"
+    assert str(found.problems[1]) == "line 3: id: 'a' is already on line 1"
     assert aside == b'{oops\n{"id": "a", "prompt": "y"}\n'
     assert rows.count == 1
 

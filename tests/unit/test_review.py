@@ -193,7 +193,7 @@ def test_a_conversation_that_no_payload_could_carry_ends_the_task() -> None:
     assert isinstance(just_fits, AiJob)
     ended = rejected(request().job(), draft="x" * MAXIMUM_CONVERSATION_BYTES)
     assert isinstance(ended, str)
-    assert "the conversation about the drafts is too long to go on: 786," in ended
+    assert "the conversation about the drafts is too long: 786," in ended
     assert ended.endswith("bytes, the limit is 786,432")
 
 
@@ -209,10 +209,13 @@ def test_a_decision_is_kept_as_it_is(decision: dict[str, JsonValue]) -> None:
     [
         (
             "approve",
-            'result: must be an object; the work item is a review, it takes {"decision": "approve"} or',
+            'result: must be an object; the work item is a review, so its result is {"decision": "approve"} or',
         ),
         (None, "result: must be an object; the work item is a review"),
-        ({"text": "a better one"}, "result.decision: required; the work item is a review, it takes {"),
+        (
+            {"text": "a better one"},
+            "result.decision: required; the work item is a review, so its result is {",
+        ),
         ({"decision": "maybe"}, "result.decision: Input should be 'approve' or 'reject'"),
         ({"decision": "reject"}, "result.comments: required with a rejection: what must change"),
         ({"decision": "reject", "comments": " \n"}, "result.comments: required with a rejection"),

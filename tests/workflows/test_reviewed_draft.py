@@ -227,7 +227,10 @@ async def test_the_deadline_of_the_task_cuts_its_review_off() -> None:
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
-        ({"text": "a better draft"}, "result.decision: required; the work item is a review, it takes {"),
+        (
+            {"text": "a better draft"},
+            "result.decision: required; the work item is a review, so its result is {",
+        ),
         ({"decision": "maybe"}, "result.decision: Input should be 'approve' or 'reject'"),
         ({"decision": "reject"}, "result.comments: required with a rejection: what must change"),
     ],

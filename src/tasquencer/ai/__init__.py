@@ -1,4 +1,4 @@
-"""Models: what they are asked, what they answer, what is recorded of it, and the AI call itself."""
+"""AI calls: requests, answers, records, and the call itself."""
 
 from __future__ import annotations
 

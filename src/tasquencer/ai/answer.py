@@ -1,4 +1,4 @@
-"""What an AI call returns, and what an AI agent task answers."""
+"""The result of an AI call, and the result of an AI agent task."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = [
 ]
 
 MAXIMUM_ANSWER_BYTES = 1_920 * 1024
-"""Bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
+"""Maximum bytes of an answer as JSON. An answer over Temporal's 2 MiB would leave the task stuck."""
 
 
 class AiAnswer(Usage):
-    """What an AI call returned: the result of a completed AI work item.
+    """The answer of an AI call: the result of a completed AI work item.
 
     Attributes:
-        model: The model that answered, by the provider's word; else the one that was asked.
+        model: The model that answered, if the provider names it, else the model that was asked.
         cached_tokens: The part of the input tokens that came from the provider's cache.
         reasoning_tokens: The part of the output tokens that is reasoning.
-        latency_seconds: From sending the request to having the whole answer.
+        latency_seconds: The time from sending the request to the end of the answer.
         tool_calls: The tools that the model calls instead of answering; the text may then be empty.
     """
 
@@ -75,10 +75,11 @@ class AiAgentResult(Usage):
     """The result of an AI agent task.
 
     Attributes:
-        work_item_id: The work item that gave the answer.
-        attempts: How many work items the task took.
-        input_tokens, output_tokens, cost_usd: Of the answer, that is of this work item.
-        total: Of all attempts, failed ones included. None: a worker of an earlier release made the result.
+        work_item_id: The work item with the answer.
+        attempts: The number of work items of the task.
+        input_tokens, output_tokens, cost_usd: Those of the answer, that is of this work item only.
+        total: Those of all attempts, failed ones included. None if a worker of an earlier release made the
+        result.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -118,7 +119,7 @@ class AgentResult(AiAgentResult):
 
 
 def parse_answer(raw: JsonValue) -> JsonValue:
-    """The result of an AI work item, given by hand: `{"text": …}`, and other facts of `AiAnswer`.
+    """Read the result of an AI work item that a person gave: `{"text": …}`, and other fields of `AiAnswer`.
 
     Raises:
         InvalidRequest: names each wrong field.
@@ -140,14 +141,14 @@ def parse_answer(raw: JsonValue) -> JsonValue:
 
 
 _LATENCY_BYTES = 100
-"""The call learns how long it took when it has measured its answer."""
+"""The latency is not known until the answer has been measured."""
 
 
 def returned_answer(raw: object) -> AiAnswer:
-    """What the activity `generate` returned, which may be another one than ours, or of a newer release.
+    """Read the result of the activity `generate`, which may be a user's or that of a newer release.
 
     Raises:
-        InvalidRequest: it is no answer, or one that the ledger cannot hold.
+        InvalidRequest: it is not an answer, or the ledger cannot hold it.
     """
     try:
         answer = AiAnswer.model_validate(raw)
@@ -160,7 +161,7 @@ def returned_answer(raw: object) -> AiAnswer:
 def _check_answer(answer: AiAnswer, limit: int) -> None:
     try:
         written = to_json(answer)
-    except PydanticSerializationError:  # it is no valid Unicode text
+    except PydanticSerializationError:  # not valid Unicode text
         written = b""
     if not written or rb"\u0000" in written:
         try:

@@ -1,4 +1,4 @@
-"""Many prompts in one task: what a fan-out is asked, under which policy, and what it answers."""
+"""A fan-out: many prompts in one task. Its request, policy and result."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ __all__ = [
 ]
 
 MOST_PROMPTS = 500
-"""Prompts of one fan-out."""
+"""Maximum prompts of one fan-out."""
 
 MOST_WORK_ITEMS = 2_000
-"""Prompts times tries of one fan-out: all its work items travel along when it continues as new."""
+"""Maximum prompts times tries of one fan-out, which carries all its work items when it continues as new."""
 
 MAXIMUM_FAN_OUT_BYTES = 768 * 1024
-"""Bytes of a fan-out's request as JSON; what it carries along needs the rest of a Temporal payload."""
+"""Maximum bytes of a fan-out's request as JSON. The rest of a Temporal payload is for its carried state."""
 
 MAXIMUM_CALLS_BYTES = 1_536 * 1024
-"""Bytes of all calls of a fan-out as JSON; each has `system` and `metadata`. All may be scheduled at once,
-and Temporal terminates a workflow that schedules more than 4 MiB at once."""
+"""Maximum bytes of all calls of a fan-out as JSON, each with `system` and `metadata`. One workflow task may
+schedule all of them, and Temporal terminates a workflow that schedules more than 4 MiB in one."""
 
 
 class AiFanOutRequest(CallOptions):
-    """The input of a fan-out: many prompts, each with attempts of its own, under one policy.
+    """The input of a fan-out: many prompts, each with its own attempts, under one policy.
 
-    The options of an AI agent task (see `tasquencer.ai.AiAgentRequest`) hold for each prompt, the
-    deadline for the whole task.
+    The options of an AI agent task (see `tasquencer.ai.AiAgentRequest`) apply to each prompt, and the
+    deadline to the whole task.
 
     Attributes:
-        prompts: What to answer, 1 to 500; `max_retries` + 1 times their number must not exceed 2,000.
-        concurrency: How many AI calls may be under way at once.
+        prompts: The prompts to answer, 1 to 500. `max_retries` + 1 times their number must not exceed 2,000.
+        concurrency: How many AI calls may run at the same time.
         policy: When the task completes or fails: a name, or an object such as
             `{"name": "absorb_failures", "fraction": 0.1}`.
     """
@@ -72,7 +72,7 @@ class AiFanOutRequest(CallOptions):
         return self
 
     def jobs(self) -> list[AiJob]:
-        """What the work items of each prompt have to do."""
+        """The payload of each prompt's work items."""
         return [self.job_of([ChatMessage(role="user", content=prompt)]) for prompt in self.prompts]
 
 
@@ -82,7 +82,7 @@ def lineage_of(index: int) -> str:
 
 
 class PromptFailure(BaseModel):
-    """Why a prompt has no answer."""
+    """The reason why a prompt has no answer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -91,15 +91,16 @@ class PromptFailure(BaseModel):
 
 
 class PromptResult(Usage):
-    """What became of one prompt.
+    """The outcome of one prompt.
 
     Attributes:
-        state: Of its last work item.
+        state: The state of its last work item.
         text: None if there is no answer, or if it is `omitted`.
-        omitted: There is an answer, but all of them together are too large for one result: the ledger has it.
-        attempts: How many work items it took.
-        input_tokens, output_tokens, cost_usd: Of the answer.
-        failure: Of the last work item, if that failed.
+        omitted: True if there is an answer, but all answers together are too large for one result. The
+        ledger has it.
+        attempts: Its number of work items.
+        input_tokens, output_tokens, cost_usd: Those of the answer.
+        failure: The failure of the last work item, if it failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -119,7 +120,7 @@ class AiFanOutResult(BaseModel):
 
     Attributes:
         results: In the order of the prompts.
-        completed, failed, canceled: How many prompts ended so.
+        completed, failed, canceled: The number of prompts in each state.
         total: Tokens and cost of all attempts, failed ones included.
     """
 
@@ -133,7 +134,7 @@ class AiFanOutResult(BaseModel):
 
     @classmethod
     def of(cls, work_items: Sequence[WorkItem], prompts: int) -> AiFanOutResult:
-        """The result that the task's work items give; texts beyond what a payload carries are omitted."""
+        """Make the result from the task's work items. Texts that exceed a payload's size are omitted."""
         lineages = defaultdict[str, list[WorkItem]](list)
         for item in work_items:
             lineages[item.lineage].append(item)
@@ -159,13 +160,13 @@ class AiFanOutResult(BaseModel):
 
 
 _SPARE = 1_000
-"""Bytes kept for what is said of each prompt besides its answer."""
+"""Bytes reserved for the facts about each prompt other than its answer."""
 
 
 def _result(item: WorkItem, attempts: int) -> PromptResult:
     facts: dict[str, Any] = {}
     if item.state is WorkItemState.COMPLETED:
-        if not isinstance(item.result, dict) or "text" not in item.result:  # it was too large to travel along
+        if not isinstance(item.result, dict) or "text" not in item.result:  # it was too large to carry along
             facts = {"omitted": True}
         else:
             known = PromptResult.model_fields.keys()
@@ -177,22 +178,22 @@ def _result(item: WorkItem, attempts: int) -> PromptResult:
 
 
 def parse_fan_out(raw: object) -> AiFanOutRequest:
-    """The request in a fan-out's raw input.
+    """Read the request from a fan-out's raw input.
 
     Raises:
-        InvalidRequest: names each wrong field, and the size and its limit where it is too large.
+        InvalidRequest: names each wrong field, and the size and its limit if it is too large.
     """
     request = validated(AiFanOutRequest, raw, '{"prompts": ["…", "…"]}', MOST_REQUEST_VALUES)
     limit_size(request, "prompts", MAXIMUM_FAN_OUT_BYTES)
     asked = len(request.model_dump_json(include={"prompts"}).encode())
     size = asked + _shared(request) * len(request.prompts)
     if size > MAXIMUM_CALLS_BYTES:
-        said = f"the calls have {size:,} bytes, for system and metadata go along with each prompt"
+        said = f"the calls have {size:,} bytes, because each has system and metadata"
         raise InvalidRequest([f"system, metadata, prompts: {said}; the limit is {MAXIMUM_CALLS_BYTES:,}"])
     return request
 
 
 def _shared(request: AiFanOutRequest) -> int:
-    """Bytes that go along with each prompt."""
+    """Return the bytes that are added to each prompt."""
     job = request.job_of([ChatMessage(role="user", content="-")])
     return len(job.model_dump_json(exclude_defaults=True).encode())

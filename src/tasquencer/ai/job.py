@@ -1,4 +1,4 @@
-"""What one AI call has to do: the payload of an AI work item."""
+"""The input of one AI call: the payload of an AI work item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 MOST_MESSAGES = 2_000
-"""Messages of a conversation."""
+"""Maximum messages of a conversation."""
 
 MAXIMUM_CONVERSATION_BYTES = 768 * 1024
 """Bytes of a conversation that goes on, as JSON. What a task carries along when it continues as new needs the
@@ -63,10 +63,10 @@ _ToolCalls = Annotated[list[ToolCallMessage], Field(min_length=1, max_length=MOS
 
 
 class ChatMessage(RequestModel):
-    """One message of a conversation, as the chat completions API takes it.
+    """One message of a conversation, in the format of the chat completions API.
 
     Attributes:
-        content: Text, or a list of content parts (text, images …) that is passed on as it is. None: an
+        content: Text, or a list of content parts (text, images …) that is passed on unchanged. None: an
             assistant's message that only calls tools.
         tool_calls: The tools that an assistant's message calls.
         tool_call_id: Which call a tool's message answers.
@@ -123,12 +123,12 @@ class AiJob(RequestModel):
 
     @property
     def prompt(self) -> str:
-        """The job as one text: the sole user message, or else the conversation as JSON."""
+        """The job as one text: the only user message, or else the conversation as JSON."""
         return conversation_text([message.as_sent() for message in self.messages])
 
 
 def conversation_text(messages: list[dict[str, Any]]) -> str:
-    """The conversation as one text: the sole user message, or else all messages as JSON."""
+    """Return the conversation as one text: the only user message, or else all messages as JSON."""
     asked = [message for message in messages if message["role"] not in ("system", "developer")]
     if len(asked) == 1 and isinstance(text := asked[0].get("content"), str):
         return text

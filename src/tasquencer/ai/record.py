@@ -20,7 +20,7 @@ AI_JOBS = "ai_jobs"
 
 
 def ai_job_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord:
-    """The row of `ai_jobs` for an AI work item in its present state.
+    """Return the row of `ai_jobs` for an AI work item in its current state.
 
     `status` is `pending` while the work item is initialized, then the work item's state.
     """

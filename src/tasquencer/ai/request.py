@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MAXIMUM_REQUEST_BYTES = 1_536 * 1024
-"""Bytes of a request as JSON. A Temporal payload holds 2 MiB; the rest is for what a task carries along."""
+"""Maximum bytes of a request as JSON. A Temporal payload holds 2 MiB, also with a task's carried state."""
 
 MOST_TOOLS = 128
 """Tools of one request. OpenAI takes no more."""
@@ -51,17 +51,17 @@ times the processor time of the smallest one."""
 _WITH_TOOLS = ("tool_choice", "parallel_tool_calls", "max_turns")
 
 MOST_LABELS = 1_000
-"""Entries of a request's metadata."""
+"""Maximum entries of a request's metadata."""
 
 
 def _few_labels(value: object) -> object:
-    if isinstance(value, dict) and len(value) > MOST_LABELS:  # before each of them is looked at
+    if isinstance(value, dict) and len(value) > MOST_LABELS:  # before each entry is checked
         raise ValueError(f"must have at most {MOST_LABELS:,} entries")
     return value
 
 
 class RetryOptions(RequestModel):
-    """The `retry` object of a request; see `tasquencer.RetryRecipe` for the formula."""
+    """The `retry` object of a request. See `tasquencer.RetryRecipe` for the formula."""
 
     initial_interval_seconds: Interval = 1.0
     backoff_coefficient: Annotated[Number, Field(ge=1, le=1000)] = 2.0
@@ -80,7 +80,7 @@ class RetryOptions(RequestModel):
 
 
 class CallOptions(RequestModel):
-    """What a request says about its AI calls, whatever it asks."""
+    """The fields of a request about its AI calls, for all kinds of requests."""
 
     system: FilledText | None = None
     model: FilledText | None = None
@@ -95,7 +95,7 @@ class CallOptions(RequestModel):
     metadata: Annotated[dict[Text, Text], BeforeValidator(_few_labels)] = Field(default_factory=dict)
 
     def job_of(self, messages: list[ChatMessage]) -> AiJob:
-        """What a work item that carries on this conversation has to do."""
+        """Return the payload of a work item that continues this conversation."""
         if self.system is not None:
             messages = [ChatMessage(role="system", content=self.system), *messages]
         return AiJob(
@@ -107,7 +107,7 @@ class CallOptions(RequestModel):
         )
 
     def recipe(self) -> RetryRecipe:
-        """How each lineage of the task retries."""
+        """The recipe of each lineage of the task."""
         most = self.retry.maximum_interval_seconds
         return RetryRecipe(
             max_retries=self.max_retries,
@@ -123,19 +123,19 @@ class AiAgentRequest(CallOptions):
     """The input of an AI agent task.
 
     Attributes:
-        prompt: What to answer; or `messages`, a whole conversation. Exactly one of the two.
+        prompt: The prompt to answer. Give either this or `messages`, a whole conversation.
         system: A system prompt, put before everything else.
-        model: None takes the worker's default model.
-        temperature: None leaves it to the provider; 0 to 2.
-        max_output_tokens: Upper bound of the answer; None leaves it to the provider.
+        model: None means the worker's default model.
+        temperature: 0 to 2. None leaves it to the provider.
+        max_output_tokens: Upper bound of the answer. None leaves it to the provider.
         max_retries: Retries after the first try, 0 to 1000.
-        retry: Delays, and which failures qualify.
+        retry: Delays, and the failures that qualify.
         attempt_timeout_seconds: How long one AI call may take.
         heartbeat_timeout_seconds: How long a silent worker counts as alive.
-        queue_timeout_seconds: How long a call may wait for a worker to pick it up; None: any time.
-        deadline_seconds: Counted from the task's start: no attempt starts after it, and one under
-            way is cut off at it.
-        metadata: Labels of your own; kept with each work item.
+        queue_timeout_seconds: How long a call may wait for a worker to pick it up. None: no limit.
+        deadline_seconds: Counted from the task's start. No attempt starts after it, and a running one
+        is cut off at it.
+        metadata: Your own labels, stored with each work item.
         tools: Names of the worker's tools that the model may call, at most 128.
         tool_choice: `auto`, `none`, `required`, or the name of the tool that the first turn calls.
         parallel_tool_calls: Whether one answer may call several tools; None leaves it to the provider.
@@ -180,10 +180,10 @@ class AiAgentRequest(CallOptions):
 
 
 def parse_request(raw: object) -> AiAgentRequest:
-    """The request in a task's raw input.
+    """Read the request from a task's raw input.
 
     Raises:
-        InvalidRequest: names each wrong field, and the size and its limit where it is too large.
+        InvalidRequest: names each wrong field, and the size and its limit if it is too large.
     """
     request = validated(AiAgentRequest, raw, '{"prompt": "…"}', MOST_REQUEST_VALUES)
     limit = MAXIMUM_REQUEST_BYTES if request.tools is None else MAXIMUM_CONVERSATION_BYTES

@@ -1,7 +1,7 @@
-"""Drafts that a person reviews: what such a task is asked, what a review decides, and what comes of it.
+"""Drafts that a person reviews: the request, the decisions and the result.
 
-A draft is an AI work item (`draft-1`, `draft-2` …), a review is a work item that waits for a person
-(`review-1`, `review-2` …): its result is a `Decision`, given through `complete_work_item`.
+A draft is an AI work item (`draft-1`, `draft-2` …). A review is a work item that waits for a person
+(`review-1`, `review-2` …). Its result is a `Decision`, given through `complete_work_item`.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ REVIEW_KIND: Final = "review"
 """The `kind` in the payload of a work item that waits for a person's decision."""
 
 MOST_REVISIONS = 20
-"""Rejections that may lead to a new draft."""
+"""Maximum rejections that may lead to a new draft."""
 
 MOST_CALLS = MOST_RETRIES + 1
-"""AI calls of one task, over all its drafts: all its work items travel along when it continues as new."""
+"""Maximum AI calls of one task, which carries all its work items along when it continues as new."""
 
 MAXIMUM_DRAFT_REQUEST_BYTES = 512 * 1024
-"""Bytes of a request as JSON; the conversation about the drafts needs the rest."""
+"""Maximum bytes of a request as JSON. The conversation about the drafts needs the rest."""
 
 _DRAFT, _REVIEW = "draft-", "review-"
 
@@ -77,7 +77,7 @@ _SHOWN_COMMENTS = 200
 """Characters of comments, of a first line, and of comments in an error's message."""
 
 _MOST_NAME = 200
-"""Characters of a name that Temporal takes for sure."""
+"""Characters of a name that Temporal certainly accepts."""
 
 
 def _at_most(characters: int) -> Callable[[str], str]:
@@ -94,19 +94,19 @@ _Comments = Annotated[FilledText, AfterValidator(_at_most(_MOST_COMMENTS))]
 
 
 class ReviewedDraftRequest(AiAgentRequest):
-    """The input of a reviewed draft: what to write, and how it is reviewed.
+    """The input of a reviewed draft: the prompt, and the options of its review.
 
-    What an AI agent task takes (see `tasquencer.ai.AiAgentRequest`) holds for each draft, the deadline
-    for the whole task, its reviews included.
+    The options of an AI agent task (see `tasquencer.ai.AiAgentRequest`) apply to each draft. The deadline
+    applies to the whole task, its reviews included.
 
     Attributes:
-        max_revisions: Rejections that lead to a new draft, 0 to 20; the next one fails the task.
+        max_revisions: Rejections that lead to a new draft, 0 to 20. The next one fails the task.
             `max_revisions` + 1 times `max_retries` + 1 must not exceed 1,001.
-        review_timeout_seconds: How long each review may wait for a decision; None: any time.
-        reminder_seconds: How long a review waits before it reminds, once; None: it does not.
-        reminder_activity: The activity that is executed then, with a `Reminder`; None: the reminder is
-            only shown.
-        reminder_task_queue: Where that activity is; None takes the task's.
+        review_timeout_seconds: How long each review may wait for a decision. None: no limit.
+        reminder_seconds: How long a review waits before its only reminder. None: no reminder.
+        reminder_activity: The activity that sends the reminder. It gets a `Reminder`. None: the reminder
+        is only shown.
+        reminder_task_queue: The task queue of that activity. None means the task's.
     """
 
     max_revisions: Annotated[Whole, Field(ge=0, le=MOST_REVISIONS)] = 3
@@ -141,12 +141,12 @@ class ReviewedDraftRequest(AiAgentRequest):
         return self
 
     def review_of(self, job: AiJob, draft: str, number: int, left: timedelta | None) -> Review:
-        """What the review of a draft has to decide.
+        """Return the payload for the review of a draft.
 
         Args:
-            job: What the draft was asked with.
-            number: Which draft it is, from 1.
-            left: What is left of the task's deadline, if it has one.
+            job: The input of the draft.
+            number: The number of the draft, from 1.
+            left: The time until the task's deadline, if it has one.
         """
         limits = [self.review_timeout_seconds, None if left is None else max(1.0, left.total_seconds())]
         comments = job.messages[-1].content if number > 1 else None
@@ -161,17 +161,17 @@ class ReviewedDraftRequest(AiAgentRequest):
 
 
 class Review(BaseModel):
-    """What a review has to decide: the payload of its work item.
+    """The payload of a review's work item.
 
-    A task of your own may have reviews, too: `kind` and `draft` are enough for `tasq review`.
+    Your own tasks may have reviews, too. `kind` and `draft` are enough for `tasq review`.
 
     Attributes:
         kind: `review`.
-        draft: The text that is reviewed.
-        number: Which draft of the task it is, from 1.
-        comments: What the rejection of the draft before it asked for.
-        timeout_seconds: How long it may wait for a decision, counted from its start; None: any time.
-        reminder_seconds: How long it waits before it reminds; None: it does not.
+        draft: The text to review.
+        number: The number of the draft, from 1.
+        comments: The comments on the previous, rejected draft.
+        timeout_seconds: How long it may wait for a decision, counted from its start. None: no limit.
+        reminder_seconds: How long it waits before its reminder. None: no reminder.
     """
 
     leaves_out_defaults: ClassVar[bool] = True
@@ -186,24 +186,24 @@ class Review(BaseModel):
     reminder_seconds: float | None = None
 
     def due_at(self, started_at: datetime) -> datetime | None:
-        """When it times out, having started at this time."""
+        """Return when it times out, given the time of its start."""
         return None if self.timeout_seconds is None else started_at + timedelta(seconds=self.timeout_seconds)
 
     def reminds_at(self, started_at: datetime) -> datetime | None:
-        """When it reminds, having started at this time."""
+        """Return when its reminder is due, given the time of its start."""
         return (
             None if self.reminder_seconds is None else started_at + timedelta(seconds=self.reminder_seconds)
         )
 
 
 class Reminder(BaseModel):
-    """What the activity that reminds of a review is told.
+    """The argument of the activity that sends a reminder of a review.
 
     Attributes:
-        number: Which draft of the task is to be reviewed, from 1.
-        first_line: Of the draft, shortened; the whole draft is in the payload of the work item.
+        number: The number of the draft to review, from 1.
+        first_line: The first line of the draft, shortened. The payload of the work item has the whole draft.
         since: When the review began to wait.
-        due_at: When it times out; None: it does not.
+        due_at: When it times out. None: never.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -217,10 +217,10 @@ class Reminder(BaseModel):
 
 
 class Decision(RequestModel):
-    """What a person decides about a draft: the result of a review.
+    """A person's decision about a draft: the result of a review.
 
     Attributes:
-        comments: What must change; with a rejection, and only with one.
+        comments: What must change. Required with a rejection, and only allowed with one.
     """
 
     decision: Literal["approve", "reject"]
@@ -240,10 +240,10 @@ class ReviewedDraftResult(AiAgentResult):
 
     Attributes:
         work_item_id: The AI work item that wrote it.
-        attempts: How many AI work items the task took, over all drafts.
-        input_tokens, output_tokens, cost_usd: Of that work item.
-        total: Of all attempts at all drafts.
-        reviews: How many reviews it took.
+        attempts: The number of AI work items of the task, over all drafts.
+        input_tokens, output_tokens, cost_usd: Those of that work item.
+        total: Those of all attempts at all drafts.
+        reviews: The number of reviews.
         approved_by: The actor who approved it.
     """
 
@@ -254,34 +254,34 @@ class ReviewedDraftResult(AiAgentResult):
     def approved(
         cls, drafted: WorkItem, work_items: Iterable[WorkItem], *, reviews: int, approved_by: str
     ) -> ReviewedDraftResult:
-        """The result that the approval of this draft gives, with all work items of the task."""
+        """Make the result from the approved draft and all work items of the task."""
         attempts = [item for item in work_items if not is_review(item)]
         answer = AiAgentResult.of(drafted, attempts).model_dump()
         return cls(**answer, reviews=reviews, approved_by=approved_by)
 
 
 def draft_lineage(number: int) -> str:
-    """The lineage of the draft with this number, from 1."""
+    """Return the lineage of the draft with this number, from 1."""
     return f"{_DRAFT}{number}"
 
 
 def review_lineage(number: int) -> str:
-    """The lineage of the review of the draft with this number, from 1."""
+    """Return the lineage of the review of the draft with this number, from 1."""
     return f"{_REVIEW}{number}"
 
 
 def is_review(work_item: WorkItem) -> bool:
-    """Whether a work item of a reviewed draft is a review; else it is an AI work item."""
+    """Return whether a work item of a reviewed draft is a review. Otherwise it is an AI work item."""
     return work_item.lineage.startswith(_REVIEW)
 
 
 def drafts_begun(work_items: Iterable[WorkItem]) -> int:
-    """How many drafts a reviewed draft has begun."""
+    """Return the number of drafts that a reviewed draft has begun."""
     return len({item.lineage for item in work_items if not is_review(item)})
 
 
 def review_in(work_item: WorkItem) -> Review | None:
-    """The review that a work item of any task is; None if it is none."""
+    """Return the review in a work item of any task, or None if it is not a review."""
     try:
         return Review.model_validate(work_item.payload)
     except ValidationError:
@@ -289,29 +289,29 @@ def review_in(work_item: WorkItem) -> Review | None:
 
 
 def first_line(text: str) -> str:
-    """The first line of a text that says something, shortened."""
+    """Return the first line of a text that is not blank, shortened."""
     return one_line(next((line for line in text.splitlines() if line.strip()), ""), _FIRST_LINE)
 
 
 def record_of(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord | None:
-    """The row of `ai_jobs` for an AI work item; a review has none."""
+    """Return the row of `ai_jobs` for an AI work item. A review has none."""
     return None if is_review(work_item) else ai_job_record(work_item, recipe)
 
 
 def result_of(work_item: WorkItem, result: JsonValue) -> JsonValue:
-    """A result given by hand: of a review its decision, of a draft its answer. Raises `InvalidRequest`."""
+    """Read a person's result: the decision of a review or the answer of a draft. Raises `InvalidRequest`."""
     return parse_decision(result) if is_review(work_item) else parse_answer(result)
 
 
 def parse_decision(raw: JsonValue) -> JsonValue:
-    """The result of a review: `{"decision": "approve"}`, `{"decision": "reject", "comments": "…"}`.
+    """Read the result of a review: `{"decision": "approve"}`, `{"decision": "reject", "comments": "…"}`.
 
     Raises:
         InvalidRequest: names each wrong field.
     """
     if not isinstance(raw, dict) or "decision" not in raw:
         place = "result.decision: required" if isinstance(raw, dict) else "result: must be an object"
-        raise InvalidRequest([f"{place}; the work item is a review, it takes {_DECISIONS}"])
+        raise InvalidRequest([f"{place}; the work item is a review, so its result is {_DECISIONS}"])
     try:
         decision = validated(Decision, raw, example=_DECISIONS)
     except InvalidRequest as invalid:
@@ -323,14 +323,15 @@ def parse_decision(raw: JsonValue) -> JsonValue:
 def after_rejection(
     job: AiJob, draft: str, comments: str, *, number: int, max_revisions: int, actor: str
 ) -> AiJob | str:
-    """What follows the rejection of a draft: what the next one has to do, or why there is none, in one line.
+    """Return what follows the rejection of a draft: the next draft's input, or why there is none, in one
+    line.
 
-    The conversation goes on with the rejected draft and the comments.
+    The conversation continues with the rejected draft and the comments.
 
     Args:
-        job: What the draft was asked with.
-        number: Which draft it is, from 1.
-        actor: Who rejected it.
+        job: The input of the draft.
+        number: The number of the draft, from 1.
+        actor: The person who rejected it.
     """
     rejected = f"{review_lineage(number)}: rejected by {actor} ({one_line(comments, _SHOWN_COMMENTS)})"
     if number > max_revisions:
@@ -343,15 +344,15 @@ def after_rejection(
     size = len(revised.model_dump_json(exclude_defaults=True).encode())
     if size > MAXIMUM_CONVERSATION_BYTES:
         limit = f"the limit is {MAXIMUM_CONVERSATION_BYTES:,}"
-        return f"{rejected}; the conversation about the drafts is too long to go on: {size:,} bytes, {limit}"
+        return f"{rejected}; the conversation about the drafts is too long: {size:,} bytes, {limit}"
     return revised
 
 
 def parse_reviewed_draft(raw: object) -> ReviewedDraftRequest:
-    """The request in the raw input of a reviewed draft.
+    """Read the request from the raw input of a reviewed draft.
 
     Raises:
-        InvalidRequest: names each wrong field, and the size and its limit where it is too large.
+        InvalidRequest: names each wrong field, and the size and its limit if it is too large.
     """
     request = validated(ReviewedDraftRequest, raw, '{"prompt": "…"}', MOST_REQUEST_VALUES)
     limit_size(request, "messages" if request.prompt is None else "prompt", MAXIMUM_DRAFT_REQUEST_BYTES)

@@ -1,4 +1,4 @@
-"""How the time limits of an AI call nest: the HTTP exchange ends before Temporal gives up on the activity."""
+"""The time limits of an AI call. The HTTP exchange ends before Temporal's timeout of the activity."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["CALL_MARGIN", "call_limit"]
 CALL_MARGIN = timedelta(seconds=5)
 """The start-to-close timeout of an AI call's activity is the attempt's timeout plus this.
 
-So it is the activity that notices the timeout: it closes the connection and reports `timed_out` with what it
-knows. Temporal's own timeout is for an activity that can no longer speak.
+So the activity notices the timeout first, closes the connection and reports `timed_out` with the facts that
+it has. Temporal's own timeout is for an activity that no longer reacts.
 """
 
 
 def call_limit(start_to_close: timedelta | None) -> timedelta | None:
-    """How long the whole HTTP exchange may take, given the activity's start-to-close timeout.
+    """Return how long the whole HTTP exchange may take, given the activity's start-to-close timeout.
 
-    A timeout that leaves no room for the margin is halved instead; no timeout gives no limit.
+    A timeout that is too short for the margin is halved instead. No timeout means no limit.
     """
     if start_to_close is None:
         return None

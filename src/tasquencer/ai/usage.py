@@ -1,4 +1,4 @@
-"""Tokens and cost: of an answer, of an attempt, of many attempts together."""
+"""Tokens and cost of an answer, of an attempt, and of many attempts together."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Usage", "UsageSum", "facts_of", "total_usage"]
 
 
 class Usage(BaseModel):
-    """Tokens and cost. Models inherit it, so that their JSON has the three fields among their own.
+    """Tokens and cost. Models inherit from it, so that their JSON has the three fields at the top level.
 
     Attributes:
-        input_tokens, output_tokens: None where the provider did not report them.
-        cost_usd: None where the price of the model or the tokens are unknown.
+        input_tokens, output_tokens: None if the provider did not report them.
+        cost_usd: None if the price of the model or the tokens are unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,12 +28,12 @@ class Usage(BaseModel):
 
     @property
     def usage(self) -> Usage:
-        """The three fields alone."""
+        """Return only these three fields."""
         return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens, cost_usd=self.cost_usd)
 
     @classmethod
     def sum_of(cls, parts: Iterable[Usage]) -> Self:
-        """All parts together, each field where it is known; a field that no part knows has its default."""
+        """Add up the parts, each field over the parts that have it. Otherwise it keeps its default."""
         sums: dict[str, float] = {}
         for part in parts:
             for name in Usage.model_fields:
@@ -43,21 +43,21 @@ class Usage(BaseModel):
 
 
 class UsageSum(Usage):
-    """Tokens and cost of many rows: tokens that no row reports count as 0."""
+    """Tokens and cost of many rows. Tokens that no row reports count as 0."""
 
     input_tokens: int = 0
     output_tokens: int = 0
 
 
 def facts_of(work_item: WorkItem) -> Mapping[str, JsonValue]:
-    """What an AI work item reports about its call: model, tokens, cost. A failed attempt reports them too."""
+    """Model, tokens and cost that an AI work item reports about its call, also if it failed."""
     if isinstance(work_item.result, dict):
         return work_item.result
     return work_item.failure.details if work_item.failure is not None else {}
 
 
 def total_usage(work_items: Iterable[WorkItem]) -> Usage:
-    """Tokens and cost of all these attempts, failed ones included."""
+    """Return tokens and cost of all these attempts, failed ones included."""
     return Usage.sum_of(_usage(work_item) for work_item in work_items)
 
 
@@ -65,5 +65,5 @@ def _usage(work_item: WorkItem) -> Usage:
     facts = facts_of(work_item)
     try:
         return Usage.model_validate({name: facts.get(name) for name in Usage.model_fields})
-    except ValidationError:  # the details of a failure may be anything
+    except ValidationError:  # the details of a failure may have any content
         return Usage()

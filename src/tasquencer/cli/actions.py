@@ -56,7 +56,7 @@ Item = Annotated[
 
 
 def retry_now(task: TaskId, reason: Reason = None, actor: Actor = None, yes: Yes = False) -> None:
-    """End a task's backoff: the next attempt starts at once."""
+    """End a task's backoff. The next attempt starts immediately."""
     confirm(f"End the backoff of {task}?", yes)
     end_with(act(task, "retry_now", None, {}, actor, reason))
 
@@ -69,7 +69,7 @@ def complete(
     actor: Actor = None,
     yes: Yes = False,
 ) -> None:
-    """Complete a started work item by hand: its call is stopped, the task goes on with this answer."""
+    """Complete a started work item manually. Its call is stopped, and the task continues with this answer."""
     answer = sys.stdin.read() if text == "-" else text
     confirm(f"Complete the work item of {task} with this answer?", yes)
     end_with(act(task, "complete_work_item", work_item, {"result": {"text": answer}}, actor, reason))
@@ -78,7 +78,7 @@ def complete(
 def fail(
     task: TaskId, work_item: Item = _CURRENT, reason: Reason = None, actor: Actor = None, yes: Yes = False
 ) -> None:
-    """Fail a started work item by hand: its call is stopped, the recipe decides about a retry."""
+    """Fail a started work item manually. Its call is stopped, and the recipe decides about a retry."""
     confirm(f"Fail the work item of {task}?", yes)
     end_with(act(task, "fail_work_item", work_item, {}, actor, reason))
 
@@ -87,26 +87,26 @@ def cancel(
     task: TaskId,
     work_item: Annotated[
         str | None,
-        typer.Option(metavar="ID", help=f"Give up this work item only ({_CURRENT}: the open one)."),
+        typer.Option(metavar="ID", help=f"Cancel only this work item ({_CURRENT}: the open one)."),
     ] = None,
     reason: Reason = None,
     actor: Actor = None,
     yes: Yes = False,
 ) -> None:
-    """Cancel a task: its call is stopped, nothing new begins. Or give up one work item of it."""
+    """Cancel a task and stop its call. With --work-item, cancel only that work item."""
     if work_item is None:
         confirm(f"Cancel {task}?", yes)
         end_with(_cancel_task(task))
-    confirm(f"Give up the work item of {task}? (the task's policy decides what becomes of it)", yes)
+    confirm(f"Cancel the work item of {task}? (the task's policy decides how the task continues)", yes)
     end_with(act(task, "cancel_work_item", work_item, {}, actor, reason))
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something is done. Raises `CommandFailed` where nobody can be asked."""
+    """Ask for confirmation. Raises `CommandFailed` if there is no terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandFailed("nobody can be asked here: add --yes", ExitCode.USAGE)
+        raise CommandFailed("there is no terminal to ask for confirmation: add --yes", ExitCode.USAGE)
     typer.confirm(terminal_line(question), abort=True, err=True)
 
 
@@ -124,7 +124,7 @@ async def _cancel_task(task_id: str) -> ExitCode:
     status = (await handle.describe()).status
     if status is not WorkflowExecutionStatus.RUNNING:
         ended = status.name.lower().replace("_", " ") if status is not None else "not running"
-        raise CommandFailed(f"task {task_id!r} has ended already: {ended}")
+        raise CommandFailed(f"task {task_id!r} has already ended: {ended}")
     await handle.cancel()
     say(f"task {task_id} is being canceled")
     return ExitCode.COMPLETED
@@ -138,15 +138,15 @@ async def act(
     actor: str | None,
     reason: str | None,
 ) -> ExitCode:
-    """Send an action to a task, and say what became of its work items.
+    """Send an action to a task, and print the new states of its work items.
 
     Args:
-        work_item: The work item's id, or `current`; None if the action is on the whole task.
-        more: Fields of the action besides.
-        actor: None: the user's name.
+        work_item: The work item's id, or `current`. None if the action is on the whole task.
+        more: Further fields of the action.
+        actor: None means the user's name.
 
     Raises:
-        CommandFailed: the action was refused, or no worker has answered.
+        CommandFailed: the task refused the action, or no worker answered.
     """
     from tasquencer.cli.following import send_update
 
@@ -163,7 +163,7 @@ async def act(
 
 
 async def _current(task: FollowedTask) -> str:
-    """The id of the task's only open work item, from the ledger; the task is asked if it has nothing."""
+    """Return the id of the task's only open work item, from the ledger, or else from the task."""
     from tasquencer.cli.connections import read_settings
     from tasquencer.cli.following import LAST_QUERY_TIMEOUT, work_items_by_query
     from tasquencer.cli.ledger_view import LedgerView
@@ -174,7 +174,7 @@ async def _current(task: FollowedTask) -> str:
         items = await work_items_by_query(task.handle, LAST_QUERY_TIMEOUT)
     if items is None:
         raise CommandFailed(
-            "the ledger has nothing of this task and no worker answers: choose one with --work-item ID",
+            "the ledger does not have this task and no worker answers: choose one with --work-item ID",
             ExitCode.UNREACHABLE,
         )
     open_items = [item.id for item in items if not item.state.is_terminal]

@@ -1,7 +1,7 @@
-"""The application that comes with the library: where it is, and how a new one is written from it.
+"""The application that comes with the library: finds it, and writes new applications from it.
 
-In a wheel it is package data; in a checkout it is the top of the repository. Its folder `starter` has the
-files that only a new application has: a task and an activity to start from, a test, a README.
+In a wheel it is package data. In a checkout it is the top of the repository. Its folder `starter` has the
+files that only a new application gets: a first task and activity, a test, a README.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasquencer.cli.errors import CommandFailed, ExitCode
 __all__ = ["bundled_application", "find_worker", "write_application"]
 
 _SHARED = ("activities", "deploy", "workflows", ".env.example", "docker-compose.yml", "worker.py")
-"""What a new application takes from the bundled one; `starter` is laid over it."""
+"""The files that a new application gets from the bundled one. `starter` is copied over them."""
 
 
 def bundled_application() -> Path:
@@ -29,7 +29,7 @@ def bundled_application() -> Path:
 
 
 def find_worker(here: Path) -> Path:
-    """Return the worker's program: of the application in this folder, else of the bundled one."""
+    """Return the worker's program: `worker.py` in this folder, else the bundled one."""
     return (here if _is_application(here) else bundled_application()) / "worker.py"
 
 
@@ -41,8 +41,8 @@ def write_application(folder: Path, version: str) -> None:
     """Write a new application into a folder that is empty or does not exist.
 
     Args:
-        folder: Gives the application its name.
-        version: Of tasquencer: the oldest that the application runs on.
+        folder: Its name becomes the application's name.
+        version: The oldest version of tasquencer that the application runs on.
 
     Raises:
         CommandFailed: the folder is not empty, or cannot be written.
@@ -69,7 +69,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _rename(compose_file: Path, name: str) -> None:
-    """Give the containers and the image the application's name: two applications share no volumes."""
+    """Give the containers and the image the application's name, so that two applications share no volumes."""
     slug = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_") or "application"
     text = compose_file.read_text()
     text = re.sub(r"^name: tasquencer$", f"name: {slug}", text, flags=re.MULTILINE)

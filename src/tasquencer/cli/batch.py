@@ -1,4 +1,4 @@
-"""`tasq batch`: any number of prompts from a file, each a task of its own, and a file with the answers."""
+"""`tasq batch`: run prompts from a file, each as its own task, and write the answers to a file."""
 
 from __future__ import annotations
 
@@ -44,21 +44,22 @@ batch_commands = typer.Typer(
         'tasq batch pause prompts-3f2a9c01be --reason "the provider is slow"',
         "tasq batch run --help",
     ),
-    help="Answer any number of prompts, each a task of its own: `tasq batch FILE` is `tasq batch run FILE`.",
+    help="Answer any number of prompts, each as its own task. `tasq batch FILE` means `tasq batch run FILE`.",
 )
 
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's id.")]
 Out = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Takes the results. Default: standard output.", rich_help_panel=_OUTPUT
+        metavar="FILE", help="Where to write the results. Default: standard output.", rich_help_panel=_OUTPUT
     ),
 ]
 Failures = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Takes the lines without an answer, with the reason: input again. Default: NAME.failed.jsonl "
+        help="Where to write the lines without an answer, with the reason. This file can be the input of "
+        "another batch. Default: NAME.failed.jsonl "
         "beside --out.",
         rich_help_panel=_OUTPUT,
     ),
@@ -67,7 +68,7 @@ OutputFormat = Annotated[
     Literal["tasq", "openai"],
     typer.Option(
         "--format",
-        help="Of the lines in both files; openai: as in the output and the error file of OpenAI's Batch API.",
+        help="The format of both files. openai: that of the output and error files of OpenAI's Batch API.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -75,7 +76,7 @@ Unordered = Annotated[
     bool,
     typer.Option(
         "--unordered",
-        help="Results as they come; by default in the order of the input.",
+        help="Write results as they arrive. Default: in the order of the input.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -92,8 +93,8 @@ def run(
         Path,
         typer.Argument(
             metavar="FILE.jsonl",
-            help='A JSON object a line: "prompt" or "messages", an "id", and fields of the request that are '
-            "the line's own; or the lines of an input file of OpenAI's Batch API. - reads standard input.",
+            help='One JSON object per line: "prompt" or "messages", an "id", and other fields of the '
+            "request. Or an input file of OpenAI's Batch API. - reads standard input.",
         ),
     ],
     out: Out = None,
@@ -102,12 +103,14 @@ def run(
     unordered: Unordered = False,
     skip_invalid: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Go on without the wrong lines, and put them there."),
+        typer.Option(metavar="FILE", help="Continue without the wrong lines, and write them to this file."),
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Tasks at once, 1 to 1000. Default: 50.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Tasks at the same time, 1 to 1000. Default: 50.")
+    ] = None,
     policy: options.Policy = {},  # noqa: B006 (the decorator gives it)
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Of a batch that has completed, try what failed again.")
+        bool, typer.Option("--retry-failed", help="Try the failed lines of a completed batch again.")
     ] = False,
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
     batch_id: Annotated[
@@ -121,10 +124,10 @@ def run(
 ) -> None:
     """Answer each line of a file of prompts, and write the results to a file.
 
-    The options about calls are defaults for what a line does not say. All
-    lines are checked before anything starts. The same file again goes on
-    where it was: what has an answer is not asked again. Ctrl-C stops
-    watching, not the batch.
+    The options about calls are defaults for fields that a line does not
+    have. All lines are checked before anything starts. If you run the same
+    file again, the batch continues: lines with an answer are not asked
+    again. Ctrl-C stops watching, not the batch.
 
     Exit status as for `tasq run`.
     """
@@ -176,10 +179,10 @@ def attach(
     unordered: Unordered = False,
     as_json: Json = False,
 ) -> None:
-    """Follow a batch that was started before, and write its results at its end.
+    """Follow a batch that was started earlier, and write its results at its end.
 
-    Of one that has ended the results are written at once. Exit status as for
-    `tasq run`.
+    If the batch has ended, the results are written immediately. Exit status
+    as for `tasq run`.
     """
     from tasquencer.cli.batch_output import BatchFiles, Format
     from tasquencer.cli.batch_running import attach_to
@@ -194,7 +197,7 @@ def attach(
 def status(
     batch: BatchId, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Print how far a batch is."""
+    """Print the progress of a batch."""
     from tasquencer.cli.batch_running import print_status
 
     end_with(print_status(batch, as_json=as_json))
@@ -202,7 +205,7 @@ def status(
 
 @batch_commands.command(epilog=examples('tasq batch pause prompts-3f2a9c01be --reason "too expensive"'))
 def pause(batch: BatchId, reason: Reason = None, actor: Actor = None) -> None:
-    """Start no more tasks of a batch; those under way go on."""
+    """Start no further tasks of a batch. Tasks that are running continue."""
     from tasquencer.cli.batch_running import act
 
     end_with(act(batch, "pause", actor, reason))
@@ -210,7 +213,7 @@ def pause(batch: BatchId, reason: Reason = None, actor: Actor = None) -> None:
 
 @batch_commands.command(epilog=examples("tasq batch resume prompts-3f2a9c01be"))
 def resume(batch: BatchId, reason: Reason = None, actor: Actor = None) -> None:
-    """Let a batch go on that was paused."""
+    """Let a paused batch continue."""
     from tasquencer.cli.batch_running import act
 
     end_with(act(batch, "resume", actor, reason))
@@ -227,7 +230,9 @@ def _check_id(batch_id: str) -> None:
 
 def _check_output(out: Path | None, *, as_json: bool) -> None:
     if as_json and (out is None or str(out) == "-"):
-        raise CommandFailed("--json: needs --out FILE, for it goes to standard output", ExitCode.USAGE)
+        raise CommandFailed(
+            "--json: needs --out FILE, because the JSON goes to standard output", ExitCode.USAGE
+        )
 
 
 def _parse_defaults(raw: object) -> object:

@@ -1,7 +1,7 @@
-"""A batch on Temporal: begin it, follow it to its end, act on it.
+"""A batch on Temporal: starts it, follows it to its end, acts on it.
 
-Its progress is read from the ledger. A query makes a worker carry out a part of the workflow's code, so the
-batch itself is asked only while the ledger cannot be read.
+Its progress is read from the ledger. A query makes a worker run a part of the workflow's code, so the batch
+itself is queried only while the ledger cannot be read.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 
 _POLL_SECONDS = 1.0
 _REST = 4
-"""After a look that took long, the next one waits this many times as long."""
+"""The wait after a look, as a multiple of the time that the look took."""
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -68,7 +68,7 @@ class BatchRun:
     """The workflow of a batch.
 
     Attributes:
-        is_running: Else it has ended.
+        is_running: False if it has ended.
     """
 
     handle: Handle
@@ -77,7 +77,7 @@ class BatchRun:
 
 
 async def find_run(client: Client, batch_id: str) -> BatchRun | None:
-    """The batch's workflow; None if Temporal knows none (any more). Raises `CommandFailed` for a task."""
+    """Return the batch's workflow, or None if Temporal has none. Raises `CommandFailed` for a task."""
     handle = client.get_workflow_handle(batch_id)
     try:
         found = await handle.describe()
@@ -87,7 +87,7 @@ async def find_run(client: Client, batch_id: str) -> BatchRun | None:
         raise
     if found.workflow_type != BATCH_WORKFLOW:
         raise CommandFailed(
-            f"{batch_id!r} is no batch but a task of type {found.workflow_type}: choose another --id"
+            f"{batch_id!r} is not a batch but a task of type {found.workflow_type}: choose another --id"
         )
     return BatchRun(handle, found.task_queue, found.status is WorkflowExecutionStatus.RUNNING)
 
@@ -114,7 +114,7 @@ async def follow(
     display: BatchDisplay,
     meanwhile: Callable[[], Awaitable[None]],
 ) -> Outcome:
-    """Show how far the batch is until it ends; return how it ended.
+    """Show the batch's progress until it ends, and return how it ended.
 
     Args:
         meanwhile: Called after each look.
@@ -137,7 +137,7 @@ async def follow(
         await meanwhile()
 
     async def ask() -> None:
-        """The same while the ledger is down: the batch waits for it, and knows what it has not recorded."""
+        """Show the progress that the batch itself reports, while the ledger is down."""
         is_answered, progress = await progress_of(run.handle, QUERY_TIMEOUT)
         if is_answered:
             workers.news()
@@ -172,7 +172,7 @@ async def follow(
 async def progress_of(
     handle: Handle, within: timedelta = LAST_QUERY_TIMEOUT
 ) -> tuple[bool, BatchProgress | None]:
-    """Whether the batch answers, and what; None also before it has begun."""
+    """Return the batch's own progress. None if it does not answer or has not begun."""
     try:
         told = await handle.query("progress", rpc_timeout=within)
     except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
@@ -183,7 +183,7 @@ async def progress_of(
 async def progress_under_way(
     found: WorkflowExecutionDescription, batches: BatchStore, batch: Batch
 ) -> BatchProgress:
-    """How far a batch is whose workflow stands so: by the ledger, and by what the workflow has noted."""
+    """Return the batch's progress according to the ledger and to the workflow's memo."""
     progress = await recorded_progress(batches, batch)
     running = len(await batches.left_running(batch.id))
     paused = (await found.memo()).get(PAUSED)
@@ -192,23 +192,23 @@ async def progress_under_way(
 
 
 async def recorded_progress(batches: BatchStore, batch: Batch) -> BatchProgress:
-    """How far the batch is by the ledger, which counts what is under way as not ended."""
+    """Return the batch's progress in the ledger, which does not count running rows as ended."""
     counts = await batches.counts(batch.id)
     sums = counts.model_dump(exclude={"pending", "ended"})
     return BatchProgress(rows=batch.rows, running=0, **sums)
 
 
 async def act_on(client: Client, batch_id: str, update: str, actor: str, reason: str | None) -> None:
-    """Pause or resume a batch. Raises `CommandFailed` if that cannot be done, or no worker has answered."""
+    """Pause or resume a batch. Raises `CommandFailed` if that is impossible, or no worker answered."""
     run = await find_run(client, batch_id)
     if run is None or not run.is_running:
-        raise CommandFailed(f"batch {batch_id!r} is not under way")
+        raise CommandFailed(f"batch {batch_id!r} is not running")
     await send_update(run.handle, update, {"actor": actor, "reason": reason})
 
 
 def outcome_in(batch: Batch) -> Outcome:
-    """How a batch ended that Temporal has forgotten."""
+    """Return how a batch ended that Temporal no longer has."""
     if batch.state is BatchState.COMPLETED:
         return Outcome()
     kind = {BatchState.FAILED: "TaskFailed", BatchState.CANCELED: "Canceled"}.get(batch.state, "NotRunning")
-    return Outcome(error_type=kind, message=f"the batch is {batch.state}, and Temporal knows it no more")
+    return Outcome(error_type=kind, message=f"the batch is {batch.state}, and Temporal no longer has it")

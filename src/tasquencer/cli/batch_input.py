@@ -1,7 +1,7 @@
-"""The lines of a batch: read, checked, and kept on disk until all of them are known to be right.
+"""Reads and checks the lines of a batch, and keeps them on disk until all are checked.
 
-Nothing of a batch is sent before its last line has been checked. Until then the rows rest in a temporary
-SQLite database, which also finds ids that are given twice: memory does not grow with the file.
+Nothing is sent before the last line is checked. Until then the rows are in a temporary SQLite database, so
+memory does not grow with the file. The database also finds duplicate ids.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["MOST_PROBLEMS", "CheckedLines", "Problem", "StagedRows", "check_lines", "lines_of"]
 
 MOST_PROBLEMS = 20
-"""Wrong lines that are told one by one."""
+"""Wrong lines that are reported one by one."""
 
 LONGEST_LINE = 12 * 1024 * 1024
-"""Bytes. A request has at most an eighth of that; its JSON may escape every character."""
+"""Bytes. A request has at most an eighth of this, but its JSON may escape every character."""
 
 _PAGE_ROWS = 500
 _PAGE_BYTES = 4 * 1024 * 1024
@@ -43,7 +43,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a line; the first has number 1."""
+    """A problem with a line. The first line has number 1."""
 
     line: int
     message: str
@@ -54,10 +54,10 @@ class Problem:
 
 @dataclass
 class CheckedLines:
-    """What became of the lines.
+    """The outcome of checking the lines.
 
     Attributes:
-        problems: The first of them.
+        problems: The first problems.
         wrong: How many lines are wrong.
     """
 
@@ -73,7 +73,7 @@ class CheckedLines:
 
 
 class StagedRows:
-    """Rows on disk, in a database that is gone when it is closed."""
+    """Rows on disk, in a database that is deleted when it is closed."""
 
     def __init__(self, defaults: Mapping[str, JsonValue]) -> None:
         self._database = sqlite3.connect("", isolation_level=None)
@@ -87,11 +87,11 @@ class StagedRows:
 
     @property
     def digest(self) -> str:
-        """Of the defaults and all rows."""
+        """The digest of the defaults and all rows."""
         return self._digest.hexdigest()
 
     def add(self, row_id: str, line: int, request: Mapping[str, JsonValue]) -> int | None:
-        """Add a row; the line that has its id already, if one has."""
+        """Add a row. Return the earlier line with the same id, if there is one."""
         told = json.dumps(request, ensure_ascii=False)
         try:
             self._database.execute("INSERT INTO staged VALUES (?, ?, ?, ?)", (self.count, row_id, line, told))
@@ -104,7 +104,7 @@ class StagedRows:
         return None
 
     def pages(self) -> Iterator[list[BatchRow]]:
-        """All rows, some at a time."""
+        """Return all rows, some at a time."""
         from tasquencer.batch.rows import BatchRow
 
         page: list[BatchRow] = []
@@ -120,7 +120,7 @@ class StagedRows:
             yield page
 
     def close(self) -> None:
-        """Let go of the disk space."""
+        """Free the disk space."""
         self._database.close()
 
 
@@ -130,7 +130,7 @@ def _canonical(value: Any) -> bytes:
 
 @contextmanager
 def lines_of(file: Path) -> Iterator[IO[bytes]]:
-    """The file, or with `-` standard input, to be read line by line. Raises `CommandFailed`."""
+    """Open the file, or with `-` standard input, to read it line by line. Raises `CommandFailed`."""
     try:
         with contextlib.ExitStack() as opened:
             yield sys.stdin.buffer if str(file) == "-" else opened.enter_context(file.open("rb"))
@@ -146,14 +146,14 @@ def check_lines(
     set_aside: IO[bytes] | None = None,
     said: Callable[[str], None] = lambda _: None,
 ) -> CheckedLines:
-    """Check each line, and stage the rows of the right ones. Blank lines are left out.
+    """Check each line, and stage the rows of the valid ones. Blank lines are ignored.
 
     Args:
-        lines: JSON, one object a line.
-        defaults: What the lines do not say.
-        rows: Takes the rows.
-        set_aside: Takes the wrong lines as they are.
-        said: Takes a line about how far it is, now and then.
+        lines: JSON, one object per line.
+        defaults: Fields for lines that do not have them.
+        rows: Receives the rows.
+        set_aside: Receives the wrong lines unchanged.
+        said: Called now and then with a line about the progress.
     """
     from tasquencer.batch.rows import check_row, parse_line
 
@@ -173,7 +173,7 @@ def check_lines(
             row_id, request = parse_line(content, number)
             check_row(defaults, request)
             if (earlier := rows.add(row_id, number, request)) is not None:
-                raise InvalidRequest([f"id: {row_id!r} is on line {earlier:,} already"])
+                raise InvalidRequest([f"id: {row_id!r} is already on line {earlier:,}"])
         except InvalidRequest as invalid:
             checked.refuse(Problem(number, str(invalid)))
             if set_aside is not None:

@@ -1,4 +1,4 @@
-"""The files of a batch: results, and what has none. Each appears whole, or not at all."""
+"""The files of a batch: results and failures. Each file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PAGE_BYTES = 4 * 1024 * 1024
 
 
 class Format(StrEnum):
-    """What the lines of results and failures look like."""
+    """The format of the lines of results and failures."""
 
     TASQ = "tasq"
     OPENAI = "openai"
@@ -40,12 +40,12 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class BatchFiles:
-    """Where the results go.
+    """The files for the results.
 
     Attributes:
-        out: None: standard output.
-        failures: None: nowhere.
-        format: Of the lines in both.
+        out: The file for answers. None: standard output.
+        failures: The file for failures. None: they are not written.
+        format: The format of both files.
     """
 
     out: Path | None
@@ -62,14 +62,14 @@ class BatchFiles:
         source: Path | None = None,
         aside: Path | None = None,
     ) -> BatchFiles:
-        """The files that the options name. Raises `CommandFailed` for those that cannot be written.
+        """Return the files that the options name. Raises `CommandFailed` if one cannot be written.
 
         Args:
             out: `-` and None are standard output.
-            failures: None: beside `out`, as `NAME.failed.jsonl`.
-            format: Of the lines in both.
+            failures: None: `NAME.failed.jsonl` in the folder of `out`.
+            format: The format of both files.
             source: The input, which must not be overwritten.
-            aside: Where wrong lines go; only checked here.
+            aside: The file for wrong lines. It is only checked here.
         """
         if out is not None and str(out) == "-":
             out = None
@@ -81,7 +81,7 @@ class BatchFiles:
                 continue
             is_other = file.exists() and not file.is_file()
             if is_other or not os.access(file.resolve().parent, os.W_OK):
-                why = "it is no regular file" if is_other else "its folder cannot be written"
+                why = "it is not a regular file" if is_other else "its folder cannot be written"
                 raise CommandFailed(f"{option}: cannot write {str(file)!r}: {why}", ExitCode.USAGE)
             if (other := taken.get(file.resolve())) is not None:
                 raise CommandFailed(f"{option}: {str(file)!r} is {other}, too", ExitCode.USAGE)
@@ -91,16 +91,16 @@ class BatchFiles:
 
 @contextmanager
 def replacing(file: Path | None) -> Iterator[IO[bytes]]:
-    """A file that takes the place of this one at the end of the block, unless that raises.
+    """Open a file that replaces this one at the end of the block, unless the block raises.
 
-    It is written beside it, in the same folder, and keeps the mode of the file that it replaces. A new one
-    can be read by its owner only. None: standard output.
+    The new content is written to a second file in the same folder, which gets the mode of the file that it
+    replaces. Only the owner can read a new file. None: standard output.
     """
     if file is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    file = file.resolve()  # what a link leads to takes the results, not the link
+    file = file.resolve()  # write to the target of a link, not over the link
     beside = file.with_name(f".{file.name}.{uuid4().hex[:8]}.tmp")
     try:
         with open(beside, "xb", opener=_for_the_owner) as opened:
@@ -125,7 +125,7 @@ class Answers:
     """Writes the answers of a batch, in the order of its rows or (`unordered`) of their ends.
 
     Attributes:
-        gone: How many it has written without their text: the ledger has it no longer.
+        gone: How many it has written without their text, because the ledger no longer has it.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class Answers:
         return {"id": answer.row_id, **facts, **used}
 
     async def write_new(self) -> None:
-        """What has come since the last call, as far as the order lets it be written before the end."""
+        """Write the new answers since the last call, as far as the order allows before the end."""
         if self._unordered:
             await self.write_all()
 
     async def write_all(self) -> None:
-        """What is not written yet."""
+        """Write the remaining answers."""
         while True:
             page = await self._batches.answers(
                 self._batch_id,
@@ -182,7 +182,7 @@ async def write_unanswered(
     to: IO[bytes],
     format: Format = Format.TASQ,  # noqa: A002 (the option's name)
 ) -> None:
-    """Write the rows that have no answer: the lines of the input again, with the failure."""
+    """Write the rows without an answer: the lines of the input, with the failure."""
     after = -1
     while page := await batches.unanswered(batch_id, after=after, limit=_PAGE_ROWS, most_bytes=_PAGE_BYTES):
         for row in page:

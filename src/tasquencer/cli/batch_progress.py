@@ -1,4 +1,4 @@
-"""How far a batch is, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Shows a batch's progress on standard error: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from tasquencer.core.wording import duration
 __all__ = ["BatchDisplay", "Pace", "batch_display", "progress_line"]
 
 _LINE_SECONDS = 10.0
-"""Between two lines where no terminal shows the bar."""
+"""Seconds between two lines if there is no terminal for the bar."""
 
 _PACE_SECONDS = 60.0
-"""The pace is that of the last minute."""
+"""The pace is measured over the last minute."""
 
 
 class Pace:
-    """How fast rows end."""
+    """Measures how fast rows end."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def see(self, at: float, ended: int) -> None:
-        """So many rows had ended at this time, in seconds."""
+        """Note how many rows had ended at this time, in seconds."""
         self._seen.append((at, ended))
         while len(self._seen) > 2 and self._seen[1][0] <= at - _PACE_SECONDS:
             self._seen.popleft()
 
     def rows_per_second(self) -> float | None:
-        """None while it is not known."""
+        """Rows per second. None while it is not known."""
         if len(self._seen) < 2:
             return None
         (first_at, first), (last_at, last) = self._seen[0], self._seen[-1]
@@ -52,9 +52,9 @@ def progress_line(progress: BatchProgress, retrying: int, pace: float | None) ->
     """`1,200 of 5,000 · 3 failed · 2 retrying · 41/s · 9,000 tokens in, 2,100 out · $0.02 · 2 min left`.
 
     Args:
-        progress: Where it stands.
-        retrying: Tasks that are at a retry.
-        pace: Rows a second.
+        progress: The batch's progress.
+        retrying: How many tasks run or wait for a retry.
+        pace: Rows per second.
     """
     parts = [f"{progress.ended:,} of {progress.rows:,}"]
     counted = (("failed", progress.failed), ("canceled", progress.canceled), ("retrying", retrying))
@@ -75,18 +75,18 @@ def progress_line(progress: BatchProgress, retrying: int, pace: float | None) ->
 
 
 class BatchDisplay(Protocol):
-    """Shows how a batch is doing."""
+    """Shows a batch's progress."""
 
     def show(self, progress: BatchProgress, retrying: int) -> None:
-        """This is where it stands now."""
+        """Show the current progress."""
 
     def say(self, line: str) -> None:
-        """Something else worth knowing."""
+        """Show another message."""
 
 
 @contextmanager
 def batch_display() -> Iterator[BatchDisplay]:
-    """The display that fits standard error; it stays live within the block."""
+    """Return the display that fits standard error. It is live within the block."""
     console = output_console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         yield _Lines(console)

@@ -1,4 +1,4 @@
-"""What the commands of `tasq batch` do."""
+"""The work of the commands of `tasq batch`."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ __all__ = ["act", "attach_to", "id_of", "print_status", "run_batch", "stage"]
 
 
 def id_of(file: Path, digest: str) -> str:
-    """The same for the same file: its name, and what its content makes."""
+    """Return an id made from the file's name and content, so that the same file gets the same id."""
     stem = "batch" if str(file) == "-" else file.name.partition(".")[0]
     kept = "".join(c if c.isprintable() and c != "/" else "_" for c in stem)[:60].strip()
     return f"{kept or 'batch'}-{digest[:10]}"
 
 
 def stage(file: Path, defaults: dict[str, JsonValue], rows: StagedRows, skip_invalid: Path | None) -> None:
-    """Check all lines. Raises `CommandFailed` if some are wrong and are not to be set aside."""
+    """Check all lines. Raises `CommandFailed` if some are wrong and no file for them is given."""
     name = "standard input" if str(file) == "-" else repr(str(file))
     with ExitStack() as stack:
         lines = stack.enter_context(lines_of(file))
@@ -59,11 +59,11 @@ def stage(file: Path, defaults: dict[str, JsonValue], rows: StagedRows, skip_inv
     if checked.wrong and skip_invalid is None:
         lines_are = "1 line is wrong" if checked.wrong == 1 else f"{checked.wrong:,} lines are wrong"
         raise CommandFailed(
-            f"FILE: {name}: {lines_are}, nothing was started; --skip-invalid FILE goes on without them",
+            f"FILE: {name}: {lines_are}, nothing was started. --skip-invalid FILE continues without them",
             ExitCode.USAGE,
         )
     if not rows.count:
-        raise CommandFailed(f"FILE: {name} has no prompts: write a JSON object a line", ExitCode.USAGE)
+        raise CommandFailed(f"FILE: {name} has no prompts: write one JSON object per line", ExitCode.USAGE)
     if checked.wrong:
         say(f"{checked.wrong:,} wrong lines are in {skip_invalid}")
 
@@ -80,16 +80,16 @@ async def run_batch(
     detach: bool,
     as_json: bool,
 ) -> ExitCode:
-    """Begin the batch or go on with it, and report its end.
+    """Start the batch or continue it, and report its end.
 
     Args:
-        rows: All that it has.
-        batch_id: A batch with this id and other rows or defaults is refused (`CommandFailed`).
-        defaults: What the rows do not say.
-        request: Of the workflow.
-        files: Where the results go.
-        retry_failed: Also go on with a batch that has completed.
-        unordered: Write the results in the order in which they come.
+        rows: All its rows.
+        batch_id: Its id. Raises `CommandFailed` if a batch with this id has other rows or defaults.
+        defaults: Fields for rows that do not have them.
+        request: The input of the workflow.
+        files: The files for the results.
+        retry_failed: Also continue a batch that has completed.
+        unordered: Write the results in the order in which they arrive.
         detach: Leave it running.
         as_json: Print its end as JSON.
     """
@@ -112,19 +112,19 @@ async def run_batch(
             try:
                 await _upload(rows, batches, batch_id)
             except asyncio.CancelledError:  # Ctrl-C
-                say("stopped before the batch began; the same command goes on")
+                say("stopped before the batch began. Run the same command again to continue")
                 raise
         counts = await batches.counts(batch_id)
         lost = counts.failed + counts.canceled
         run: BatchRun | None = None
         if found is not None and found.is_running:
-            say(f"batch {batch_id} is under way: its concurrency and policy stay as they are")
+            say(f"batch {batch_id} is already running: its concurrency and policy stay as they are")
             run = found
         elif batch.state is BatchState.COMPLETED and not (retry_failed and lost):
             hint = f"; {counted(lost, 'row')} without an answer (--retry-failed tries again)" if lost else ""
-            say(f"batch {batch_id} has completed before{hint}")
+            say(f"batch {batch_id} has already completed{hint}")
         else:
-            done = f", {counts.completed:,} done already" if counts.completed else ""
+            done = f", {counts.completed:,} already done" if counts.completed else ""
             say(f"batch {batch_id}: {counted(batch.rows, 'prompt')}{done}")
             run = await begin(client, batch, request, settings.task_queue)
         if detach:
@@ -144,15 +144,15 @@ async def _upload(rows: StagedRows, batches: BatchStore, batch_id: str) -> None:
 
 
 async def attach_to(batch_id: str, files: BatchFiles, *, unordered: bool, as_json: bool) -> ExitCode:
-    """Report the end of a batch that was begun before."""
+    """Report the end of a batch that was started earlier."""
     client = await connect_temporal()
     async with open_ledger(read_settings()) as ledger:
         batch = await _find(ledger.batches, batch_id)
         run = await find_run(client, batch_id)
         if run is None and batch.filled_at is None:
             raise CommandFailed(
-                f"batch {batch_id!r} has not begun, only a part of its prompts has been sent: "
-                "`tasq batch` with the same file goes on"
+                f"batch {batch_id!r} has not begun, because only a part of its prompts was sent: "
+                "run `tasq batch` with the same file to continue"
             )
         return await _report(client, ledger.batches, batch, run, files, unordered=unordered, as_json=as_json)
 
@@ -174,7 +174,7 @@ async def _report(
     unordered: bool,
     as_json: bool,
 ) -> ExitCode:
-    """Follow the batch's workflow, if it has one still, and write what came of the batch."""
+    """Follow the batch's workflow, if Temporal still has it, and write the results."""
     with replacing(files.out) as out:
         answers = Answers(batches, batch.id, out, unordered=unordered, format=files.format)
         outcome = outcome_in(batch)
@@ -188,8 +188,8 @@ async def _report(
         await answers.write_all()
     if answers.gone:
         say(
-            f"{answers.gone:,} answers have no text: their work items are not in the ledger any more "
-            "(`tasq ledger rebuild` brings back what Temporal still has; then the same file again)"
+            f"{counted(answers.gone, 'answer')} without text: the ledger no longer has the work items "
+            "(`tasq ledger rebuild` restores what Temporal still has; then run the same file again)"
         )
     if files.failures is not None:
         with replacing(files.failures) as failures:
@@ -208,8 +208,8 @@ async def _report(
     if outcome.error_type is None:
         return ExitCode.COMPLETED
     complain(
-        f"{outcome.error_type}: {one_line(outcome.message, 2_000)} (batch {batch.id}: the same file again "
-        "goes on with what has no answer)"
+        f"{outcome.error_type}: {one_line(outcome.message, 2_000)} (batch {batch.id}: run the same file "
+        "again to continue with the lines without an answer)"
     )
     return ExitCode.FAILED
 
@@ -218,7 +218,7 @@ def _how_to_go_on(batch_id: str, out: Path | None) -> str:
     quoted = shlex.quote(batch_id)
     to = f" --out {shlex.quote(str(out))}" if out is not None else ""
     return (
-        f"stopped watching; batch {batch_id} goes on. Follow it again: tasq batch attach {quoted}{to} · "
+        f"stopped watching; batch {batch_id} continues. Follow it again: tasq batch attach {quoted}{to} · "
         f"cancel it: tasq cancel {quoted}"
     )
 
@@ -243,7 +243,7 @@ def _footer(progress: BatchProgress, batch_id: str, files: BatchFiles) -> str:
 
 
 async def print_status(batch_id: str, *, as_json: bool) -> ExitCode:
-    """Print how far a batch is, from the ledger."""
+    """Print a batch's progress, from the ledger."""
     client = await connect_temporal()
     async with open_ledger(read_settings()) as ledger:
         batch = await _find(ledger.batches, batch_id)
@@ -273,5 +273,5 @@ async def print_status(batch_id: str, *, as_json: bool) -> ExitCode:
 async def act(batch_id: str, update: str, actor: str | None, reason: str | None) -> ExitCode:
     """Pause or resume a batch."""
     await act_on(await connect_temporal(), batch_id, update, actor or getpass.getuser(), reason)
-    say(f"batch {batch_id} is paused" if update == "pause" else f"batch {batch_id} goes on")
+    say(f"batch {batch_id} is paused" if update == "pause" else f"batch {batch_id} continues")
     return ExitCode.COMPLETED

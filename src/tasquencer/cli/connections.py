@@ -1,4 +1,4 @@
-"""What commands connect to: the settings, Temporal, the ledger."""
+"""Connections of the commands: the settings, Temporal, the ledger."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["connect_temporal", "open_ledger", "quiet_runtime", "read_settings", 
 
 
 def read_settings() -> Settings:
-    """The settings from this process's environment. Raises `WrongSettings`."""
+    """Return the settings from this process's environment. Raises `WrongSettings`."""
     return checked_settings()
 
 
 async def connect_temporal() -> Client:
-    """A client for the server that the environment names. Raises `WrongSettings`, `TemporalUnreachable`."""
+    """Connect to the server that the environment names. Raises `WrongSettings`, `TemporalUnreachable`."""
     from tasquencer.cli.decoding import telling
     from tasquencer.temporal.connection import connect
     from tasquencer.temporal.converter import configured, data_converter
@@ -37,14 +37,14 @@ async def connect_temporal() -> Client:
 
 
 def quiet_runtime() -> Runtime:
-    """A Temporal runtime that logs nothing: its warnings about retried calls would tear the tables."""
+    """Return a Temporal runtime that logs nothing, because its warnings would break the live tables."""
     from temporalio.runtime import Runtime, TelemetryConfig
 
     return Runtime(telemetry=TelemetryConfig(logging=None))
 
 
 def open_ledger(settings: Settings) -> SqlLedger:
-    """The ledger, to be entered with `async with`."""
+    """Return the ledger, for use in `async with`."""
     from tasquencer.sql import SqlLedger
 
     with readable_database_url():
@@ -53,7 +53,7 @@ def open_ledger(settings: Settings) -> SqlLedger:
 
 @contextmanager
 def readable_database_url() -> Iterator[None]:
-    """Says which setting is wrong where the block finds that the database URL is."""
+    """Name the setting if the block finds that the database URL is wrong."""
     try:
         yield
     except ValueError as error:

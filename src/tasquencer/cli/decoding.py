@@ -1,4 +1,4 @@
-"""Payloads that `tasq` cannot decode: it says so, and what to do."""
+"""Clear errors for payloads that `tasq` cannot decode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["telling"]
 
 
 def telling(converter: DataConverter) -> DataConverter:
-    """The converter, except that a payload that it cannot decode ends the command with a plain message."""
+    """Return the converter, with an error that ends the command for a payload that it cannot decode."""
     payload_converter = converter.payload_converter_class()
     known = None
     if isinstance(payload_converter, CompositePayloadConverter):
@@ -31,11 +31,11 @@ def telling(converter: DataConverter) -> DataConverter:
 
 
 class _Telling(PayloadCodec, WithSerializationContext):
-    """Decodes with the codec inside, and raises `CommandFailed` for what comes out encoded.
+    """Decodes with another codec, and raises `CommandFailed` if the result is still encoded.
 
     Args:
         inner: The user's codec, if there is one.
-        known: The encodings that the payload converter reads; None: nobody knows.
+        known: The encodings that the payload converter reads. None if they are not known.
     """
 
     def __init__(self, inner: PayloadCodec | None, known: frozenset[bytes] | None) -> None:
@@ -60,7 +60,7 @@ class _Telling(PayloadCodec, WithSerializationContext):
             if self._known is not None and encoding not in self._known:
                 raise CommandFailed(
                     f"cannot decode a payload with the encoding {encoding.decode(errors='replace')!r}: set "
-                    f"{DATA_CONVERTER}=module:attribute to the data converter that the worker's client has",
+                    f"{DATA_CONVERTER}=module:attribute to the data converter of the worker's client",
                     ExitCode.UNREACHABLE,
                 )
         return decoded

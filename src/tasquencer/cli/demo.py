@@ -1,4 +1,4 @@
-"""The demo: every part on this machine, one task, two failures on the way, nothing left behind."""
+"""The demo: all parts on this machine, one task, two failures on the way. It leaves nothing running."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 def run_demo(*, keep: bool, prompt: str | None) -> int:
-    """Run the demo; the exit code. Ctrl-C ends it, and with `keep` that is how it is meant to end."""
+    """Run the demo and return the exit code. Ctrl-C ends it, which is the normal end with `keep`."""
     progress = _Progress()
     try:
         return asyncio.run(_demo(keep=keep, prompt=prompt or _PROMPT, progress=progress))
@@ -62,7 +62,7 @@ class _Progress:
 async def _demo(*, keep: bool, prompt: str, progress: _Progress) -> ExitCode:
     this = asyncio.current_task()
     assert this is not None
-    # SIGTERM would end this process at once; like Ctrl-C it must leave nothing running.
+    # By default SIGTERM ends this process without cleanup. Like Ctrl-C it must leave nothing running.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     program = find_worker(Path.cwd())
     async with AsyncExitStack() as parts:
@@ -103,14 +103,14 @@ async def _demo(*, keep: bool, prompt: str, progress: _Progress) -> ExitCode:
         await _show_attempts(settings, task_id)
         if keep:
             await _stay(server, settings, task_id)
-        _say(f"\nTo look around in the Web UI, and for tasks of your own: {_tasq()} demo --keep")
+        _say(f"\nTo look around in the Web UI and run your own tasks: {_tasq()} demo --keep")
         _say("stopping everything")
     return code
 
 
 async def _stay(server: EmbeddedTemporal, settings: Settings, task_id: str) -> None:
     _say(f"\nThe task in the Web UI: {_page(server, task_id)}")
-    _say("Go on in another terminal:\n")
+    _say("Continue in another terminal:\n")
     _say(f"  export TEMPORAL_ADDRESS={server.address} TASQ_DATABASE_URL={settings.database_url}")
     _say(f'  {_tasq()} run "Name three moons of Jupiter." --max-output-tokens 60')
     _say(f"  {_tasq()} list\n")
@@ -142,7 +142,7 @@ def _folder(parts: AsyncExitStack, *, keep: bool) -> Path:
 async def _start(
     parts: AsyncExitStack, name: str, part: AbstractAsyncContextManager[T], told: Callable[[T], str]
 ) -> T:
-    """Start a part that ends with the demo, and say what it is and how long it took."""
+    """Start a part that ends with the demo, and print its description and the time it took."""
     began = monotonic()
     running = await parts.enter_async_context(part)
     _say(f"{name} ({monotonic() - began:.1f} s): {told(running)}")
@@ -150,7 +150,7 @@ async def _start(
 
 
 async def _unless_it_ends(worker: ChildProcess, follow: Coroutine[Any, Any, ExitCode]) -> ExitCode:
-    """What `follow` returns; without the worker it would wait for ever."""
+    """Return the result of `follow`, but stop if the worker ends, because it would wait for ever."""
     following = asyncio.create_task(follow)
     try:
         while not following.done():
@@ -165,7 +165,7 @@ async def _unless_it_ends(worker: ChildProcess, follow: Coroutine[Any, Any, Exit
 
 
 def _tasq() -> str:
-    """How this command was called, as it works from this folder."""
+    """Return the command that was used to call this program, as it works from this folder."""
     called = Path(sys.argv[0]).absolute()
     try:
         return str(called.relative_to(Path.cwd()))

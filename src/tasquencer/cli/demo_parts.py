@@ -1,4 +1,4 @@
-"""What the demo runs beside Temporal: the model that answers, and the worker."""
+"""Parts of the demo: the model that answers, and the worker."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _STOP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class AnsweringModel:
-    """Who answers, and how the demo asks it.
+    """The model that answers the demo.
 
     Attributes:
-        name: What the demo calls it.
-        warning: What a person must know about its answers.
-        base_url: Of its OpenAI-compatible API.
-        environment: What the worker needs in addition to reach it.
+        name: Its name in the demo's output.
+        warning: A warning about its answers.
+        base_url: The base URL of its OpenAI-compatible API.
+        environment: Further variables that the worker needs to reach it.
         options: Fields of the demo's request.
     """
 
@@ -45,18 +45,18 @@ class AnsweringModel:
 
 @asynccontextmanager
 async def answering_model(environment: Mapping[str, str]) -> AsyncIterator[AnsweringModel]:
-    """The user's provider where the environment names one, else a tiny model on this machine."""
+    """The user's provider if the environment names one, else a tiny model on this machine."""
     if environment.get("OPENAI_API_KEY") or environment.get("OPENAI_BASE_URL"):
         base_url = environment.get("OPENAI_BASE_URL") or _OPENAI
-        host = urlsplit(base_url).hostname  # not the whole URL, which may hold a password
-        yield AnsweringModel(f"your provider at {host} (the faults are ours, not its)", None, base_url)
+        host = urlsplit(base_url).hostname  # not the whole URL, which may contain a password
+        yield AnsweringModel(f"your provider at {host} (the demo adds the faults)", None, base_url)
         return
     async with local_model() as model:
         yield AnsweringModel(
             name=f"{model.model_name}, on this machine",
             warning=(
-                "The model is tiny (135 million parameters): it shows that everything works, but do not "
-                "trust what it says. Set OPENAI_API_KEY or OPENAI_BASE_URL to ask a better one."
+                "The model is tiny (135 million parameters). It shows that everything works, but do not "
+                "trust its answers. Set OPENAI_API_KEY or OPENAI_BASE_URL to ask a better one."
             ),
             base_url=model.base_url,
             environment={"OPENAI_API_KEY": "local", "TASQ_MODEL": model.model_name},
@@ -72,12 +72,12 @@ def worker_environment(
     base_url: str,
     folder: Path,
 ) -> dict[str, str]:
-    """The worker's environment: the user's, but connected to the demo's parts and to nothing else.
+    """Return the worker's environment: the user's, connected only to the demo's parts.
 
     Args:
-        inherited: The user's.
-        base_url: Where the worker asks the model: the fault proxy.
-        folder: For an empty Temporal profile, in place of the user's.
+        inherited: The user's environment.
+        base_url: The fault proxy, where the worker asks the model.
+        folder: A folder for an empty Temporal profile, instead of the user's.
     """
     profile = folder / "temporal.toml"
     profile.touch()
@@ -87,9 +87,9 @@ def worker_environment(
         "TEMPORAL_CONFIG_FILE": str(profile),
         "TASQ_DATABASE_URL": settings.database_url,
         "TASQ_TASK_QUEUE": settings.task_queue,
-        "TASQ_GRACE_PERIOD": "1",  # whoever stops the demo does not want the answer any more
+        "TASQ_GRACE_PERIOD": "1",  # a person who stops the demo no longer wants the answer
         "OPENAI_BASE_URL": base_url,
-        # A proxy of the environment must not see what stays on this machine.
+        # Connections within this machine must not use a proxy of the environment.
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
     }
@@ -103,7 +103,7 @@ def worker_environment(
 
 @asynccontextmanager
 async def running_worker(program: Path, environment: Mapping[str, str]) -> AsyncIterator[ChildProcess]:
-    """The worker, once it polls."""
+    """Start the worker and return when it polls."""
     worker = ChildProcess("the worker", [sys.executable, program], environment=environment)
 
     async def ready() -> bool:

@@ -1,6 +1,6 @@
-"""Where the progress of a task is shown while it runs: a live table on a terminal, lines elsewhere.
+"""Shows the progress of a running task: a live table on a terminal, else lines.
 
-Both go to standard error; standard output is for the answer.
+Both go to standard error. Standard output is for the answer.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tasquencer.core.work_item import WorkItem
 __all__ = ["Display", "counting", "display_of", "output_console", "print_table"]
 
 _WIDE = 110
-"""Columns that a terminal must have for a table with everything."""
+"""The width that a terminal needs for the complete table."""
 
 _PIPED_WIDTH = 200
-"""Columns of a table that goes to a file or another program."""
+"""The width of a table in a file or for another program."""
 
 
 class Display(Protocol):
-    """Shows how a task is doing."""
+    """Shows a task's progress."""
 
     def show(self, items: Sequence[WorkItem]) -> None:
-        """These are the task's work items now, oldest first."""
+        """Show the task's current work items, oldest first."""
 
     def say(self, line: str) -> None:
-        """Something else worth knowing."""
+        """Show another message."""
 
 
 class _Console(Console):
@@ -47,7 +47,7 @@ class _Console(Console):
 
 
 def output_console(*, stderr: bool = False) -> Console:
-    """A console on standard output (or error) that never cuts or interprets what it prints."""
+    """Return a console on standard output (or error) that never cuts or interprets text."""
     console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
@@ -55,7 +55,7 @@ def output_console(*, stderr: bool = False) -> Console:
 
 
 def print_table(draw: Callable[[bool], Table]) -> None:
-    """Print a table on standard output; without trailing blanks where no terminal shows it.
+    """Print a table on standard output, without trailing blanks if it is not a terminal.
 
     Args:
         draw: Makes the table, wide or not.
@@ -71,12 +71,12 @@ def print_table(draw: Callable[[bool], Table]) -> None:
 
 
 _QUIET_SECONDS = 5.0
-"""Between two lines about how far something has come, where no terminal shows it."""
+"""Seconds between two lines of progress if there is no terminal."""
 
 
 @contextmanager
 def display_of(task_id: str, max_retries: int | None) -> Iterator[Display]:
-    """The display that fits standard error; it stays live within the block."""
+    """Return the display that fits standard error. It is live within the block."""
     console = output_console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         yield _Lines(console, max_retries)
@@ -88,7 +88,7 @@ def display_of(task_id: str, max_retries: int | None) -> Iterator[Display]:
 
 @contextmanager
 def counting() -> Iterator[Callable[[str], None]]:
-    """Shows how far something has come, on standard error: a line that changes, or one now and then."""
+    """Shows progress on standard error: a line that changes on a terminal, else one now and then."""
     console = output_console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         with console.status("…") as status:
@@ -136,7 +136,7 @@ class _LiveTable:
     def render(self) -> RenderableType:
         if not self._items:
             return Text(f"task {terminal_line(self._task_id)}: no work item yet", style="dim")
-        # A row may take two lines; what does not fit the screen cannot be redrawn.
+        # A row may take two lines. A table that does not fit the screen cannot be redrawn.
         most_rows = max(1, (self._console.height - 5) // 2)
         return live_table(
             self._items, max_retries=self._max_retries, now=datetime.now(UTC), most_rows=most_rows

@@ -1,4 +1,4 @@
-"""The program `tasq`, which also explains itself where its packages are missing."""
+"""The program `tasq`. It reports missing packages with the command that installs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of this process: read and checked in one place, before anything starts."""
+"""The settings of this process, read and checked in one place before anything starts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["checked_settings"]
 
 
 def checked_settings(*, provider: bool = False) -> Settings:
-    """The settings from the environment of this process.
+    """Return the settings from the environment of this process.
 
-    Empty settings are unset, and white space around values is stripped, for other packages too.
+    Removes empty settings and white space around values in the environment itself, also for other packages.
 
     Args:
-        provider: Whether this process calls a model, so that the provider's settings count as well.
+        provider: True if this process calls a model, so that the provider's settings are checked too.
 
     Raises:
-        WrongSettings: with every setting that cannot be used.
+        WrongSettings: names every setting that cannot be used.
     """
     from tasquencer.temporal.settings import problems_in as problems_with_temporal
 
@@ -50,7 +50,7 @@ def _database_problems(environment: Mapping[str, str]) -> list[WrongSetting]:
         from tasquencer.sql.databases import database_at
 
         database_at(url)
-    except ModuleNotFoundError:  # the optional part for SQL is not installed
+    except ModuleNotFoundError:  # the optional part `sql` is not installed
         return []
     except ValueError as error:
         return [WrongSetting("TASQ_DATABASE_URL", str(error))]

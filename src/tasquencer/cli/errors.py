@@ -1,4 +1,4 @@
-"""How commands end: exit codes, and expected errors as one line with what to do next."""
+"""The end of commands: exit codes, and expected errors as one line with the next step."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["CommandFailed", "ErrorReportingGroup", "ExitCode", "complain", "end_
 
 
 class ExitCode(IntEnum):
-    """What a program that calls `tasq` can tell apart."""
+    """The outcomes that a program that calls `tasq` can distinguish."""
 
     COMPLETED = 0
-    """It worked; the task completed."""
+    """Success. The task completed."""
     FAILED = 1
     """The task failed, was canceled or terminated, ran out of time, or does not exist."""
     USAGE = 2
-    """The command or the request is wrong; nothing was sent."""
+    """The command or the request is wrong. Nothing was sent."""
     UNREACHABLE = 3
     """Temporal or the ledger's database cannot be reached or used."""
     INTERRUPTED = 130
@@ -45,7 +45,7 @@ class ExitCode(IntEnum):
 
 
 class CommandFailed(Exception):
-    """Ends the command: one line on standard error, and the exit code."""
+    """Ends the command with one line on standard error and the exit code."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         self.code = code
@@ -53,12 +53,12 @@ class CommandFailed(Exception):
 
 
 def complain(message: str) -> None:
-    """Write `error: …` on standard error, in one line that cannot steer the terminal."""
+    """Write `error: …` on standard error, in one line that cannot control the terminal."""
     say(f"error: {message}")
 
 
 def end_with(command: Coroutine[Any, Any, ExitCode]) -> NoReturn:
-    """Run the command's asynchronous part, and end the command as it says."""
+    """Run the command's asynchronous part, and end the command with its exit code."""
     try:
         code = asyncio.run(command)
     except KeyboardInterrupt:
@@ -67,7 +67,7 @@ def end_with(command: Coroutine[Any, Any, ExitCode]) -> NoReturn:
 
 
 class ErrorReportingGroup(TyperGroup):
-    """A command group whose commands may raise what they like: expected errors become one line."""
+    """A command group that turns expected errors of its commands into one line."""
 
     def main(
         self,
@@ -78,7 +78,7 @@ class ErrorReportingGroup(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the command; as a program (`standalone_mode`) end the process with its exit code."""
+        """Run the command. As a program (`standalone_mode`), end the process with its exit code."""
         run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
         if not standalone_mode:
             return run()
@@ -99,7 +99,7 @@ class ErrorReportingGroup(TyperGroup):
 
 
 def _explained(error: Exception) -> tuple[str, ExitCode] | None:
-    """What to say about an expected error, and how to end; None for a bug."""
+    """Return the message and exit code for an expected error, or None for a bug."""
     if isinstance(error, CommandFailed):
         return str(error), error.code
     if isinstance(error, typer.Abort):
@@ -154,7 +154,7 @@ def _explained_answer(error: RPCError) -> tuple[str, ExitCode]:
             hint = "set TEMPORAL_NAMESPACE, or create it: temporal operator namespace create"
             return f"Temporal: {message} ({hint})", ExitCode.UNREACHABLE
         case Status.UNAVAILABLE | Status.DEADLINE_EXCEEDED | Status.CANCELLED | Status.RESOURCE_EXHAUSTED:
-            return f"Temporal does not answer: {message} (what was started goes on)", ExitCode.UNREACHABLE
+            return f"Temporal does not answer: {message} (started tasks continue)", ExitCode.UNREACHABLE
         case Status.UNAUTHENTICATED | Status.PERMISSION_DENIED:
             hint = "check TEMPORAL_API_KEY or the TLS settings"
             return f"Temporal refuses the credentials: {message} ({hint})", ExitCode.UNREACHABLE

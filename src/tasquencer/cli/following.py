@@ -1,8 +1,8 @@
-"""Starting a task on Temporal and following it to its end.
+"""Starts a task on Temporal and follows it to its end.
 
-Progress is read from the ledger. A query makes a worker carry out a part of the workflow's code, and has left
-running workflows with a history that no other worker can replay, so the task itself is asked only where the
-ledger cannot be read or has nothing of it.
+Progress is read from the ledger. A query makes a worker run a part of the workflow's code, and queries have
+left running workflows with histories that other workers could not replay. So the task itself is queried only
+if the ledger cannot be read or does not have the task.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ DRAFT_TYPE = "ReviewedDraft"
 
 _POLL_SECONDS = 0.5
 _REST = 4
-"""After a look that took long, the next one waits this many times as long."""
+"""The wait after a look, as a multiple of the time that the look took."""
 
 _UNKNOWN_SECONDS = 5.0
-"""How long the ledger may have nothing of a task that has begun before the task itself is asked."""
+"""How long the ledger may lack a task that has begun before the task itself is queried."""
 _ASK_AGAIN_SECONDS = 2.0
 
 QUERY_TIMEOUT = timedelta(seconds=2)
 LAST_QUERY_TIMEOUT = timedelta(seconds=10)
-"""Of a query after which there is no other one; the worker may have to replay the whole history for it."""
+"""Timeout of a single, last query. The worker may have to replay the whole history for it."""
 
 _ANSWER_SECONDS = 20
 
@@ -91,9 +91,9 @@ class Outcome:
     """How a task ended.
 
     Attributes:
-        result: What it returned, if it completed.
-        error_type: `RetriesExhausted` …; `Canceled`, `Terminated` or `TimedOut`; None if it completed.
-        failure: The last failure, where the task gave one.
+        result: Its result, if it completed.
+        error_type: Such as `RetriesExhausted`, or `Canceled`, `Terminated`, `TimedOut`. None if it completed.
+        failure: The last failure, if the task has one.
     """
 
     result: JsonValue = None
@@ -104,10 +104,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FollowedTask:
-    """A task to be followed.
+    """A task to follow.
 
     Attributes:
-        max_retries: Of its recipe; None if that is not known.
+        max_retries: From its recipe. None if that is not known.
         started_at: The start of its first run; None if Temporal no longer has that run.
     """
 
@@ -152,7 +152,7 @@ async def start_task(
 
 
 async def find_task(client: Client, task_id: str) -> FollowedTask:
-    """A task that was started before, by whomever. Raises `CommandFailed` if there is none."""
+    """Return a task that was started earlier. Raises `CommandFailed` if there is none."""
     handle = client.get_workflow_handle(task_id)
     try:
         description = await handle.describe()
@@ -160,7 +160,7 @@ async def find_task(client: Client, task_id: str) -> FollowedTask:
     except RPCError as error:
         if is_missing(error):
             raise CommandFailed(
-                f"Temporal has no task {task_id!r} (any more): `tasq list` shows what the ledger knows"
+                f"Temporal has no task {task_id!r} (or no longer): `tasq list` shows the tasks of the ledger"
             ) from None
         raise
     max_retries = None
@@ -175,13 +175,13 @@ async def find_task(client: Client, task_id: str) -> FollowedTask:
 
 
 async def _started_at(client: Client, task_id: str, run_id: str | None) -> datetime | None:
-    """When this run started."""
+    """Return the start of this run."""
     found = await described(client.get_workflow_handle(task_id, run_id=run_id))
     return None if found is None else found.start_time
 
 
 async def follow(task: FollowedTask, display: Display, ledger: LedgerView) -> Outcome:
-    """Show the task's work items until it ends; return how it ended."""
+    """Show the task's work items until it ends, and return how it ended."""
     watch = _Watch(task, display, ledger)
     watching = asyncio.create_task(watch.run())
     ending = asyncio.create_task(outcome_of(task.handle))
@@ -223,7 +223,7 @@ class _Watch:
     async def _look(self) -> None:
         items = await self._ledger.work_items_of(self._task.id, self._task.started_at)
         if items is None:
-            self._say_once(f"{self._ledger.problem}; asking the task itself")
+            self._say_once(f"{self._ledger.problem}; querying the task itself")
             if (items := await work_items_by_query(self._task.handle, QUERY_TIMEOUT)) is not None:
                 self._workers.news()
         elif not items and self._is_unknown_for_long():
@@ -237,7 +237,7 @@ class _Watch:
         return now - self._began >= _UNKNOWN_SECONDS and now - self._asked >= _ASK_AGAIN_SECONDS
 
     async def _asked_task(self) -> list[WorkItem] | None:
-        """What the task says of itself, where the ledger has nothing of it although it has begun."""
+        """Return the task's own work items if it has begun but the ledger does not have it."""
         self._asked = monotonic()
         found = await described(self._task.handle)
         if found is None or not has_begun(found):
@@ -247,7 +247,7 @@ class _Watch:
             self._workers.news()
         if items:
             self._say_once(
-                "the ledger has nothing of this task, asking the task itself: "
+                "the ledger does not have this task, so the task itself is queried: "
                 "is TASQ_DATABASE_URL the same as the worker's?"
             )
         return items
@@ -267,7 +267,7 @@ class _Watch:
 
 
 async def described(handle: Handle) -> WorkflowExecutionDescription | None:
-    """What the server knows of the workflow, without asking a worker; None if it does not answer."""
+    """Return the server's description of the workflow, or None if the server does not answer."""
     try:
         return await handle.describe(rpc_timeout=QUERY_TIMEOUT)
     except RPCError:
@@ -275,7 +275,7 @@ async def described(handle: Handle) -> WorkflowExecutionDescription | None:
 
 
 async def work_items_by_query(handle: Handle, within: timedelta) -> list[WorkItem] | None:
-    """The task's own answer; None if no worker gives one."""
+    """Return the task's own work items, or None if no worker answers."""
     try:
         items: list[WorkItem] = await handle.query(
             "work_items", result_type=list[WorkItem], rpc_timeout=within
@@ -288,7 +288,7 @@ async def work_items_by_query(handle: Handle, within: timedelta) -> list[WorkIte
 
 
 async def outcome_of(handle: Handle) -> Outcome:
-    """How the task ended; waits for its end."""
+    """Wait for the task's end and return how it ended."""
     try:
         return Outcome(result=await handle.result())
     except WorkflowFailureError as error:
@@ -315,7 +315,7 @@ def _failed(cause: BaseException) -> Outcome:
 
 
 def _backstop(request: Mapping[str, JsonValue]) -> timedelta | None:
-    """Temporal's own timeout, for a task that cannot keep its deadline by itself."""
+    """Return Temporal's timeout for a task whose workers cannot keep its deadline."""
     seconds = request.get("deadline_seconds")
     return None if not isinstance(seconds, int | float) else timedelta(seconds=seconds) + _BACKSTOP_MARGIN
 
@@ -337,17 +337,17 @@ def _summary(request: Mapping[str, JsonValue]) -> str:
 
 
 async def send_update(handle: WorkflowHandle[Any, Any], name: str, payload: Mapping[str, object]) -> Any:
-    """Send an update; what the workflow answers.
+    """Send an update and return the workflow's answer.
 
     Raises:
-        CommandFailed: it was refused, or no worker has answered.
+        CommandFailed: the update was refused, or no worker answered.
     """
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             return await handle.execute_update(name, payload)
     except TimeoutError:
         raise CommandFailed(
-            f"no worker has answered for {_ANSWER_SECONDS} s: start one (it may still carry out the action)",
+            f"no worker has answered for {_ANSWER_SECONDS} s: start one (the action may still take effect)",
             ExitCode.UNREACHABLE,
         ) from None
     except WorkflowUpdateFailedError as refused:

@@ -1,4 +1,4 @@
-"""What the commands' help texts share."""
+"""Shared parts of the commands' help texts."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ __all__ = ["examples"]
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help: one example a line."""
+    """Return the end of a command's help: one example per line."""
     return "\n\n".join(["Examples:" if len(lines) > 1 else "Example:", *lines])

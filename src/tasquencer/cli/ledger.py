@@ -1,4 +1,4 @@
-"""`tasq ledger verify` and `tasq ledger rebuild`: the ledger beside the histories, which are the truth."""
+"""`tasq ledger verify` and `tasq ledger rebuild`: compare the ledger with the histories, or restore it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _SHIPPED = (
 """The tasks of this project."""
 
 Task = Annotated[
-    str | None, typer.Argument(metavar="[TASK]", help="Only this task. Default: those that Temporal lists.")
+    str | None, typer.Argument(metavar="[TASK]", help="Only this task. Default: all that Temporal lists.")
 ]
 Since = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Only tasks started since: 30m, 1h, 2d ago, or an ISO time."),
 ]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many tasks, the newest.")]
+Limit = Annotated[int, typer.Option(min=1, help="The maximum number of tasks, newest first.")]
 Workflow = Annotated[
     list[str] | None,
     typer.Option(
@@ -54,15 +54,14 @@ Folder = Annotated[
     typer.Option(
         "--path",
         metavar="DIR",
-        help="The folder that the classes are imported from. Its code is run. "
-        "Default: only installed packages.",
+        help="The folder to import the classes from. Its code is run. Default: only installed packages.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
 
 history_commands = typer.Typer(
     no_args_is_help=True,
-    help="Compare the ledger with the histories of the tasks, restore what it lost, remove what is old.",
+    help="Compare the ledger with the tasks' histories, restore lost entries, remove old tasks.",
 )
 history_commands.command(epilog=examples("tasq ledger prune --ended-before 90d --dry-run"))(prune)
 
@@ -76,9 +75,9 @@ def verify(
     path: Folder = None,
     as_json: Json = False,
 ) -> None:
-    """Compare what the ledger holds with what the histories tell; exit status 1 if they differ.
+    """Compare the ledger with the histories. Exit status 1 if they differ.
 
-    Replays the histories on the code of the tasks, and changes nothing.
+    Replays the histories with the code of the tasks. Changes nothing.
     """
     end_with(_verify(task, _time(since), limit, _classes(workflow, path), as_json=as_json))
 
@@ -92,10 +91,10 @@ def rebuild(
     path: Folder = None,
     as_json: Json = False,
 ) -> None:
-    """Add to the ledger what the histories tell and it has lost. Changes nothing that is there.
+    """Add entries that the ledger has lost, from the histories. Changes no existing entry.
 
-    For a ledger that was restored from an old backup. Safe to run twice. Run
-    `tasq reconcile` afterwards.
+    Use it after you restored the ledger from an old backup. Safe to run
+    twice. Run `tasq reconcile` afterwards.
     """
     end_with(_rebuild(task, _time(since), limit, _classes(workflow, path), as_json=as_json))
 
@@ -181,7 +180,7 @@ async def _beside(classes: Sequence[type]) -> AsyncIterator[tuple[Histories, Led
     from tasquencer.cli.connections import connect_temporal, open_ledger, read_settings
     from tasquencer.temporal.histories import Histories
 
-    # What a replay meets is told in one line; the SDK would print pages.
+    # Replay problems are reported in one line each. The SDK would print pages.
     logging.getLogger("temporalio").setLevel(logging.CRITICAL)
     client = await connect_temporal()
     async with open_ledger(read_settings()) as ledger:
@@ -191,7 +190,7 @@ async def _beside(classes: Sequence[type]) -> AsyncIterator[tuple[Histories, Led
 async def _told(
     histories: Histories, task: str | None, since: datetime | None, limit: int
 ) -> AsyncIterator[TaskHistory]:
-    """What the histories tell, task by task."""
+    """Replay the histories, task by task."""
     from tasquencer.cli.display import counting
 
     ids = [task] if task is not None else await histories.task_ids(since, limit + 1)
@@ -208,11 +207,11 @@ async def _told(
 
 
 def _classes(names: Sequence[str] | None, folder: Path | None) -> list[type]:
-    """The classes of these names. Raises `CommandFailed`.
+    """Return the classes of these names. Raises `CommandFailed`.
 
     Args:
-        names: None: the tasks of this project.
-        folder: Where to import them from. The folder in which the command runs is not trusted by itself.
+        names: None means the tasks of this project.
+        folder: The folder to import them from. The current folder is not trusted automatically.
     """
     from tasquencer.cli.application import bundled_application
 
@@ -232,7 +231,7 @@ def _workflow_class(name: str) -> type:
             f"--workflow: cannot import {name!r}: {error} (--path DIR names its folder)", ExitCode.USAGE
         ) from error
     if not hasattr(found, "__temporal_workflow_definition"):
-        raise CommandFailed(f"--workflow: {name!r} is no class with @workflow.defn", ExitCode.USAGE)
+        raise CommandFailed(f"--workflow: {name!r} is not a class with @workflow.defn", ExitCode.USAGE)
     kind: type = found
     return kind
 

@@ -1,4 +1,4 @@
-"""What the ledger knows of a task under way: read while `tasq` follows it, and never written."""
+"""Read-only view of the ledger, for following a running task."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["LedgerView"]
 
 _TRY_AGAIN_SECONDS = 5.0
-"""Between two tries to open a ledger that cannot be used."""
+"""Seconds between two tries to open a ledger that cannot be used."""
 
 
 class LedgerView:
-    """The ledger of the settings. Opens it when it is first read, and again after an outage.
+    """The ledger that the settings name. It is opened at the first read, and again after an outage.
 
-    A SQLite file that does not exist is not created: the ledger then has no work items.
+    A SQLite file that does not exist is not created. The ledger then has no work items.
 
     Attributes:
-        problem: Why the ledger could not be read the last time; None if it could.
+        problem: Why the last read failed. None if it succeeded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -48,11 +48,11 @@ class LedgerView:
         await self._close()
 
     async def work_items_of(self, task_id: str, since: datetime | None) -> list[WorkItem] | None:
-        """The work items of a task, oldest first; None if the ledger cannot be read.
+        """Return the work items of a task, oldest first, or None if the ledger cannot be read.
 
         Args:
             task_id: The task's.
-            since: When the task started: what is older belongs to an earlier task with the same id.
+            since: When the task started. Older work items belong to an earlier task with the same id.
         """
         if monotonic() < self._not_before:
             return None
@@ -68,7 +68,7 @@ class LedgerView:
         return [item for item in items if since is None or item.created_at >= since]
 
     async def _open(self) -> SqlLedger | None:
-        """The ledger, open; None if its file does not exist."""
+        """Return the open ledger, or None if its file does not exist."""
         from tasquencer.cli.connections import open_ledger
 
         if self._ledger is None and _exists(self._settings.database_url):
@@ -82,7 +82,7 @@ class LedgerView:
 
 
 def _exists(database_url: str) -> bool:
-    """Whether there is a ledger to open; a server counts as one."""
+    """Return whether there is a ledger to open. A server counts as one."""
     from tasquencer.cli.connections import readable_database_url
     from tasquencer.sql.urls import parse
 

@@ -1,4 +1,4 @@
-"""The lines of a file of any size, with the line ends of every system."""
+"""Reads the lines of a file of any size, with the line ends of every system."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Line:
 
     Attributes:
         number: From 1.
-        content: Without the line's end.
-        end: The bytes that end the line; empty at the end of the file, and for a part that is not the last.
+        content: The bytes without the line's end.
+        end: The bytes that end the line. Empty at the end of the file, and for a part that is not the last.
         is_first, is_last: Whether the part is the first or last one of its line. A whole line is both.
     """
 
@@ -32,10 +32,10 @@ class Line:
 
 
 def lines_in(file: IO[bytes], longest: int) -> Iterator[Line]:
-    r"""The lines of a file, which end with `\n`, `\r\n` or `\r`, in parts of at most `longest` bytes."""
+    r"""Return a file's lines, which end with `\n`, `\r\n` or `\r`, in parts of at most `longest` bytes."""
     number, is_first = 1, True
     rest = b""
-    read = getattr(file, "read1", file.read)  # what is typed comes line by line
+    read = getattr(file, "read1", file.read)  # typed input arrives line by line
     while True:
         chunk = read(_CHUNK)
         held = rest + chunk

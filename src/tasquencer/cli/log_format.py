@@ -1,4 +1,4 @@
-"""Log records that cannot be forged: one line each, and below it only indented lines."""
+"""Log records that cannot be forged: one line each, followed only by indented lines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _INDENT = "    "
 class LogFormatter(logging.Formatter):
     """Writes a record so that a line break in it does not look like another record.
 
-    Error messages come from providers, models and activities. Every line of a record but its first one, such
-    as those of a traceback, is indented. What could steer a terminal is replaced.
+    Error messages come from providers, models and activities. All lines of a record except the first, such as
+    those of a traceback, are indented. Characters that could control a terminal are replaced.
     """
 
     def format(self, record: logging.LogRecord) -> str:

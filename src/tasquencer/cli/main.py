@@ -1,4 +1,4 @@
-"""The entry point of `tasq`: the commands, and how the process ends."""
+"""The entry point of `tasq`: the commands, and the end of the process."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def tasq(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """AI agent tasks on Temporal: every attempt is a work item of its own.
+    """AI agent tasks on Temporal. Every attempt is its own work item.
 
     Settings come from the environment: TASQ_DATABASE_URL, TASQ_TASK_QUEUE,
-    TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, and whatever else the temporal
-    command reads.
+    TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, and the other variables of the
+    temporal command.
     """
 
 

@@ -18,7 +18,7 @@ __all__ = ["EXAMPLES", "new"]
 EXAMPLES = examples("tasq new my-agents")
 
 _NEXT = """\
-Wrote an application to {folder}. README.md in it says more; to try it:
+Wrote an application to {folder}. See its README.md. To try it:
 
   cd {folder}
   pip install -r requirements-dev.txt
@@ -27,6 +27,6 @@ Wrote an application to {folder}. README.md in it says more; to try it:
 
 
 def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")]) -> None:
-    """Write an application to start from: workflows, activities, a worker, a test, a compose file."""
+    """Write a new application: workflows, activities, a worker, a test, a compose file."""
     write_application(folder, version("tasquencer"))
     print_text(_NEXT.format(folder=shlex.quote(str(folder))))

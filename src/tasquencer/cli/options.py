@@ -1,4 +1,4 @@
-"""The options that several commands have, each defined once: AI calls, policies, output."""
+"""Options that several commands share: AI calls, policies, output."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _TOOLS = "Tools"
 _POLICY = "Policy"
 
 Calls = dict[str, Any]
-"""What the options say about the AI calls of a request: its fields by name."""
+"""The fields of a request about AI calls, from the options, by name."""
 
 Tools = dict[str, Any]
 """What the options say about the tools of a request: its fields by name."""
 
 Policy = dict[str, Any]
-"""What the options say about the policy of a request: its fields by name."""
+"""The fields of a request about the policy, from the options, by name."""
 
 _Option = tuple[str, Any]
-"""The field of a request that an option sets, and the option."""
+"""A field of a request and its option."""
 
 _Command = Callable[..., None]
 
 
 def with_call_options(command: _Command) -> _Command:
-    """Give the command all options about AI calls; it takes them together, as its parameter `calls`."""
+    """Give the command all options about AI calls. It receives them together as its parameter `calls`."""
 
     def read(calls: Calls) -> Calls:
         return {**calls, "metadata": read_metadata(calls["metadata"] or ()) or None}
@@ -63,11 +63,11 @@ def with_tool_options(command: _Command) -> _Command:
 
 
 def with_policy_options(*, whole: str, parts: str) -> Callable[[_Command], _Command]:
-    """Give a command all options about policies; it takes them together, as its parameter `policy`.
+    """Give a command all options about policies. It receives them together as its parameter `policy`.
 
     Args:
-        whole: What the policy decides about, for the help text: a task, a batch.
-        parts: What may fail: prompts, rows.
+        whole: The subject of the policy for the help text: a task, a batch.
+        parts: The parts that may fail: prompts, rows.
     """
 
     def read(policy: Policy) -> Policy:
@@ -84,7 +84,7 @@ def _with_options(
     options: dict[str, _Option],
     read: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> _Command:
-    """The command with these options in the place of its parameter `together`."""
+    """Return the command with these options instead of its parameter `together`."""
     own = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     for parameter in own.parameters.values():
@@ -107,7 +107,7 @@ def _with_options(
 
 
 def seconds(text: str) -> float:
-    """A duration on the command line. Raises `BadParameter`."""
+    """Read a duration on the command line. Raises `BadParameter`."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -167,13 +167,13 @@ _CALL_OPTIONS: dict[str, _Option] = {
     ),
     "max_output_tokens": (
         "max_output_tokens",
-        Annotated[int | None, typer.Option(help="Most tokens of the answer.")],
+        Annotated[int | None, typer.Option(help="The maximum tokens of the answer.")],
     ),
     "metadata": (
         "metadata",
         Annotated[
             list[str] | None,
-            typer.Option(metavar="KEY=VALUE", help="A label, kept with each work item. Repeatable."),
+            typer.Option(metavar="KEY=VALUE", help="A label that each work item keeps. Repeatable."),
         ],
     ),
     "max_retries": (
@@ -198,7 +198,9 @@ _CALL_OPTIONS: dict[str, _Option] = {
         "retry.backoff_coefficient",
         Annotated[
             float | None,
-            typer.Option(help="Each backoff to the one before. Default: 2.", rich_help_panel=_RETRIES),
+            typer.Option(
+                help="Each backoff is this many times the previous one. Default: 2.", rich_help_panel=_RETRIES
+            ),
         ],
     ),
     "maximum_interval": (
@@ -212,14 +214,19 @@ _CALL_OPTIONS: dict[str, _Option] = {
         "retry.jitter",
         Annotated[
             float | None,
-            typer.Option(help="Share of a delay added at random. Default: 0.", rich_help_panel=_RETRIES),
+            typer.Option(
+                help="The maximum part of a delay that is added at random. Default: 0.",
+                rich_help_panel=_RETRIES,
+            ),
         ],
     ),
     "retry_on": (
         "retry.retry_on",
         Annotated[
             Literal["transient", "any"] | None,
-            typer.Option(help="Failures that qualify. Default: transient.", rich_help_panel=_RETRIES),
+            typer.Option(
+                help="Failures that qualify for a retry. Default: transient.", rich_help_panel=_RETRIES
+            ),
         ],
     ),
     "attempt_timeout": (
@@ -227,7 +234,10 @@ _CALL_OPTIONS: dict[str, _Option] = {
         Annotated[
             float | None,
             typer.Option(
-                parser=seconds, metavar="TIME", help="Of one AI call. Default: 5m.", rich_help_panel=_TIME
+                parser=seconds,
+                metavar="TIME",
+                help="The timeout of one AI call. Default: 5m.",
+                rich_help_panel=_TIME,
             ),
         ],
     ),
@@ -250,7 +260,7 @@ _CALL_OPTIONS: dict[str, _Option] = {
             typer.Option(
                 parser=seconds,
                 metavar="TIME",
-                help="How long a call may wait for a worker. Default: any time.",
+                help="How long a call may wait for a worker. Default: no limit.",
                 rich_help_panel=_TIME,
             ),
         ],
@@ -262,13 +272,13 @@ _CALL_OPTIONS: dict[str, _Option] = {
             typer.Option(
                 parser=seconds,
                 metavar="TIME",
-                help="Of the whole task, from its start.",
+                help="The time for the whole task, from its start.",
                 rich_help_panel=_TIME,
             ),
         ],
     ),
 }
-"""By the name of a command's parameter."""
+"""Options by the name of the command's parameter."""
 
 
 def _policy_options(whole: str, parts: str) -> dict[str, _Option]:
@@ -276,7 +286,7 @@ def _policy_options(whole: str, parts: str) -> dict[str, _Option]:
     about: dict[str, tuple[Any, str]] = {
         "policy": (names, f"When the {whole} completes or fails. Default: absorb_failures."),
         "max_failures": (int, f"{parts.capitalize()} that may fail. Default: any number."),
-        "max_failure_fraction": (float, f"Part of the {parts} that may fail, 0 to 1."),
+        "max_failure_fraction": (float, f"The part of the {parts} that may fail, 0 to 1."),
         "successes": (int, "Answers that require_successes needs."),
     }
     fields = ("policy.name", "policy.limit", "policy.fraction", "policy.successes")

@@ -1,4 +1,4 @@
-"""Where `tasq` prints: nothing reaches a terminal, or a program that reads lines, unless it passes here."""
+"""All output of `tasq`, made safe for terminals and for programs that read lines."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = [
 
 
 CLOSED_PIPE = 141
-"""Exit status where the program that reads the output, such as `head`, has closed the pipe: that of other
-programs, which SIGPIPE ends. What was started on Temporal continues."""
+"""The exit status if the program that reads the output, such as `head`, has closed the pipe. It is that of
+programs that SIGPIPE ends. Started tasks continue."""
 
 
 def say(line: str) -> None:
@@ -44,7 +44,7 @@ def print_text(text: str) -> None:
 
 
 def print_answer(text: str) -> None:
-    """Print what a model has written: as it is for a program or a file, safe to look at on a terminal."""
+    """Print a model's text: unchanged for a program or a file, made safe on a terminal."""
     _print(terminal_text(text) if sys.stdout.isatty() else text)
 
 
@@ -64,7 +64,7 @@ def _print(text: str, stream: TextIO | None = None) -> None:
 
 
 def end_for_closed_pipe() -> NoReturn:
-    """End the command quietly: nobody reads what it prints."""
+    """End the command quietly, because the reader has closed the pipe."""
     silence()
     raise SystemExit(CLOSED_PIPE)
 
@@ -77,14 +77,14 @@ def _is_unicode(encoding: str | None) -> bool:
 
 
 def replace_what_cannot_be_shown() -> None:
-    """Let the streams print `?` for a character that their encoding does not have."""
+    """Make the streams print `?` for characters that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def silence() -> None:
-    """Drop what cannot be printed because the reader has closed the pipe."""
+    """Drop output that cannot be printed because the reader has closed the pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

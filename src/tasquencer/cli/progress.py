@@ -1,4 +1,4 @@
-"""What happened to a task's work items since the last look, as lines for a log."""
+"""Changes of a task's work items since the last look, as lines for a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["progress_lines"]
 def progress_lines(
     before: Sequence[WorkItem], after: Sequence[WorkItem], *, max_retries: int | None
 ) -> list[str]:
-    """One line for each work item that appeared or changed its state, oldest first."""
+    """Return a line for each work item that is new or changed its state, oldest first."""
     known = {item.id: item.state for item in before}
     failures = {(item.lineage, item.attempt): item.failure for item in after}
     lines = []

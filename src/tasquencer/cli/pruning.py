@@ -23,7 +23,7 @@ def prune(
         str,
         typer.Option(
             metavar="TIME",
-            help="Tasks whose work items have all ended before: 90d ago, or an ISO time (UTC if without "
+            help="Tasks whose work items all ended before this time: 90d ago, or an ISO time (UTC if without "
             "offset).",
         ),
     ],
@@ -31,10 +31,11 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Remove old tasks from the ledger (work items, transitions, AI jobs), and old batches.
+    """Remove old tasks (work items, transitions, AI jobs) and old batches from the ledger.
 
-    Beside workers, in small steps. Choose a time longer ago than the namespace's
-    retention: what Temporal still has, `tasq ledger rebuild` would bring back.
+    Workers may keep running. Choose a time that is longer ago than the
+    namespace's retention, because `tasq ledger rebuild` restores tasks that
+    Temporal still has.
     """
     now = datetime.now(UTC)
     try:

@@ -1,4 +1,4 @@
-"""`tasq reconcile`: settle what closed tasks have left open, now or from time to time."""
+"""`tasq reconcile`: cancel the work items that closed tasks have left open, now or regularly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def reconcile(
     grace: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="Leave alone what closed less than this ago. Default: 60s."
+            parser=seconds,
+            metavar="TIME",
+            help="Ignore tasks that closed less than this time ago. Default: 60s.",
         ),
     ] = None,
     schedule: Annotated[
@@ -43,18 +45,18 @@ def reconcile(
         typer.Option(
             parser=seconds,
             metavar="TIME",
-            help="Let the workers of TASQ_TASK_QUEUE do it every so often. Safe to run twice.",
+            help="Make the workers of TASQ_TASK_QUEUE do it at this interval. Safe to run twice.",
         ),
     ] = None,
     unschedule: Annotated[bool, typer.Option("--unschedule", help="Remove that schedule.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Settle the work items that closed tasks have left open: as canceled, with the reason.
+    """Settle the work items that closed tasks have left open: cancel them, with the reason.
 
-    Tasks that were terminated, timed out as a run, were reset or deleted had no
-    chance to do so. Tasks under way are left alone. Safe at any time, beside
-    workers, and twice.
+    Tasks that were terminated, timed out, reset or deleted by Temporal had
+    no chance to do this. Running tasks are left alone. Safe at any time,
+    while workers run, and twice.
     """
     if schedule is not None or unschedule:
         if dry_run or (schedule is not None and unschedule):
@@ -77,7 +79,7 @@ async def _schedule(every: float | None, *, as_json: bool) -> ExitCode:
         created = await put_schedule(client, queue, timedelta(seconds=every))
         done = f"{'created' if created else 'updated'}: every {duration(every)} on task queue {queue!r}"
     else:
-        done = "removed" if await remove_schedule(client, queue) else "is not there"
+        done = "removed" if await remove_schedule(client, queue) else "does not exist"
         done += "; a worker creates it when it starts, unless TASQ_RECONCILE_EVERY is 0"
     if as_json:
         print_json({"schedule_id": name, "every_seconds": every})
@@ -106,12 +108,12 @@ async def _reconcile(grace_seconds: float | None, *, dry_run: bool, yes: bool, a
 
 
 async def _ask(client: Client, reconciler: Reconciler) -> None:
-    """Ask before a whole page is settled because Temporal knows none of its tasks."""
+    """Ask for confirmation if Temporal has none of the tasks of a whole page."""
     from tasquencer.ledger.reconciliation import Cause
 
     page, settled = await reconciler.page()
     if settled and len(settled) == page.found.open_work_items == page.found.settled.get(Cause.UNKNOWN):
-        question = f"{_where(client)} knows none of the open tasks of this ledger. Is it the right one?"
+        question = f"{_where(client)} has none of the open tasks of this ledger. Is it the right one?"
         typer.confirm(question, abort=True, err=True)
 
 
@@ -128,7 +130,7 @@ async def _all_pages(reconciler: Reconciler) -> tuple[Reconciliation, list[Settl
             settled += some
             if after is None:
                 return found, settled
-            progress(f"{found.open_work_items:,} open work items looked at, {len(settled):,} to settle")
+            progress(f"{found.open_work_items:,} open work items checked, {len(settled):,} to settle")
 
 
 def _listed(settled: Sequence[Settled]) -> list[JsonValue]:
@@ -146,13 +148,14 @@ def _where(client: Client) -> str:
 
 
 def _summary(found: Reconciliation, client: Client, *, dry_run: bool) -> str:
-    """One line for each cause, and one for all."""
+    """Return a line for each cause, and one for the total."""
+    from tasquencer.core.wording import counted
     from tasquencer.ledger.reconciliation import reason_of
 
     verb = "would be settled" if dry_run else "settled"
     lines = [f"{count:,} {verb}: {reason_of(cause)}" for cause, count in found.settled.items()]
     if found.undecided:
-        lines.append(f"{found.undecided:,} undecided: no worker has said whether their tasks still have them")
+        lines.append(f"{found.undecided:,} undecided: no worker answered whether their tasks still list them")
     total = f"{sum(found.settled.values()):,} {verb}"
-    lines.append(f"{found.open_work_items:,} open work items looked at, {total}; {_where(client)}")
+    lines.append(f"{counted(found.open_work_items, 'open work item')} checked, {total}; {_where(client)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Work items as people see them: pure functions from records to Rich renderables and lines."""
+"""Shows work items to people. Pure functions turn records into Rich renderables and lines."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _STYLES = {
 }
 
 _LINEAGE = ["lineage"]
-"""The column that a table needs once there are several."""
+"""The column that a table needs if there are several."""
 
 _LIVE_MESSAGE_LENGTH = 120
 _LISTED_MESSAGE_LENGTH = 200
@@ -63,7 +63,7 @@ _STARTED = "started (UTC)"
 
 
 def attempt_of(item: WorkItem, max_retries: object) -> str:
-    """`retry 2 of 3`, or `retry 2` where it is not known of how many."""
+    """`retry 2 of 3`, or `retry 2` if the number of retries is not known."""
     return attempt_label(item.attempt, max_retries) if isinstance(max_retries, int) else item.label
 
 
@@ -84,7 +84,7 @@ def usage_labels(usage: Mapping[str, JsonValue]) -> list[str]:
 
 
 def live_table(items: Sequence[WorkItem], *, max_retries: int | None, now: datetime, most_rows: int) -> Table:
-    """The work items of a task under way; `now` counts the backoff down."""
+    """Return the work items of a running task as a table. `now` counts the backoff down."""
     shown = items[-most_rows:]
     several = _several_lineages(items)
     table = _table(*_LINEAGE[:several], "attempt", "state", "delay", "took", "failure")
@@ -109,13 +109,13 @@ def attempts_table(
     *,
     wide: bool = True,
 ) -> Table:
-    """A task's work items as the ledger has them, oldest first, with what they cost.
+    """Return a task's work items from the ledger as a table, oldest first, with their cost.
 
     Args:
         items: The work items.
         records: Their AI jobs.
-        transitions: Show which results a person or program gave, instead of the task itself.
-        wide: Show the dates and the workers. Without them the table fits 80 columns.
+        transitions: Used to mark results that a person or program gave.
+        wide: True to show the dates and the workers. Without them the table fits 80 columns.
     """
     several = _several_lineages(items)
     last = ["worker"] if wide else []
@@ -147,7 +147,7 @@ def attempts_table(
 
 
 def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = True) -> Table:
-    """Work items of many tasks. Not `wide`, it leaves out delay, duration and message, to fit 80 columns."""
+    """Return work items of many tasks as a table. If not `wide`, it leaves out columns to fit 80."""
     more = ["delay", "took"] if wide else []
     table = _table(_CREATED, "task", "attempt", "state", *more, "failure")
     for item in items:
@@ -164,7 +164,7 @@ def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = T
 
 
 def tasks_table(tasks: Sequence[TaskSummary], now: datetime, *, wide: bool = True) -> Table:
-    """Tasks with attempts, cost and age. Not `wide`, it leaves out three columns, to fit 80."""
+    """Return tasks with attempts, cost and age as a table. If not `wide`, it leaves out columns to fit 80."""
     table = _table(
         *[_CREATED][:wide], "task", *["type"][:wide], "state", "attempts", *["tokens"][:wide], "cost", "age"
     )
@@ -184,7 +184,7 @@ def tasks_table(tasks: Sequence[TaskSummary], now: datetime, *, wide: bool = Tru
 
 
 def transitions_table(items: Sequence[WorkItem], transitions: Mapping[str, Sequence[Transition]]) -> Table:
-    """Every change of every work item: when, by whom, why."""
+    """Return every change of every work item as a table: time, actor, reason."""
     table = _table("work item", "attempt", "at (UTC)", "state", "actor", "reason")
     table.columns[0].overflow = "fold"
     for item in items:
@@ -218,7 +218,7 @@ def totals(items: Sequence[WorkItem], records: Records) -> str:
 
 
 def _table(*columns: str) -> Table:
-    """A table that folds what does not fit: half an id or half a number is worse than a long row."""
+    """Return a table that folds long cells, because half an id or number is worse than a long row."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(
@@ -271,7 +271,7 @@ def _start(item: WorkItem) -> str:
 
 
 def _giver(item: WorkItem, transitions: Sequence[Transition]) -> str:
-    """Who gave the result; empty if the task's own work did."""
+    """Return the person or program that gave the result, or "" if it came from the task's own work."""
     if item.state is not WorkItemState.COMPLETED or not transitions or transitions[-1].actor == TASK_ACTOR:
         return ""
     return terminal_line(transitions[-1].actor)
@@ -291,7 +291,7 @@ def _tools(item: WorkItem) -> str:
 
 
 def _decision(item: WorkItem) -> str:
-    """`approve`, `reject: Shorter.`; empty if the work item is not a review that was decided."""
+    """`approve`, `reject: Shorter.`. Empty if the work item is not a decided review."""
     if not isinstance(item.result, dict) or not isinstance(decision := item.result.get("decision"), str):
         return ""
     comments = item.result.get("comments")
@@ -312,6 +312,6 @@ def _tokens(record: Mapping[str, JsonValue]) -> str:
 
 
 def sum_of(records: Records, name: str) -> float | None:
-    """The sum of a number over the AI jobs that have it; None if none has."""
+    """Return the sum of a number over the AI jobs that have it, or None if none has it."""
     values = [value for record in records.values() if isinstance(value := record.get(name), int | float)]
     return sum(values) if values else None

@@ -1,4 +1,4 @@
-"""The end of a task, as `tasq run`, `tasq watch` and `tasq demo` report it."""
+"""Reports the end of a task, for `tasq run`, `tasq watch` and `tasq demo`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["follow_and_report"]
 
 
 async def follow_and_report(task: FollowedTask, settings: Settings, *, as_json: bool) -> ExitCode:
-    """Show the task until it ends, then its answer on standard output or what went wrong.
+    """Show the task until it ends, then print its answer on standard output, or report its failure.
 
     Args:
-        task: What to follow.
-        settings: They name the ledger that has its work items.
+        task: The task to follow.
+        settings: The settings that name the ledger with its work items.
         as_json: Print the end as JSON.
     """
     async with LedgerView(settings) as ledger:
@@ -40,7 +40,7 @@ async def follow_and_report(task: FollowedTask, settings: Settings, *, as_json: 
         return ExitCode.COMPLETED
     complain(
         f"{outcome.error_type}: {one_line(outcome.message, 2_000)} "
-        f"(task {task.id}: `tasq show {shlex.quote(task.id)}` tells the whole story)"
+        f"(task {task.id}: `tasq show {shlex.quote(task.id)}` shows all attempts)"
     )
     return ExitCode.FAILED
 
@@ -65,13 +65,13 @@ def _text(result: JsonValue) -> str:
 
 
 def _answer(found: JsonValue) -> str:
-    """What became of one prompt of a fan-out."""
+    """Return the outcome of one prompt of a fan-out."""
     if not isinstance(found, dict):
         return json.dumps(found)
     if isinstance(found.get("text"), str):
         return str(found["text"])
     if found.get("omitted"):
-        return f"(too large to show here: work item {found.get('work_item_id')})"
+        return f"(too large to show here: see work item {found.get('work_item_id')})"
     failure = found.get("failure")
     why = f": {failure.get('kind')}: {failure.get('message')}" if isinstance(failure, dict) else ""
     return f"({found.get('state')}{why})"

@@ -1,4 +1,4 @@
-"""A task's request, from the options of `tasq run`: only what the user set, as plain JSON."""
+"""Builds a task's request from the options of `tasq run`: only the options that are set, as plain JSON."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OPTIONS = {
     "parallel_tool_calls": "--parallel-tool-calls",
     "max_turns": "--max-turns",
 }
-"""The fields of a request, and what they are called on the command line."""
+"""The fields of a request, and their names on the command line."""
 
 FAN_OUT_OPTIONS = {
     "prompts": "FILE",
@@ -74,10 +74,10 @@ _NAMES = {**OPTIONS, **FAN_OUT_OPTIONS, **DRAFT_OPTIONS}
 
 
 def read_prompt(prompt: str | None, name: str = "PROMPT") -> str | None:
-    """The prompt; `-` stands for standard input, without its last line break.
+    """Return the prompt. `-` means standard input, without its last line break.
 
     Args:
-        name: What the command line calls it.
+        name: Its name on the command line.
     """
     try:
         text = sys.stdin.buffer.read().decode().rstrip("\r\n") if prompt == "-" else prompt
@@ -91,7 +91,7 @@ def read_prompt(prompt: str | None, name: str = "PROMPT") -> str | None:
 
 
 def read_prompts(file: Path) -> list[JsonValue]:
-    """The prompts in a text file, one a line, blank lines left out; `-` stands for standard input."""
+    """Return the prompts in a text file, one per line, without blank lines. `-` means standard input."""
     try:
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
     except OSError as error:
@@ -100,12 +100,12 @@ def read_prompts(file: Path) -> list[JsonValue]:
         raise _wrong(f"FILE: is not UTF-8 text ({error.reason} at byte {error.start:,})") from None
     prompts: list[JsonValue] = [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     if not prompts:
-        raise _wrong(f"FILE: {str(file)!r} has no prompts: write one a line")
+        raise _wrong(f"FILE: {str(file)!r} has no prompts: write one per line")
     return prompts
 
 
 def read_messages(file: Path) -> JsonValue:
-    """The conversation in a JSON file."""
+    """Return the conversation in a JSON file."""
     try:
         messages: JsonValue = json.loads(file.read_bytes())
     except OSError as error:
@@ -116,7 +116,7 @@ def read_messages(file: Path) -> JsonValue:
 
 
 def read_metadata(pairs: Sequence[str]) -> dict[str, JsonValue]:
-    """The labels in `key=value` pairs."""
+    """Return the labels in `key=value` pairs."""
     metadata: dict[str, JsonValue] = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
@@ -131,14 +131,14 @@ def read_metadata(pairs: Sequence[str]) -> dict[str, JsonValue]:
 def check_request(
     fields: Mapping[str, JsonValue], parse: Callable[[object], object] | None = None
 ) -> dict[str, JsonValue]:
-    """The request as it is sent, from its fields by their names in `OPTIONS`; None is left out.
+    """Return the request to send, from its fields by their names in `OPTIONS`, without those that are None.
 
     Args:
         fields: `retry.jitter` is the field `jitter` of the object `retry`.
-        parse: Checks the request; by default as that of an AI agent task.
+        parse: Checks the request. By default, the check of an AI agent task.
 
     Raises:
-        CommandFailed: what is wrong with it, by the names of the options.
+        CommandFailed: the request is not valid. The message uses the names of the options.
     """
     from tasquencer.ai.request import parse_request
 
@@ -163,7 +163,7 @@ def _by_option(problem: str) -> str:
     if not separator:
         return problem
     for name in sorted(_NAMES, key=len, reverse=True):
-        if name.startswith("retry.") or "_" in name:  # words that only a field's name can be
+        if name.startswith("retry.") or "_" in name:  # other words could be ordinary text
             message = re.sub(rf"\b{re.escape(name.removeprefix('retry.'))}\b", _NAMES[name], message)
     message = message.removeprefix("Input ").replace("(or messages)", "(or --messages)")
     options = [_option(part.strip()) for part in place.split(",")]

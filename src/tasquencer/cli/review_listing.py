@@ -1,4 +1,4 @@
-"""Reviews that wait for a person, as people and programs see them: pure functions."""
+"""Shows waiting reviews to people and programs. Pure functions."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class PendingReview:
         return self.review.due_at(self.since)
 
     def has_reminded(self, now: datetime) -> bool:
-        """Whether the time of its reminder has come."""
+        """Return whether its reminder is due."""
         reminds_at = self.review.reminds_at(self.since)
         return reminds_at is not None and reminds_at <= now
 
 
 def pending_in(items: Iterable[WorkItem]) -> list[PendingReview]:
-    """The reviews among started work items."""
+    """Return the reviews among started work items."""
     return [PendingReview(item, review) for item in items if (review := review_in(item)) is not None]
 
 
 def reviews_table(pending: Sequence[PendingReview], now: datetime, *, wide: bool = True) -> Table:
-    """What waits, in this order. Not `wide`, it says less, to fit 80 columns."""
+    """Return the waiting reviews as a table, in this order. Not `wide`, it has fewer columns, to fit 80."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in ("task", *["work item"][:wide], "review", "waits", "due", "draft"):
         table.add_column(name, overflow="fold", no_wrap=name == "waits")
@@ -67,7 +67,7 @@ def reviews_table(pending: Sequence[PendingReview], now: datetime, *, wide: bool
 
 
 def listed_review(pending: PendingReview, now: datetime, *, whole: bool = False) -> dict[str, JsonValue]:
-    """The review as JSON for programs; `whole` with the draft itself."""
+    """Return the review as JSON for programs. `whole` adds the draft itself."""
     due_at = pending.due_at
     listed: dict[str, JsonValue] = {
         "task_id": pending.item.task_id,
@@ -86,13 +86,13 @@ def listed_review(pending: PendingReview, now: datetime, *, whole: bool = False)
 
 
 def heading(pending: PendingReview) -> list[str]:
-    """What a reviewer should know before the draft: how long it waits, what the last one asked for."""
+    """Return the introduction to the draft: how long it has been waiting, and the last comments."""
     due = "" if pending.due_at is None else f", until {moment(pending.due_at)}"
     lines = [
-        f"{pending.item.lineage} of task {pending.item.task_id} waits since {moment(pending.since)}{due}"
+        f"{pending.item.lineage} of task {pending.item.task_id}, waiting since {moment(pending.since)}{due}"
     ]
     if pending.review.comments is not None:
-        lines.append(f"the draft before was rejected: {one_line(pending.review.comments, _COMMENTS_SHOWN)}")
+        lines.append(f"the previous draft was rejected: {one_line(pending.review.comments, _COMMENTS_SHOWN)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""`tasq draft` and `tasq review`: have a model write what a person approves or rejects."""
+"""`tasq draft` and `tasq review`: a model writes a draft, and a person approves or rejects it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REVIEW_EXAMPLES = examples(
 _REVIEWS = "Reviews"
 
 _MOST_OF_A_TASK = 100
-"""Reviews of one task that may wait at once."""
+"""Reviews of one task that may wait at the same time."""
 
 
 @options.with_call_options
@@ -51,7 +51,7 @@ def draft(
     ] = None,
     messages: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="A whole conversation in place of the prompt: a JSON list."),
+        typer.Option(metavar="FILE.json", help="A whole conversation instead of the prompt: a JSON list."),
     ] = None,
     max_revisions: Annotated[
         int | None,
@@ -71,18 +71,20 @@ def draft(
         typer.Option(
             parser=options.seconds,
             metavar="TIME",
-            help="When a review that waits reminds. Default: never.",
+            help="When to send a reminder about a waiting review. Default: never.",
             rich_help_panel=_REVIEWS,
         ),
     ] = None,
     reminder_activity: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The activity that then tells somebody.", rich_help_panel=_REVIEWS),
+        typer.Option(metavar="NAME", help="The activity that sends the reminder.", rich_help_panel=_REVIEWS),
     ] = None,
     reminder_task_queue: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Where that activity is. Default: the task's.", rich_help_panel=_REVIEWS
+            metavar="NAME",
+            help="The task queue of that activity. Default: the task's.",
+            rich_help_panel=_REVIEWS,
         ),
     ] = None,
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
@@ -90,7 +92,7 @@ def draft(
     detach: options.Detach = False,
     as_json: options.Json = False,
 ) -> None:
-    """Have a draft written, reviewed with `tasq review`, and written again until it is approved.
+    """Write a draft, wait for its review (`tasq review`), and revise it until it is approved.
 
     The approved draft goes to standard output, everything else to standard
     error. Ctrl-C stops watching, not the task.
@@ -114,23 +116,23 @@ def draft(
         parse_reviewed_draft,
     )
     chosen = chosen_id(task_id, "reviewed-draft")
-    hint = f"once there is a draft, review it: tasq review {shlex.quote(chosen)}"
+    hint = f"when there is a draft, review it: tasq review {shlex.quote(chosen)}"
     end_with(start_and_report(request, DRAFT_TYPE, chosen, detach=detach, as_json=as_json, hint=hint))
 
 
 def review(
     task: Annotated[
-        str | None, typer.Argument(metavar="TASK", help="The task's id. Default: list what waits.")
+        str | None, typer.Argument(metavar="TASK", help="The task's id. Default: list the waiting reviews.")
     ] = None,
     approve: Annotated[bool, typer.Option("--approve", help="Approve the draft.")] = False,
     reject: Annotated[
         str | None,
         typer.Option(
-            metavar="COMMENTS", help="Reject the draft: what must change; - reads it from standard input."
+            metavar="COMMENTS", help="Reject the draft with these comments; - reads them from standard input."
         ),
     ] = None,
     work_item: Annotated[
-        str | None, typer.Option(metavar="ID", help="Which review, where the task has several.")
+        str | None, typer.Option(metavar="ID", help="Selects the review if the task has several.")
     ] = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -138,10 +140,10 @@ def review(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many to list.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and ask nothing.")] = False,
 ) -> None:
-    """List the drafts that wait for a review, longest wait first; or show one, and decide.
+    """List the drafts that wait for a review, longest wait first, or show one and decide.
 
-    With TASK alone it prints the draft and, on a terminal, asks what you
-    decide. What waits, and the draft, come from the ledger.
+    With TASK alone it prints the draft and, on a terminal, asks for your
+    decision. Reviews and drafts are read from the ledger.
     """
     if task is None:
         if approve or reject is not None:
@@ -162,7 +164,7 @@ def review(
 
 
 def _decision(approve: bool, reject: str | None) -> dict[str, JsonValue] | None:
-    """The decision that the options tell; None if they tell none."""
+    """Return the decision in the options, or None."""
     if approve and reject is not None:
         raise CommandFailed("--approve and --reject: give one of them, not both", ExitCode.USAGE)
     if approve:
@@ -176,7 +178,7 @@ def _can_ask() -> bool:
 
 
 def _asked() -> dict[str, JsonValue] | None:
-    """What the person at the terminal decides; None: nothing yet."""
+    """Ask the person at the terminal for a decision. None means none yet."""
     while True:
         said = typer.prompt("approve, reject or later?", default="later", err=True).strip().lower()
         if said in ("a", "approve"):
@@ -210,7 +212,7 @@ async def _list(limit: int, *, as_json: bool) -> ExitCode:
     from tasquencer.cli.display import print_table
     from tasquencer.cli.review_listing import listed_review, reviews_table
 
-    found = await _pending_reviews(None, limit + 1)  # the one too many tells whether there are more
+    found = await _pending_reviews(None, limit + 1)  # one more than shown, to see whether there are more
     pending, now = found[:limit], datetime.now(UTC)
     if as_json:
         _print_json([listed_review(one, now) for one in pending])
@@ -219,17 +221,19 @@ async def _list(limit: int, *, as_json: bool) -> ExitCode:
     if len(found) > len(pending):
         say(f"There are more than {limit}: --limit")
     elif not found:
-        say("Nothing waits for a review.")
+        say("No draft is waiting for a review.")
     return ExitCode.COMPLETED
 
 
 async def _pending(task_id: str, work_item_id: str | None) -> PendingReview:
-    """The review of the task that waits. Raises `CommandFailed` if that is not one."""
+    """Return the waiting review of the task. Raises `CommandFailed` if there is not exactly one."""
     found = await _pending_reviews(task_id, _MOST_OF_A_TASK)
     wanted = [one for one in found if work_item_id in (None, one.item.id)]
     if not wanted:
         which = f"no review {work_item_id!r}" if work_item_id is not None else "no review"
-        raise CommandFailed(f"in the ledger {which} of task {task_id!r} waits: `tasq review` lists what does")
+        raise CommandFailed(
+            f"{which} of task {task_id!r} is waiting, according to the ledger: `tasq review` lists them"
+        )
     if len(wanted) > 1:
         ids = ", ".join(one.item.id for one in wanted)
         raise CommandFailed(f"{len(wanted)} reviews of the task wait; choose one with --work-item ID: {ids}")

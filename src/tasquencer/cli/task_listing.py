@@ -1,4 +1,4 @@
-"""`tasq tasks`: list tasks, where `tasq list` lists their attempts."""
+"""`tasq tasks`: list tasks. `tasq list` lists their attempts."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def tasks(
         str | None,
         typer.Option(
             metavar="STATE",
-            help="Only those that are started, completed, failed or canceled. A task is started while a work "
-            "item of it is open; then it has the state of the one that ended last.",
+            help="Only tasks in this state: started, completed, failed or canceled. A task is started while "
+            "one of its work items is open. Then it has the state of the one that ended last.",
         ),
     ] = None,
     task_type: Annotated[
@@ -73,7 +73,7 @@ def tasks(
         model=model,
         metadata=labels,
         active_since=active_since,
-        limit=limit + 1,  # the surplus one shows that there is another page
+        limit=limit + 1,  # one more than shown, to see whether there is another page
         offset=(page - 1) * limit,
     )
     end_with(_list(wanted, page, as_json=as_json))

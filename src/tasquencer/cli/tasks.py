@@ -57,7 +57,7 @@ def run(
     ] = None,
     messages: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="A whole conversation in place of the prompt: a JSON list."),
+        typer.Option(metavar="FILE.json", help="A whole conversation instead of the prompt: a JSON list."),
     ] = None,
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
     tools: options.Tools = {},  # noqa: B006 (the decorator gives it)
@@ -65,7 +65,7 @@ def run(
     detach: options.Detach = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run an AI agent task, and show every attempt until the answer is there.
+    """Run an AI agent task, and show every attempt until the answer arrives.
 
     The answer goes to standard output, everything else to standard error.
     Ctrl-C stops watching, not the task.
@@ -93,9 +93,9 @@ def run(
 def fan_out(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="The prompts, one a line; - reads them from standard input."),
+        typer.Argument(metavar="FILE", help="The prompts, one per line; - reads them from standard input."),
     ],
-    concurrency: Annotated[int | None, typer.Option(help="AI calls at once. Default: 10.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="AI calls at the same time. Default: 10.")] = None,
     policy: options.Policy = {},  # noqa: B006 (the decorator gives it)
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
     task_id: options.TaskId = None,
@@ -129,7 +129,7 @@ def fan_out(
 
 
 def chosen_id(task_id: str | None, prefix: str) -> str:
-    """The id that the user chose, or a new one. Raises `CommandFailed`."""
+    """Return the id that the user chose, or a new one. Raises `CommandFailed`."""
     if task_id is not None and not task_id.strip():
         raise CommandFailed("--id: a task's id must not be empty", ExitCode.USAGE)
     return task_id or f"{prefix}-{uuid4().hex[:8]}"
@@ -144,10 +144,10 @@ async def start_and_report(
     as_json: bool,
     hint: str | None = None,
 ) -> ExitCode:
-    """Start a task, and show it to its end unless it is to be left running.
+    """Start a task, and follow it to its end unless `detach` is set.
 
     Args:
-        hint: What else to say once it is started, on standard error.
+        hint: A further line on standard error after the start.
     """
     from tasquencer.cli.connections import connect_temporal, read_settings
     from tasquencer.cli.following import start_task
@@ -167,7 +167,7 @@ def watch(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")],
     as_json: options.Json = False,
 ) -> None:
-    """Watch a task that was started before, and print its answer.
+    """Watch a task that was started earlier, and print its answer.
 
     Exit status as for `tasq run`.
     """
@@ -190,7 +190,7 @@ async def _report(task: FollowedTask, *, as_json: bool) -> ExitCode:
     except asyncio.CancelledError:  # Ctrl-C
         quoted = shlex.quote(task.id)
         note = (
-            f"stopped watching; task {task.id} goes on. Watch it again: tasq watch {quoted} · "
+            f"stopped watching; task {task.id} continues. Watch it again: tasq watch {quoted} · "
             f"cancel it: tasq cancel {quoted}"
         )
         say(note)

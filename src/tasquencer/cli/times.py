@@ -12,7 +12,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|m|h|d)?")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds: `1.5`, `500ms`, `30s`, `5m`, `2h`, `1d`; without a unit it is seconds.
+    """Read a duration in seconds: `1.5`, `500ms`, `30s`, `5m`, `2h`, `1d`. Without a unit it is seconds.
 
     Raises:
         ValueError: the message says what was expected.
@@ -24,9 +24,9 @@ def parse_duration(text: str) -> float:
 
 
 def parse_since(text: str, now: datetime) -> datetime:
-    """The time so long ago, or at that time: `30m`, `2d`, `2026-11-23`, `2026-11-23T19:10:04+01:00`.
+    """Read a time, given as its age or as an ISO time: `30m`, `2d`, `2026-11-23T19:10:04+01:00`.
 
-    A time without an offset is UTC, as all times of the ledger.
+    A time without an offset is UTC, like all times of the ledger.
 
     Raises:
         ValueError: the message says what was expected.

@@ -1,4 +1,4 @@
-"""`tasq list`, `tasq show` and `tasq db`: read the ledger, keep its schema up to date."""
+"""`tasq list`, `tasq show` and `tasq db`: read the ledger and upgrade its schema."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def list_(
         ),
     ] = None,
     failure_kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only those that failed so: rate_limited, timed_out …")
+        str | None,
+        typer.Option(metavar="KIND", help="Only those with this kind of failure: rate_limited, timed_out …"),
     ] = None,
     task: Annotated[str | None, typer.Option(metavar="TASK", help="Only those of this task.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many on a page.")] = 50,
@@ -76,7 +77,7 @@ def list_(
         states=states,
         failure_kind=failure_kind,
         created_since=created_since,
-        limit=limit + 1,  # the one too many tells whether there is another page
+        limit=limit + 1,  # one more than shown, to see whether there is another page
         offset=(page - 1) * limit,
     )
     end_with(_list(wanted, page, as_json=as_json))
@@ -107,7 +108,7 @@ async def _list(wanted: WorkItemFilter, page: int, *, as_json: bool) -> ExitCode
 def show(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")],
     with_transitions: Annotated[
-        bool, typer.Option("--transitions", help="Also every change of state: when, by whom, why.")
+        bool, typer.Option("--transitions", help="Also show every change of state: time, actor, reason.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +151,7 @@ def _print_json(value: JsonValue) -> None:
 
 
 database_commands = typer.Typer(
-    no_args_is_help=True, help="Look after the ledger's database (TASQ_DATABASE_URL)."
+    no_args_is_help=True, help="Manage the ledger's database (TASQ_DATABASE_URL)."
 )
 
 
@@ -163,11 +164,11 @@ def upgrade(
         typer.Option(
             metavar="ROLE",
             envvar="TASQ_DB_WORKER_ROLE",
-            help="On PostgreSQL: the role that workers connect as. It gets the rights that they need.",
+            help="On PostgreSQL: the role of the workers. It gets the rights that they need.",
         ),
     ] = "",
 ) -> None:
-    """Bring the ledger's database to the schema of this release. Safe to run twice."""
+    """Migrate the ledger's database to the schema of this release. Safe to run twice."""
     from tasquencer.cli.connections import read_settings, readable_database_url
     from tasquencer.sql import upgrade
 
@@ -181,7 +182,7 @@ def upgrade(
 
 @database_commands.command(epilog=examples("tasq db version"))
 def version() -> None:
-    """Print the schema that the database has; exit status 1 if this release does not work on it."""
+    """Print the schema of the database. Exit status 1 if this release does not work on it."""
     from tasquencer.cli.connections import read_settings, readable_database_url
     from tasquencer.core.errors import SchemaMismatch
     from tasquencer.sql.migrate import check_version, schema_version

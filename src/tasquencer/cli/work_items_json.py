@@ -16,7 +16,7 @@ __all__ = ["listed", "shown"]
 
 
 def listed(item: WorkItem) -> dict[str, JsonValue]:
-    """A work item without what it has to do and what came of it."""
+    """Return a work item without its payload and result."""
     dumped: dict[str, JsonValue] = item.model_dump(mode="json", exclude={"payload", "result"})
     return dumped | _failure_columns(item)
 
@@ -27,7 +27,7 @@ def shown(
     records: Records,
     transitions: Mapping[str, Sequence[Transition]],
 ) -> dict[str, Any]:
-    """A whole task: its work items with their AI jobs and transitions, and what they add up to."""
+    """Return a whole task: its work items with their AI jobs and transitions, and the totals."""
     return {
         "task_id": task_id,
         "task_type": items[0].task_type,

@@ -19,17 +19,17 @@ EXAMPLES = examples(
 )
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""The command knows no option: all of them are the program's, `--help` too."""
+"""The command has no options. It passes all of them, including `--help`, to the program."""
 
 
 def worker(context: typer.Context) -> None:
-    """Run a worker: ./worker.py if there is one, else the one that comes with tasquencer.
+    """Run a worker: ./worker.py if it exists, else the worker of tasquencer.
 
-    All options are the program's: see tasq worker --help.
+    The program defines the options: see tasq worker --help.
     """
     own = Path("worker.py").absolute()
     program = own if own.is_file() else bundled_application() / "worker.py"
     sys.stdout.flush()
     sys.stderr.flush()
-    # In this very process, so that signals reach the worker and its exit status is the command's.
+    # In this process, so that signals reach the worker and its exit status becomes the command's.
     os.execv(sys.executable, [sys.executable, str(program), *context.args])  # noqa: S606

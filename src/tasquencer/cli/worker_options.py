@@ -1,6 +1,6 @@
-"""The command line of a worker: its options, what it logs, and how its process ends.
+"""The command line of a worker: its options, its log and the end of its process.
 
-An application's `worker.py` takes the options that it wants, and adds its own:
+An application's `worker.py` uses the options that it wants, and adds its own:
 
     def main(concurrent_calls: ConcurrentCalls = 100, log_level: LogLevelOption = LogLevel.INFO) -> None:
         set_up_logging(log_level)
@@ -56,16 +56,19 @@ class LogLevel(StrEnum):
 
 
 ConcurrentCalls = Annotated[
-    int, typer.Option(envvar="TASQ_CONCURRENT_CALLS", min=1, help="AI calls this worker makes at once.")
+    int,
+    typer.Option(
+        envvar="TASQ_CONCURRENT_CALLS", min=1, help="AI calls that this worker makes at the same time."
+    ),
 ]
 CallsPerSecond = Annotated[
     float | None,
     typer.Option(
         envvar="TASQ_CALLS_PER_SECOND",
         min=0.001,
-        help="AI calls a second on the whole task queue. Tell every worker the same: the last to poll "
-        "decides. Temporal divides it among the partitions of the queue (four unless configured), and "
-        "lets each begin with a call. Default: no limit.",
+        help="AI calls per second on the whole task queue. Give every worker the same value, because the "
+        "last one to poll decides. Temporal divides it among the partitions of the queue (by default "
+        "four), and each may begin with a call. Default: no limit.",
     ),
 ]
 GracePeriod = Annotated[
@@ -73,7 +76,7 @@ GracePeriod = Annotated[
     typer.Option(
         envvar="TASQ_GRACE_PERIOD",
         min=0,
-        help="Seconds that calls under way have to end after SIGTERM or SIGINT; by default as long as an "
+        help="Seconds that running calls may still take after SIGTERM or SIGINT. Default: as long as an "
         "attempt may take.",
     ),
 ]
@@ -82,24 +85,25 @@ HeartbeatInterval = Annotated[
     typer.Option(
         envvar="TASQ_HEARTBEAT_INTERVAL",
         min=0.1,
-        help="Seconds between two heartbeats of a call: so long a cancel may take to reach it. Each is a "
-        "billable action on Temporal Cloud.",
+        help="Seconds between two heartbeats of a call. A cancel may take this long to reach the call. "
+        "Each heartbeat is a billable action on Temporal Cloud.",
     ),
 ]
 MetricsAddress = Annotated[
     str | None,
     typer.Option(
-        envvar="TASQ_METRICS_ADDRESS", help="Serve Prometheus metrics there, for example 127.0.0.1:9464."
+        envvar="TASQ_METRICS_ADDRESS",
+        help="Serve Prometheus metrics at this address, such as 127.0.0.1:9464.",
     ),
 ]
 LogLevelOption = Annotated[
-    LogLevel, typer.Option(envvar="TASQ_LOG_LEVEL", case_sensitive=False, help="How much is logged.")
+    LogLevel, typer.Option(envvar="TASQ_LOG_LEVEL", case_sensitive=False, help="How much to log.")
 ]
 DeploymentName = Annotated[
     str,
     typer.Option(
         envvar="TEMPORAL_DEPLOYMENT_NAME",
-        help="Turn worker versioning on: the name of the deployment. Needs --build-id too.",
+        help="The name of the deployment. Turns worker versioning on, and needs --build-id.",
     ),
 ]
 BuildId = Annotated[
@@ -110,7 +114,7 @@ VersioningOption = Annotated[
     Versioning,
     typer.Option(
         envvar="TASQ_VERSIONING",
-        help="With versioning: a task ends on the build that it began on, or moves to the current one.",
+        help="With versioning: a task stays on its first build (pinned) or moves to the current one.",
     ),
 ]
 ReconcileEvery = Annotated[
@@ -118,14 +122,14 @@ ReconcileEvery = Annotated[
     typer.Option(
         envvar="TASQ_RECONCILE_EVERY",
         min=0,
-        help="Seconds between two runs of the schedule that settles what closed tasks have left open. "
-        "Created if it is not there; 0: do not.",
+        help="Seconds between two runs of the schedule that cancels work items that closed tasks have left "
+        "open. The worker creates the schedule if it does not exist. 0: do not create it.",
     ),
 ]
 
 
 def set_up_logging(level: LogLevel) -> None:
-    """Log to standard error, without the lines of other packages that may hold credentials."""
+    """Log to standard error, without lines of other packages that may contain credentials."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.value, handlers=[handler])
@@ -136,7 +140,7 @@ def set_up_logging(level: LogLevel) -> None:
 
 @contextmanager
 def errors_as_exit_status() -> Iterator[None]:
-    """Report an expected error of the block in one line, and end the process.
+    """Report an expected error of the block in one line and end the process.
 
     The exit status is 3 if Temporal or the database cannot be reached or used, and 2 if a setting is wrong.
     """
@@ -154,11 +158,11 @@ def errors_as_exit_status() -> Iterator[None]:
 def run_program(main: Callable[..., None], *, provider: bool = True) -> NoReturn:
     """Run `main` with the options of the command line, and end the process.
 
-    All settings of the environment are checked first; the process ends with status 2 if some are wrong.
+    All settings of the environment are checked first. The process ends with status 2 if some are wrong.
 
     Args:
         main: Runs the worker.
-        provider: Whether the worker calls a model, so that it needs the provider's settings.
+        provider: True if the worker calls a model and needs the provider's settings.
     """
     status: object = 0
     try:

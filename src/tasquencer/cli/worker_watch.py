@@ -1,4 +1,4 @@
-"""Notices that a task under way has no worker."""
+"""Notices that a running task has no worker."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from temporalio.service import RPCError
 __all__ = ["WorkerWatch", "has_begun"]
 
 _SILENCE_SECONDS = 3.0
-"""How long there is no news before we look whether there is a worker."""
+"""How long a task may be silent before `tasq` checks for a worker."""
 
 _LONG_WAIT = timedelta(seconds=10)
 
 _POLLER_FRESHNESS = timedelta(seconds=75)
-"""A worker polls at least once a minute; the server lists it for five minutes after its last poll."""
+"""A worker polls at least once a minute. The server lists it for five minutes after its last poll."""
 
 _EVENTS_OF_THE_START = 2
-"""Of a workflow that no worker has seen yet: its start, and the workflow task that waits."""
+"""The events of a workflow that no worker has seen yet: its start, and the waiting workflow task."""
 
 
 @dataclass
 class WorkerWatch:
-    """Says, once for each silence, that no worker carries out a task. Asks the server, never the task.
+    """Reports, once for each silence, that no worker runs a task. Asks the server, never the task.
 
     Attributes:
-        say: Takes the line.
+        say: Called with the line.
     """
 
     client: Client
@@ -49,14 +49,14 @@ class WorkerWatch:
 
     @property
     def is_due(self) -> bool:
-        """Whether there has been no news, and no look, for some seconds."""
+        """Return whether there has been no event, and no check, for some seconds."""
         return monotonic() - max(self._last_news, self._last_look) >= _SILENCE_SECONDS
 
     async def look(self, described: WorkflowExecutionDescription | None) -> None:
-        """There is no news of the task, which stands so.
+        """Check for a worker, because the task has been silent.
 
         Args:
-            described: None if the server has not answered.
+            described: The task's description. None if the server has not answered.
         """
         self._last_look = monotonic()
         if described is None:
@@ -74,12 +74,12 @@ class WorkerWatch:
 
 
 def has_begun(described: WorkflowExecutionDescription) -> bool:
-    """Whether a worker has seen the workflow's present run."""
+    """Return whether a worker has seen the workflow's current run."""
     return described.history_length > _EVENTS_OF_THE_START
 
 
 def _waits_for_a_worker(described: WorkflowExecutionDescription) -> timedelta:
-    """How long the workflow's next step has waited to be taken by a worker."""
+    """Return how long the workflow's next step has been waiting for a worker."""
     pending = described.raw_description.pending_workflow_task
     if pending.state is not PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_SCHEDULED:
         return timedelta(0)
@@ -96,6 +96,6 @@ async def _has_workers(client: Client, task_queue: str) -> bool:
             )
         )
     except RPCError:
-        return True  # credentials that may not ask cannot tell
+        return True  # credentials without permission to ask
     oldest = datetime.now(UTC) - _POLLER_FRESHNESS
     return any(poller.last_access_time.ToDatetime(UTC) >= oldest for poller in described.pollers)

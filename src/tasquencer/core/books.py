@@ -92,7 +92,7 @@ class Books:
         return None if kind is None else self._rules[kind]
 
     def counts(self) -> Counts:
-        """How many work items and lineages stand how; independent lineages are left out."""
+        """Count the work items and lineages by state, without independent lineages."""
         return Counts(
             initialized=self._states[WorkItemState.INITIALIZED],
             started=self._states[WorkItemState.STARTED],

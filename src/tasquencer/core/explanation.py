@@ -27,7 +27,7 @@ def culprit(decisive: Transition, work_items: Iterable[WorkItem]) -> str:
     """The id of the work item that failed the task: the one that just ended badly, else the last that did.
 
     Args:
-        decisive: The transition on which the policy decided.
+        decisive: The transition that the policy judged.
         work_items: Those that the policy counts.
     """
     bad = (WorkItemState.FAILED, WorkItemState.CANCELED)
@@ -44,7 +44,7 @@ def explain(item: WorkItem, lineage: Lineage, reason: str | None, before: WorkIt
     Args:
         item: The work item because of which the task failed.
         lineage: Its lineage.
-        reason: That of the transition on which the policy decided.
+        reason: The reason of the transition that the policy judged.
         before: The work item before it in the lineage, if there is one.
     """
     recipe, deadline, too_late = lineage.recipe, lineage.deadline, lineage.too_late

@@ -6,8 +6,8 @@ Its driver supplies ids, times and random numbers, writes the entries from `take
 waits and makes the calls.
 
 Order of events at each transition: the transition itself, then the hook (which may ask for the next
-attempt), then the policy, then the teardown of what is still open if the verdict ends the task. The
-teardown calls neither hook nor policy (Tasquencer's calls the hook; see docs/concepts/semantics.md).
+attempt), then the policy. If the verdict ends the task, the open work items are canceled last. That calls
+neither the hook nor the policy (Tasquencer calls the hook; see docs/concepts/semantics.md).
 """
 
 from __future__ import annotations

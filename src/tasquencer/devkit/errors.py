@@ -1,4 +1,4 @@
-"""What the devkit raises on purpose."""
+"""The errors of the devkit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["DevkitError", "MissingPart", "ProcessFailed"]
 
 
 class DevkitError(TasquencerError):
-    """A part of the devkit cannot be used; the message says in one line what to do."""
+    """A part of the devkit cannot be used. The message says in one line what to do."""
 
 
 class MissingPart(DevkitError):
-    """A package that the part runs on is not installed."""
+    """A package that the part needs is not installed."""
 
     def __init__(self, part: str, package: str, remedy: str = "pip install 'tasquencer[devkit]'") -> None:
         self.part = part
@@ -21,7 +21,7 @@ class MissingPart(DevkitError):
 
 
 class ProcessFailed(DevkitError):
-    """A child process did not become ready; the message ends with the last thing it said."""
+    """A child process did not become ready. The message ends with the last line of its output."""
 
     def __init__(self, name: str, problem: str, last_output: str) -> None:
         self.name = name

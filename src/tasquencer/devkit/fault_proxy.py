@@ -1,7 +1,7 @@
-"""A proxy in front of an OpenAI-compatible server that spends scripted faults on the first requests.
+"""A proxy in front of an OpenAI-compatible server that fails the first requests as scripted.
 
-It shows how a task copes: the first paid requests fail as scripted, one fault each, and everything after
-them passes through unchanged, streamed bodies and all headers included.
+The first paid requests fail, one fault each. All later requests pass through unchanged, including streamed
+bodies and all headers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TooManyRequests:
-    """Status 429, as a provider says it when the rate limit is reached."""
+    """Status 429, like a provider's when the rate limit is reached."""
 
     retry_after_seconds: float | None = None
     """Sent as the Retry-After header; None sends none."""
@@ -46,14 +46,14 @@ class DroppedConnection:
 
 @dataclass(frozen=True)
 class ServerError:
-    """A status from the provider's own trouble."""
+    """A status of a provider that has an internal problem."""
 
     status: int = 503
 
 
 @dataclass(frozen=True)
 class Delay:
-    """The request passes through, but only after a while."""
+    """The request passes through after a delay."""
 
     seconds: float
 
@@ -63,7 +63,7 @@ Fault = TooManyRequests | DroppedConnection | ServerError | Delay
 
 @dataclass
 class ProxiedRequest:
-    """What the proxy did with one request. Holds no credentials and no content."""
+    """What the proxy did with one request. Contains no credentials and no content."""
 
     at: datetime
     """When it arrived, UTC."""
@@ -71,9 +71,9 @@ class ProxiedRequest:
     path: str
     idempotency_key: str | None
     fault: Fault | None
-    """The fault spent on it; None when it passed through."""
+    """The fault that it got. None if it passed through."""
     status: int | None = None
-    """The status the client got; None while it waits, or when it got none."""
+    """The status that the client got. None while it waits, or if it got none."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +81,25 @@ class FaultProxy:
     """A running proxy."""
 
     base_url: str
-    """Use it in place of the upstream's base URL; it ends with the same path."""
+    """The base URL to use instead of the upstream's. It ends with the same path."""
     requests: list[ProxiedRequest] = field(default_factory=list)
     """Every request so far, oldest first."""
 
 
 @asynccontextmanager
 async def fault_proxy(upstream_base_url: str, *, faults: Sequence[Fault] = ()) -> AsyncIterator[FaultProxy]:
-    """Serve the upstream through a loopback port, spending `faults` on the first POST requests, one each.
+    """Serve the upstream on a loopback port, with one of the `faults` for each of the first POST requests.
 
-    GET requests (health checks, the list of models) cost nothing at a provider and spend no fault. A
-    request that cannot reach the upstream is answered 502; one whose upstream breaks in the middle of its
-    answer has its connection reset.
+    GET requests (health checks, the list of models) cost nothing at a provider and get no fault. If the
+    upstream cannot be reached, the answer is 502. If the upstream breaks in the middle of its answer, the
+    connection is reset.
     """
     upstream = httpx2.URL(upstream_base_url)
     script = deque(faults)
     client = httpx2.AsyncClient(
-        timeout=httpx2.Timeout(None, connect=10.0),  # a model may think for minutes; the caller has a timeout
+        timeout=httpx2.Timeout(None, connect=10.0),  # a model may think for minutes
         limits=httpx2.Limits(max_connections=None),
-        trust_env=not _is_loopback(upstream.host),  # a proxy of the environment must not see loopback
+        trust_env=not _is_loopback(upstream.host),  # loopback must not use a proxy of the environment
     )
 
     async def handle(exchange: Exchange) -> None:
@@ -134,7 +134,7 @@ async def fault_proxy(upstream_base_url: str, *, faults: Sequence[Fault] = ()) -
 
 
 _HOP_BY_HOP = frozenset(
-    # RFC 9110, section 7.6.1: they speak about one connection, and ours are two.
+    # RFC 9110, section 7.6.1: these headers are about one connection, and this is two.
     {
         "connection",
         "keep-alive",
@@ -152,7 +152,7 @@ async def _pass_through(
     exchange: Exchange, client: httpx2.AsyncClient, upstream: httpx2.URL, record: ProxiedRequest
 ) -> None:
     incoming = exchange.request
-    outgoing = httpx2.Request(  # not client.build_request, which adds headers of its own
+    outgoing = httpx2.Request(  # not client.build_request, which adds headers
         incoming.method,
         upstream.copy_with(raw_path=incoming.target.encode("ascii")),
         headers=[
@@ -183,7 +183,7 @@ async def _pass_through(
 async def _respond_error(
     exchange: Exchange, status: int, message: str, code: str, headers: Sequence[tuple[str, str]] = ()
 ) -> None:
-    """An error body in OpenAI's shape; it says that it was made here, lest anybody blame the provider."""
+    """Return an error body in OpenAI's shape that names the fault proxy as its origin."""
     body = {
         "error": {"message": f"{message} (from the fault proxy)", "type": code, "param": None, "code": code}
     }

@@ -1,8 +1,8 @@
-"""A small HTTP/1.1 server on the loopback interface whose handlers may misbehave on purpose.
+"""A small HTTP/1.1 server on the loopback interface whose handlers may misbehave deliberately.
 
-Ordinary servers do not let a handler reset the connection, stop in the middle of a body or say nothing at
-all. Here a handler gets an `Exchange` and has that power; `h11` does the protocol. The handler is
-cancelled as soon as the client goes away.
+Ordinary servers do not let a handler reset the connection, stop in the middle of a body or send nothing. Here
+a handler gets an `Exchange` that can do this. `h11` implements the protocol. The handler is cancelled as soon
+as the client disconnects.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ class HttpRequest:
         return self.target.partition("?")[0]
 
     def header(self, name: str) -> str | None:
-        """The first header of this name, in any case; None if there is none."""
+        """Return the first header of this name, in upper or lower case, or None."""
         return next((value for key, value in self.headers if key == name.lower()), None)
 
 
 class Exchange:
-    """A request and the way to answer it, or not to."""
+    """A request, and the methods to answer it or to break the connection."""
 
     def __init__(self, request: HttpRequest, protocol: h11.Connection, writer: asyncio.StreamWriter) -> None:
         self.request = request
         self._protocol = protocol
         self._writer = writer
         self.status: int | None = None
-        """The status sent; None while none was."""
+        """The status that was sent. None before that."""
 
     @property
     def complete(self) -> bool:
-        """Whether the whole answer has left."""
+        """True if the whole answer was sent."""
         return self._protocol.our_state in (h11.DONE, h11.MUST_CLOSE)
 
     async def start(self, status: int, headers: Headers = ()) -> None:
@@ -80,7 +80,7 @@ class Exchange:
         await self.finish()
 
     def close(self) -> None:
-        """End the connection now, in order (FIN), however much of the answer is missing."""
+        """End the connection normally (FIN), even if a part of the answer is missing."""
         self._writer.close()
 
     def reset(self) -> None:
@@ -98,7 +98,7 @@ class Exchange:
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
-"""Answers one exchange. Returning early with an unfinished answer closes the connection."""
+"""Answers one exchange. If it returns with an unfinished answer, the connection is closed."""
 
 
 class HttpServer:
@@ -112,9 +112,9 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on, or listened on once the block has ended."""
+        """The port, also after the block has ended."""
         if self._port is None:
-            raise RuntimeError("the HTTP server has a port only once its `async with` block has begun")
+            raise RuntimeError("the HTTP server has a port only after its `async with` block has begun")
         return self._port
 
     @property
@@ -145,9 +145,9 @@ class HttpServer:
         try:
             await self._serve(reader, writer)
         except (ConnectionError, h11.RemoteProtocolError):
-            pass  # the client left or does not speak HTTP: nobody to tell
+            pass  # the client left or does not speak HTTP
         except asyncio.CancelledError:
-            # Only our own __aexit__ cancels; asyncio would report a cancelled connection as an error.
+            # Only our own __aexit__ cancels. asyncio would report a cancelled connection as an error.
             writer.transport.abort()
         finally:
             self._connections.discard(connection)
@@ -163,8 +163,8 @@ class HttpServer:
                 await asyncio.wait({handling, watching}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for part in (watching, handling):
-                    part.cancel()  # does nothing to what is done
-                # Gathered, not awaited one by one: our own cancellation must not be taken for theirs.
+                    part.cancel()  # no effect on a part that is done
+                # Gathered, because with single awaits our own cancellation would look like theirs.
                 await asyncio.gather(watching, handling, return_exceptions=True)
             for part in (watching, handling):
                 problem = None if part.cancelled() else part.exception()
@@ -178,7 +178,7 @@ class HttpServer:
 async def _next_request(
     protocol: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> HttpRequest | None:
-    """The next request, or None when the client has no more."""
+    """Return the next request, or None if the client sends no other."""
     head: h11.Request | None = None
     body = bytearray()
     while True:
@@ -205,6 +205,6 @@ async def _next_request(
 
 
 async def _client_leaves(protocol: h11.Connection, reader: asyncio.StreamReader) -> None:
-    """Return when the client ends the connection; keep what it sends ahead for the next request."""
+    """Return when the client ends the connection. Keep early data for the next request."""
     while data := await reader.read(_READ_BYTES):
         protocol.receive_data(data)

