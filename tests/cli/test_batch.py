@@ -244,7 +244,7 @@ async def test_ctrl_c_lets_the_batch_go_on_and_says_how_to_attach(scene: Scene, 
     stopped = await running.finish()
     assert stopped.code == 130
     assert stopped.stderr.splitlines()[-1] == (
-        "stopped watching; batch left-alone goes on. Follow it again: tasq batch attach left-alone "
+        "stopped watching; batch left-alone continues. Follow it again: tasq batch attach left-alone "
         f"--out {out} · cancel it: tasq cancel left-alone"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
@@ -271,7 +271,7 @@ async def test_pause_status_resume_and_cancel(scene: Scene, tmp_path: Path) -> N
     assert (paused.code, paused.stderr) == (0, "batch acted-on is paused\n")
     said = await scene.tasq("batch", "status", "acted-on")
     assert said.stdout == "batch acted-on is started: 0 of 5 · paused by anna: lunch\n"
-    assert (await scene.tasq("batch", "resume", "acted-on")).stderr == "batch acted-on goes on\n"
+    assert (await scene.tasq("batch", "resume", "acted-on")).stderr == "batch acted-on continues\n"
     told = json.loads((await scene.tasq("batch", "status", "acted-on", "--json")).stdout)
     assert (told["running"], told["paused"], told["state"]) == (2, None, "started")
     assert (await scene.tasq("cancel", "acted-on", "--yes")).code == 0

@@ -151,7 +151,8 @@ async def test_ctrl_c_stops_watching_and_not_the_task(environment: dict[str, str
     ended = await running.finish()
     assert (ended.code, ended.stdout) == (130, "")
     assert ended.stderr.endswith(
-        "stopped watching; task slow goes on. Watch it again: tasq watch slow · cancel it: tasq cancel slow\n"
+        "stopped watching; task slow continues. Watch it again: tasq watch slow · "
+        "cancel it: tasq cancel slow\n"
     )
     handle = client.get_workflow_handle("slow")
     assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING

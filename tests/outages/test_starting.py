@@ -168,7 +168,7 @@ TEMPORAL: dict[str, tuple[dict[str, str], str]] = {
     ),
     "no TLS to a port with": (
         {"TEMPORAL_ADDRESS": "127.0.0.1:{tls}"},
-        "something answers there, but not as Temporal does (check the port; a server with TLS needs ",
+        "a server answers, but it is not Temporal (check the port; a server with TLS needs ",
     ),
     "a wrong API key": (
         {

@@ -209,7 +209,7 @@ def test_a_decision_is_kept_as_it_is(decision: dict[str, JsonValue]) -> None:
     [
         (
             "approve",
-            'result: must be an object; the work item is a review, so its result is {"decision": "approve"} or',
+            'result: must be an object; the work item is a review, so its result is {"decision": "approve"}',
         ),
         (None, "result: must be an object; the work item is a review"),
         (

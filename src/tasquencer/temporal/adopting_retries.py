@@ -1,4 +1,4 @@
-"""Adopted activities: what Temporal would have decided. Pure decisions, without a clock or a workflow.
+"""Decides about the retries of adopted activities as Temporal would. Pure, without a clock or a workflow.
 
 Temporal's server decides about the retries of a native activity. The rules here are the server's, so that an
 adopted activity ends as a native one would.
@@ -44,7 +44,7 @@ _TIMEOUT_NAMES = {
     TimeoutType.START_TO_CLOSE: "StartToClose",
     TimeoutType.HEARTBEAT: "Heartbeat",
 }
-"""The timeouts after which Temporal retries, by the names that `non_retryable_error_types` takes."""
+"""The timeouts after which Temporal retries, by their names in `non_retryable_error_types`."""
 
 _NOT_ENOUGH_TIME = (
     "Not enough time to schedule next retry before activity ScheduleToClose timeout, giving up retrying"
@@ -55,10 +55,10 @@ _MOST_COEFFICIENT = 1_000.0
 
 @dataclass(frozen=True)
 class AdoptedPolicy:
-    """A `RetryPolicy` with the server's defaults in the place of what is not set.
+    """A `RetryPolicy` with the server's defaults for fields that are not set.
 
     Attributes:
-        most_attempts: At most `MOST_RETRIES + 1`, also where Temporal's own number is unlimited.
+        most_attempts: At most `MOST_RETRIES + 1`, even if Temporal's own number is unlimited.
     """
 
     initial_interval: timedelta
@@ -69,7 +69,7 @@ class AdoptedPolicy:
 
     @classmethod
     def of(cls, policy: RetryPolicy | None) -> AdoptedPolicy:
-        """The policy that an activity was started with; None is the server's default."""
+        """Return the policy that an activity was started with. None is the server's default."""
         policy = policy or RetryPolicy()
         initial = policy.initial_interval or timedelta(seconds=1)
         try:
@@ -87,7 +87,7 @@ class AdoptedPolicy:
 
     @property
     def recipe(self) -> RetryRecipe:
-        """The recipe that people see for it."""
+        """Return the recipe that people see for it."""
         return RetryRecipe(
             max_retries=self.most_attempts - 1,
             initial_interval=self.initial_interval,
@@ -96,7 +96,7 @@ class AdoptedPolicy:
         )
 
     def backoff(self, attempt: int) -> timedelta:
-        """The wait after this attempt (0-based) has failed."""
+        """Return the wait after this attempt (0-based) has failed."""
         try:
             factor = float(self.backoff_coefficient) ** attempt
         except OverflowError:
@@ -122,7 +122,7 @@ def is_retryable(cause: BaseException | None, non_retryable_error_types: Collect
 
 
 def adopted_failure(failure: Failure, cause: BaseException | None, policy: AdoptedPolicy) -> Failure:
-    """The failure as the retry is decided by it: whether it qualifies, and the delay that it asks for.
+    """Return the failure with the facts for the retry: whether it qualifies, and the delay that it asks for.
 
     Args:
         failure: As read from the error.
@@ -139,9 +139,9 @@ def adopted_failure(failure: Failure, cause: BaseException | None, policy: Adopt
 def next_step(
     policy: AdoptedPolicy, attempt: int, failure: Failure, *, now: datetime, deadline: datetime | None
 ) -> Delay | RetryState:
-    """What follows a failed attempt: the wait for the next one, or why there is none.
+    """Return what follows a failed attempt: the wait for the next one, or why there is none.
 
-    A delay that the activity asks for replaces the backoff, also where it is shorter or longer than the
+    A delay that the activity asks for replaces the backoff, even if it is shorter, or longer than the
     policy's maximum.
 
     Args:
@@ -172,7 +172,7 @@ def next_step(
 def final_error(
     error: ActivityError, state: RetryState, before: BaseException | None, *, has_limit: bool = True
 ) -> ActivityError:
-    """The error of the last attempt, as Temporal would have raised it for the activity.
+    """Return the error of the last attempt, as Temporal would have raised it for the activity.
 
     Args:
         error: Of the last attempt.
@@ -214,17 +214,17 @@ def _final_timeout(
 
 
 def late_error(activity_type: str, activity_id: str, before: BaseException | None) -> ActivityError:
-    """The error of an activity whose schedule-to-close timeout ends before its next attempt begins."""
+    """Return the error of an activity whose schedule-to-close timeout ends before its next attempt begins."""
     timeout = TemporalTimeout(_NOT_ENOUGH_TIME, type=TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[])
     timeout.__cause__ = before
     return _error("Activity task timed out", activity_type, activity_id, RetryState.TIMEOUT, timeout)
 
 
 def canceled_error(activity_type: str, activity_id: str, *, waits: bool = False) -> ActivityError:
-    """The error of an activity that was canceled while no attempt of it was under way.
+    """Return the error of an activity that was canceled while no attempt of it was running.
 
     Args:
-        waits: The activity waits for its cancellation to be complete: then it is the server that answers.
+        waits: True if the activity waits for the end of its cancellation. Then the server answers.
     """
     cause = CancelledError("Cancelled", *(["ACTIVITY_ID_NOT_STARTED"] if waits else []))
     return _error("Activity cancelled", activity_type, activity_id, RetryState.CANCEL_REQUESTED, cause)
@@ -233,7 +233,7 @@ def canceled_error(activity_type: str, activity_id: str, *, waits: bool = False)
 def operator_error(
     activity_type: str, activity_id: str, failure: Failure, state: RetryState
 ) -> ActivityError:
-    """The error of an activity whose last attempt a person or a program has declared failed."""
+    """Return the error of an activity whose last attempt a person or a program has declared failed."""
     cause = ApplicationError(
         failure.message,
         failure.model_dump(mode="json"),

@@ -52,10 +52,10 @@ from tasquencer.temporal.wire import received_json, sent
 __all__ = ["Agent", "Turn"]
 
 _MOST_TOOLS_AT_ONCE: Final = 8
-"""Tool calls of one turn that are under way at the same time. Approvals do not count."""
+"""Tool calls of one turn that run at the same time. Approvals do not count."""
 
 _MOST_WORK_ITEMS: Final = 2_000
-"""Of one task: all of them travel along when it continues as new."""
+"""Maximum work items of one task, which carries all of them along when it continues as new."""
 
 _ONCE = RetryRecipe(max_retries=0)
 _HEARTBEAT_TIMEOUT = timedelta(seconds=30)
@@ -67,7 +67,7 @@ class Turn:
 
     Attributes:
         number: From 1.
-        attempts: At the model's answer.
+        attempts: The attempts at the model's answer.
     """
 
     number: int
@@ -77,12 +77,12 @@ class Turn:
 
 
 class Agent:
-    """Carries on one conversation until the model answers without calling a tool.
+    """Continues one conversation until the model answers without calling a tool.
 
     Args:
         task: With `results_bytes=MAXIMUM_CONVERSATION_BYTES` and `rules=TOOL_RULES`.
-        request: What was asked.
-        deadline: Of the whole task.
+        request: The task's request.
+        deadline: The deadline of the whole task.
     """
 
     def __init__(self, task: Task, request: AiAgentRequest, deadline: datetime | None) -> None:
@@ -96,17 +96,17 @@ class Agent:
         self._places = asyncio.Semaphore(_MOST_TOOLS_AT_ONCE)
 
     def next_turn(self) -> Turn | None:
-        """The next turn; None when the model has answered.
+        """Return the next turn, or None when the model has answered.
 
         Raises:
-            ApplicationError: of type `TaskFailed`: no turn is left, or the conversation is too long.
+            ApplicationError: of type `TaskFailed`, if no turn is left or the conversation is too long.
         """
         if self._is_over:
             return None
         request, number = self._request, self._turns + 1
         if number > request.max_turns:
             turns = "1 turn" if request.max_turns == 1 else f"{request.max_turns} turns"
-            raise task_error("TaskFailed", f"the model calls tools still after {turns} (max_turns)")
+            raise task_error("TaskFailed", f"the model still calls tools after {turns} (max_turns)")
         if number > 1:
             self._check_size()
         self._turns = number
@@ -136,7 +136,7 @@ class Agent:
         return await answer(work_item, job, self._request, self._deadline, summary=summary)
 
     async def use_tools(self, turn: Turn) -> None:
-        """Call the tools that the model asked for in this turn, side by side, and note what they say.
+        """Call the tools that the model asked for in this turn, side by side, and keep their results.
 
         Raises:
             ApplicationError: the turn has no answer, or a tool with `on_failure="fail_task"` has failed.
@@ -156,7 +156,7 @@ class Agent:
         self._job = turn.job.model_copy(update=update)
 
     async def _use(self, turn: int, call: ToolCall, lineage: str) -> ChatMessage:
-        """Call one tool, after its approval if it needs one; what the model reads of it."""
+        """Call one tool, after its approval if it needs one. Return the text for the model."""
         if call.problem is None and call.options.requires_approval:
             decision, asked = await self._approval(call, approval_lineage(lineage))
             if decision is None or decision.comments is not None:
@@ -215,7 +215,7 @@ class Agent:
         return result
 
     async def _approval(self, call: ToolCall, lineage: str) -> tuple[Decision | None, WorkItem]:
-        """What a person decides about the call, None if nobody does, and the last work item of the wait."""
+        """Return a person's decision about the call, or None, and the last work item of the wait."""
         options, task = call.options, self._task
         review = Review(
             kind=REVIEW_KIND,
@@ -241,7 +241,7 @@ class Agent:
         return Decision.model_validate(asked.result), asked
 
     def result(self) -> AiAgentResult:
-        """The result of the task: the model's last answer."""
+        """Return the result of the task: the model's last answer."""
         turns = [item for item in self._task.work_items if is_turn(item)]
         if self._request.tools is None:
             return AiAgentResult.of(self._task.completed(), turns)
@@ -251,7 +251,7 @@ class Agent:
 
 
 def _later_choice(choice: str | None) -> str | None:
-    """The tool choice of later turns: a tool that must be called would be called for ever."""
+    """Return the tool choice of later turns. A tool that must be called would be called for ever."""
     return choice if choice in (None, "auto", "none") else "auto"
 
 

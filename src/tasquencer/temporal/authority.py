@@ -1,7 +1,7 @@
-"""Who may use the bookkeeping activities.
+"""Checks the callers of the bookkeeping activities.
 
-Anybody who may start work on the task queue can call them, from another worker or without a workflow. So each
-checks what Temporal says of its caller, which the caller cannot choose.
+Every client that may start work on the task queue can call them, from another worker or without a workflow.
+So each checks Temporal's own facts about its caller, which the caller cannot choose.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tasquencer.temporal.failures import as_application_error
 __all__ = ["NOT_ALLOWED", "check_record", "only_for", "only_for_started"]
 
 NOT_ALLOWED = "NotAllowed"
-"""Type of the error for a caller that may not do what it asks for."""
+"""Type of the error for a caller without permission."""
 
 _PATIENCE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.2
 
 
 def check_record(entries: Sequence[LedgerEntry], settlement: Settlement | None) -> None:
-    """Raise unless a task's own run asks, from its worker, for work items and a settlement of its own.
+    """Raise unless a task's own run asks, from its worker, to write its own work items and settlement.
 
-    The work items that the run creates are of this run. Others may be of an earlier run of the task. The
-    ledger refuses entries about a work item that belongs to another task.
+    A work item that the run creates must belong to this run. Others may belong to an earlier run of the task.
+    The ledger refuses entries about a work item of another task.
     """
     info = activity.info()
     if not info.is_local or info.workflow_id is None:
@@ -51,7 +51,7 @@ def check_record(entries: Sequence[LedgerEntry], settlement: Settlement | None) 
 
 
 def only_for(workflow_type: str, workflow_id: str | None = None) -> None:
-    """Raise unless a workflow of this type asks, and this one if an id is given."""
+    """Raise unless the caller is a workflow of this type, and has this id if one is given."""
     info = activity.info()
     if info.workflow_type != workflow_type or workflow_id not in (None, info.workflow_id):
         wanted = workflow_type if workflow_id is None else f"{workflow_type} {workflow_id!r}"
@@ -61,7 +61,7 @@ def only_for(workflow_type: str, workflow_id: str | None = None) -> None:
 async def only_for_started(ledger: Ledger) -> None:
     """Raise unless the activity's id is that of a work item of the calling workflow, recorded as started.
 
-    In an outage of the ledger nothing is sent: the attempt ends as one that no worker has picked up.
+    In an outage of the ledger nothing is sent. The attempt then ends like one that no worker has picked up.
     """
     info = activity.info()
     deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -71,12 +71,12 @@ async def only_for_started(ledger: Ledger) -> None:
             break
         except LedgerUnavailable as error:
             if time.monotonic() > deadline:
-                problem = f"the ledger could not be asked, nothing was sent: {error}"
+                problem = f"the ledger could not be read, so nothing was sent: {error}"
                 failure = Failure.of(FailureKind.NOT_PICKED_UP, problem)
                 raise as_application_error(failure, is_final=True) from None
             await asyncio.sleep(_PAUSE_SECONDS)
     if holder != (info.workflow_id, WorkItemState.STARTED):
-        raise _not_allowed(f"{info.activity_id!r} is no started work item of the calling workflow")
+        raise _not_allowed(f"{info.activity_id!r} is not a started work item of the calling workflow")
 
 
 def _not_allowed(problem: str) -> ApplicationError:

@@ -1,6 +1,6 @@
 """The activities of a batch, as its workflow calls them: names, arguments, timeouts.
 
-Outages of the ledger and of Temporal are retried by Temporal for as long as they last.
+Temporal retries them during outages of the ledger and of Temporal, without a limit.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ END = "tasquencer.end_batch"
 """Names of the activities."""
 
 PAUSED = "paused"
-"""Name in the workflow's memo: who has paused the batch, and why."""
+"""The key in the workflow's memo for the person who paused the batch, and the reason."""
 
 _CANCEL_TIMEOUT = timedelta(minutes=1)
 _LOAD_TIMEOUT = timedelta(seconds=30)
 _HEARTBEAT_TIMEOUT = timedelta(seconds=15)
 _ANY_TIME = timedelta(days=365)
-"""For the activities that send heartbeats: they may take any time."""
+"""For activities that send heartbeats. Their time is not limited."""
 
 _UNTIL_IT_WORKS = RetryPolicy(
     initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(minutes=1)
 )
 
 _BEFORE_ALL_CALLS = Priority(priority_key=1)
-"""A batch has few activities of its own. Without a priority they would wait behind hundreds of AI calls."""
+"""The priority of a batch's own few activities. Without it they would wait behind hundreds of AI calls."""
 
 _TRY = workflow.ActivityCancellationType.TRY_CANCEL
 _WAIT = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 
 
 class LoadRequest(BaseModel):
-    """Which rows to load."""
+    """Selects the rows to load."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,7 +78,7 @@ class LoadRequest(BaseModel):
 
 
 class SaveRequest(BaseModel):
-    """Which outcomes to save."""
+    """The outcomes to save."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -87,10 +87,10 @@ class SaveRequest(BaseModel):
 
 
 class FollowRequest(BaseModel):
-    """Which tasks to follow.
+    """The tasks to follow.
 
     Attributes:
-        is_last: They have been canceled: return only when all have ended.
+        is_last: True after they have been canceled. The activity then returns when all have ended.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -101,7 +101,7 @@ class FollowRequest(BaseModel):
 
 
 class Followed(BaseModel):
-    """What was learned of the tasks: some have ended, some (their positions) Temporal does not know."""
+    """Outcomes of the tasks that have ended, and positions of the tasks that Temporal does not have."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -110,7 +110,7 @@ class Followed(BaseModel):
 
 
 class EndRequest(BaseModel):
-    """How a batch ends."""
+    """The end of a batch."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -126,7 +126,7 @@ class BatchCalls:
 
     async def begin(self) -> BatchCounts:
         """Begin the batch, or continue it with the rows that have no answer yet."""
-        # Waits for its own end when canceled: the activity that ends the batch must not run beside it.
+        # Waits for its end when canceled, because the activity that ends the batch must not run beside it.
         counts = await _execute(BEGIN, self._batch_id, cancellation_type=_WAIT)
         return received(counts, BatchCounts)
 
@@ -144,25 +144,25 @@ class BatchCalls:
         return received(page, RowPage)
 
     async def save(self, outcomes: list[RowOutcome]) -> dict[int, Usage]:
-        """Save how rows ended; what their tasks used, by position."""
-        # A local activity: one a second would use up the queue's limit of calls per second.
+        """Save the outcomes of rows. Return what their tasks used, by position."""
+        # A local activity, because one per second would use up the queue's limit of calls per second.
         request = SaveRequest(batch_id=self._batch_id, outcomes=outcomes)
         used = await _execute_locally(SAVE, request, RECORD_TIMEOUT)
         return received(used, dict[int, Usage]) or {}  # an earlier release returned nothing
 
     async def cancel(self, rows: Sequence[OpenRow]) -> None:
         """Ask the tasks of these rows to cancel."""
-        # A local activity: another one would wait for a slot among the calls that it is to end.
+        # A local activity, because another one would wait for a slot among the calls that it has to end.
         request = FollowRequest(batch_id=self._batch_id, rows=list(rows), is_last=True)
         await _execute_locally(CANCEL, request, _CANCEL_TIMEOUT)
 
     async def follow(self, rows: Sequence[OpenRow], *, is_last: bool = False) -> Followed:
-        """Look how the tasks of these rows end: for a few seconds, or (`is_last`) until all have ended."""
+        """Follow the tasks of these rows for a few seconds, or (`is_last`) until all have ended."""
         request = FollowRequest(batch_id=self._batch_id, rows=list(rows), is_last=is_last)
         return received(await _execute(FOLLOW, request), Followed)
 
     async def end(self, state: BatchState) -> BatchCounts | None:
-        """End the batch in this state; how its rows stand then. None from a worker of an earlier release."""
+        """End the batch in this state. Return the counts of its rows, or None from an earlier release."""
         request = EndRequest(batch_id=self._batch_id, state=state)
         return received(await _execute(END, request), BatchCounts)
 

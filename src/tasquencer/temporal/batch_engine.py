@@ -1,8 +1,8 @@
 """The engine of a batch: starts its rows as child workflows, collects their ends and saves them.
 
-`tasquencer.batch.window` decides which rows to start, load and save. The engine carries that out in a
-workflow. Loading, saving and following run in the background, one of each at a time; `changed` returns
-when one of them, a row or a pause has news.
+`tasquencer.batch.window` decides which rows to start, load and save. The engine does this in a workflow.
+Loading, saving and following run in the background, one of each at a time. `changed` returns after each event
+of one of them, of a row or of a pause.
 
 A child workflow outlives the run of the batch that started it. The next run learns of its end by asking
 Temporal (`follow_tasks`).
@@ -50,29 +50,29 @@ from tasquencer.temporal.scope import to_the_end
 __all__ = ["BatchEngine"]
 
 _LONGEST_HISTORY = 7_000
-"""Events after which a batch continues as new, if Temporal does not suggest it before. The rows that are then
-under way add up to 2,000."""
+"""Events after which a batch continues as new, unless Temporal suggests it earlier. The rows that are then
+running add up to 2,000 events."""
 
 _SAVE_SECONDS = 1.0
-"""How long an outcome waits for others to be saved with."""
+"""How long an outcome waits for others, to be saved together."""
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
-"""Between two looks at the tasks of an earlier run. The pause doubles after each look that found nothing,
+"""The pause between two looks at the tasks of an earlier run. It doubles after each look that found nothing,
 because a task may sleep for hours."""
 
 _NOTES_PAUSE = "pause-in-memo"
 """Earlier releases do not write a pause to the workflow's memo."""
 
 _AFTER_SINGLE_TASKS = Priority(priority_key=4)
-"""The calls of a batch give way to those of single tasks."""
+"""The calls of single tasks come before those of a batch."""
 
 
 class BatchEngine:
-    """Carries out one batch in its workflow. Make it in the workflow's `__init__`.
+    """Runs one batch in its workflow. Make it in the workflow's `__init__`.
 
     Args:
-        raw: The workflow's input. Input that is not valid is left for `run` to refuse.
+        raw: The workflow's input. `run` refuses input that is not valid.
     """
 
     def __init__(self, raw: object) -> None:
@@ -81,7 +81,7 @@ class BatchEngine:
         self._begun: BatchWindow | None = None
         self._request = AiBatchRequest()
         self._paused: BatchPause | None = None
-        self._to_follow: dict[int, OpenRow] = {}  # open rows that no child workflow of this run reports
+        self._to_follow: dict[int, OpenRow] = {}  # open rows without a child workflow of this run
         self._starting = 0
         self._started_bytes = _StartedBytes()
         self._is_ending = False
@@ -99,11 +99,11 @@ class BatchEngine:
                 self._to_follow = {row.position: row for row in carried.open}
 
     def progress(self) -> BatchProgress | None:
-        """How far the batch is; None before it has begun."""
+        """Return the batch's progress, or None before it has begun."""
         return None if self._begun is None else self._begun.progress()
 
     def set_pause(self, pause: BatchPause | None) -> BatchPause | None:
-        """Start no more rows; None: start rows again. Rows under way are not affected."""
+        """Start no further rows. None: start rows again. Running rows are not affected."""
         self._paused = pause
         if self._begun is not None:
             self._begun.pause(pause)
@@ -113,11 +113,11 @@ class BatchEngine:
         return pause
 
     async def begin(self, request: AiBatchRequest) -> None:
-        """Begin the batch, or continue the run before.
+        """Begin the batch, or continue the previous run.
 
         Raises:
-            ApplicationError: of type `InvalidRequest`: the ledger lacks its rows, or has too few for the
-                policy.
+            ApplicationError: of type `InvalidRequest`, if the ledger lacks its rows, or has too few for the
+            policy.
         """
         self._request = request
         if request.carried is not None:
@@ -144,19 +144,20 @@ class BatchEngine:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the policy has a verdict, or no row is left."""
+        """True if the policy has a verdict, or no row is left."""
         return self._window.verdict is not Verdict.CONTINUE or self._window.is_missing_rows
 
     @property
     def history_is_long(self) -> bool:
-        """Whether it is time to continue as new."""
+        """Return whether it is time to continue as new."""
         info = workflow.info()
         return info.is_continue_as_new_suggested() or info.get_current_history_length() >= _LONGEST_HISTORY
 
     def continue_as_new(self) -> None:
-        """Continue in a new run, unless a row is just being started: call it again when that has changed.
+        """Continue in a new run, unless a row is just being started. Then call it again after the next
+        change.
 
-        A child workflow that has not begun when its run ends never begins. The next run follows the others.
+        A child workflow that has not begun before its run ends never begins. The next run follows the others.
         """
         if not self._starting:
             workflow.continue_as_new(self._request.model_copy(update={"carried": self._window.carry()}))
@@ -176,22 +177,22 @@ class BatchEngine:
             self._loading = self._in_background(page)
 
     def save_outcomes(self) -> None:
-        """Save the outcomes that the ledger does not have, a second's worth at a time."""
+        """Save the outcomes that the ledger does not have, those of a second at a time."""
         if self._window.unsaved and self._saving is None:
             self._saving = self._in_background(self._save_soon())
 
     def follow_tasks(self) -> None:
-        """Look how the tasks end that another run of the batch has started."""
+        """Follow the tasks that another run of the batch has started."""
         if self._to_follow and self._following is None:
             self._following = self._in_background(self._look(list(self._to_follow.values())))
 
     async def changed(self) -> None:
-        """Wait until something has changed, and take it in. Raises what failed in the background."""
+        """Wait for a change and process it. Raises errors of the background work."""
         await workflow.wait_condition(lambda: self._has_changed)
         self._take_in()
 
     async def end(self) -> AiBatchResult:
-        """Cancel what is still under way, and save how everything ended.
+        """Cancel the running rows, and save all outcomes.
 
         Raises:
             ApplicationError: of type `TaskFailed`, if the policy ended the batch or rows have disappeared.
@@ -201,12 +202,12 @@ class BatchEngine:
         if failure is not None:
             raise failure
         result = self._window.result()
-        if self._final is not None:  # the ledger knows more: what rows used in earlier runs of the batch
+        if self._final is not None:  # the ledger also has what rows used in earlier runs
             result = result.model_copy(update=self._final.usage.model_dump())
         return result
 
     async def cancel(self) -> None:
-        """Cancel all rows under way, and save how everything ended. A cancel cannot interrupt it."""
+        """Cancel all running rows, and save all outcomes. A cancel cannot interrupt it."""
         await to_the_end(self._end(BatchState.CANCELED))
 
     async def _carry_out(self, row: BatchRow) -> None:
@@ -217,7 +218,7 @@ class BatchEngine:
                 TASK_WORKFLOW,
                 row.request,
                 id=task_id_of(self._id, row.row_id),
-                # A batch that runs again repeats what failed, not what completed.
+                # A batch that runs again repeats failed rows, not completed ones.
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
@@ -277,7 +278,7 @@ class BatchEngine:
             window.saved(await self._calls.save(outcomes))
 
     async def _look(self, rows: list[OpenRow]) -> Followed:
-        """Look once whether one of the tasks has ended; if none has, pause."""
+        """Look once for tasks that have ended. If there are none, pause."""
         try:
             followed = await self._calls.follow(rows)
         except ActivityError as error:
@@ -307,7 +308,7 @@ class BatchEngine:
         self._final = await self._calls.end(state)
 
     def _failure(self) -> ApplicationError | None:
-        """The error that the decided batch ends with; None if it completes."""
+        """Return the error with which the decided batch ends, or None if it completes."""
         window, progress = self._window, self._window.progress()
         if window.verdict is Verdict.COMPLETE:
             return None
@@ -333,7 +334,7 @@ class BatchEngine:
 
 
 class _StartedBytes:
-    """Counts the bytes of the requests that the present workflow task of Temporal starts."""
+    """Counts the bytes of the requests that the current workflow task starts."""
 
     def __init__(self) -> None:
         self._history_length = 0
@@ -349,7 +350,7 @@ class _StartedBytes:
 
 
 def _details(progress: BatchProgress) -> str:
-    """A table for the Web UI."""
+    """Return a table for the Web UI."""
     figures = {
         "rows": progress.rows,
         "completed": progress.completed,

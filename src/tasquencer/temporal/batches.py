@@ -1,8 +1,8 @@
-"""What a batch does to the world: its activities, and how the end of a row's task is read.
+"""The activities of a batch, and the end of a row's task as its outcome.
 
-A task that a run of the batch has started tells that run its end. A later run of the batch hears nothing of
-it: there the activity `FOLLOW` asks Temporal. It has a place among the calls of the worker, so it looks for a
-few seconds only: the calls that it waits for need places, too.
+The run of the batch that started a task learns of its end. A later run does not, so its activity `FOLLOW`
+asks Temporal. It takes a slot of the worker, and the calls that it waits for need slots, too. So it looks
+only for a few seconds.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ from tasquencer.temporal.not_found import is_missing
 __all__ = ["BatchActivities", "completed_row", "lost_row"]
 
 _PAGE_BYTES = 768 * 1024
-"""Of the requests on a page. Temporal takes 2 MiB as a result; the window decides how much starts at once."""
+"""Maximum bytes of the requests on a page. Temporal accepts 2 MiB as a result."""
 
 _MESSAGE_LENGTH = 500
 
 _CLOSING_AT_ONCE = 20
-"""Tasks that are asked to cancel at once."""
+"""Tasks that are asked to cancel at the same time."""
 
 _LOOK_SECONDS = 3.0
-"""Temporal is asked by long polls, so long."""
+"""The length of a long poll of Temporal."""
 
 _TOGETHER_SECONDS = 0.2
-"""How long the first end that is found waits for others: they come back together."""
+"""How long the first end that is found waits for others, to return them together."""
 
 
 def completed_row(row: OpenRow, result: object) -> RowOutcome:
-    """The outcome of a row whose task has returned this."""
+    """Return the outcome of a row whose task returned this."""
     try:
         answer = AiAgentResult.model_validate(result)
     except ValidationError:
@@ -90,7 +90,7 @@ def completed_row(row: OpenRow, result: object) -> RowOutcome:
 
 
 def lost_row(row: OpenRow, cause: BaseException | None) -> RowOutcome:
-    """The outcome of a row whose task has ended with this error."""
+    """Return the outcome of a row whose task ended with this error."""
     state = RowState.FAILED
     match cause:
         case CancelledError():
@@ -121,7 +121,7 @@ class BatchActivities:
 
     Args:
         batches: Open while the worker runs.
-        ledger: The one beside it.
+        ledger: The ledger of the tasks.
     """
 
     def __init__(self, batches: BatchStore, ledger: Ledger) -> None:
@@ -130,7 +130,7 @@ class BatchActivities:
 
     @activity.defn(name=BEGIN)
     async def begin(self, batch_id: str) -> BatchCounts:
-        """Begin the batch, or go on with what has no answer yet."""
+        """Begin the batch, or continue with the rows that have no answer yet."""
         only_for(BATCH_WORKFLOW, batch_id)
         with retried_outages():
             async with heartbeats():
@@ -156,14 +156,14 @@ class BatchActivities:
 
     @activity.defn(name=SAVE)
     async def save(self, request: SaveRequest) -> dict[int, Usage]:
-        """Save outcomes; what their tasks used, by position."""
+        """Save outcomes. Return what their tasks used, by position."""
         only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
             outcomes = [await self._believed(request.batch_id, one) for one in request.outcomes]
             return await self._batches.save(request.batch_id, outcomes)
 
     async def _believed(self, batch_id: str, outcome: RowOutcome) -> RowOutcome:
-        """The outcome; a failure if its work item belongs to another task than the row's."""
+        """Return the outcome, or a failure if its work item belongs to another task than the row's."""
         if outcome.work_item_id is None:
             return outcome
         holder = await self._ledger.holder(outcome.work_item_id)
@@ -174,9 +174,9 @@ class BatchActivities:
 
     @activity.defn(name=END)
     async def end(self, request: EndRequest) -> BatchCounts:
-        """End the batch; how its rows stand then.
+        """End the batch. Return the counts of its rows.
 
-        Tasks that a terminated run has left and this one has not come to are canceled.
+        Cancels tasks that a terminated run has left and that this run has not reached.
         """
         only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
@@ -195,7 +195,7 @@ class BatchActivities:
 
     @activity.defn(name=FOLLOW)
     async def follow(self, request: FollowRequest) -> Followed:
-        """Look for a few seconds whether a task has ended; the last look takes until all have."""
+        """Wait a few seconds for the end of a task. The last look waits for all of them."""
         only_for(BATCH_WORKFLOW, request.batch_id)
         with retried_outages():
             async with heartbeats():
@@ -216,12 +216,12 @@ def _taken() -> ApplicationError:
 
 
 def _stopping() -> ApplicationError:
-    """Temporal gives the activity to another worker: this one need not wait for tasks that may sleep."""
+    """Return the error that makes Temporal give the activity to another worker, so that this one can stop."""
     return ApplicationError("the worker stops", category=ApplicationErrorCategory.BENIGN)
 
 
 class _Following:
-    """Learns from Temporal how tasks ended."""
+    """Asks Temporal how tasks ended."""
 
     def __init__(self, client: Client, batches: BatchStore, ledger: Ledger, batch_id: str) -> None:
         self._client = client
@@ -230,7 +230,7 @@ class _Following:
         self._batch_id = batch_id
 
     async def divide(self, rows: Sequence[OpenRow]) -> tuple[list[OpenRow], list[OpenRow]]:
-        """Those whose tasks are the batch's, and those whose ids others have taken."""
+        """Split rows into those whose tasks belong to the batch and those whose ids other tasks have."""
         ours: list[OpenRow] = []
         taken: list[OpenRow] = []
         for row in rows:
@@ -238,7 +238,7 @@ class _Following:
         return ours, taken
 
     async def _is_ours(self, row: OpenRow) -> bool:
-        """Whether the task with the row's id does what the row says."""
+        """Return whether the task with the row's id has the row's request."""
         page = await self._batches.pending(
             self._batch_id, after=row.position - 1, limit=1, most_bytes=_PAGE_BYTES
         )
@@ -248,7 +248,7 @@ class _Following:
         except RPCError as error:
             if not is_missing(error):
                 raise
-            return True  # it has gone meanwhile
+            return True  # it no longer exists
         started = first.workflow_execution_started_event_attributes
         if not page.rows or page.rows[0].position != row.position:
             return True  # its outcome is saved
@@ -256,7 +256,7 @@ class _Following:
         return started.workflow_type.name == TASK_WORKFLOW and request == page.rows[0].request
 
     async def cancel(self, rows: Sequence[OpenRow]) -> None:
-        """Ask those of the tasks to cancel that are the batch's."""
+        """Ask the tasks that belong to the batch to cancel."""
         ours, _ = await self.divide(rows)
         slots = asyncio.Semaphore(_CLOSING_AT_ONCE)
 
@@ -265,7 +265,7 @@ class _Following:
             async with slots:
                 try:
                     await handle.cancel()
-                except RPCError as error:  # it has ended, or never begun
+                except RPCError as error:  # it has ended or never begun
                     if not is_missing(error):
                         raise
 
@@ -300,7 +300,7 @@ class _Following:
         )
 
     async def _end(self, row: OpenRow) -> RowOutcome | None:
-        """How the row's task ended; None if neither Temporal nor the ledger knows it."""
+        """Return how the row's task ended, or None if neither Temporal nor the ledger has it."""
         task_id = task_id_of(self._batch_id, row.row_id)
         try:
             return completed_row(row, await self._client.get_workflow_handle(task_id).result())
@@ -312,7 +312,7 @@ class _Following:
             return await self._end_in_ledger(row, task_id)
 
     async def _end_in_ledger(self, row: OpenRow, task_id: str) -> RowOutcome | None:
-        """How a task ended that Temporal has forgotten."""
+        """Return how a task ended that Temporal no longer has."""
         items = await self._ledger.work_items_of(task_id)
         if not items or not items[-1].state.is_terminal:
             return None

@@ -1,4 +1,4 @@
-"""The activity that writes the ledger: local, at least once, idempotent."""
+"""The activity that writes to the ledger: local, at least once, idempotent."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ __all__ = [
 ]
 
 RECORD = "tasquencer.record"
-"""Name of the activity that writes a batch of entries."""
+"""Name of the activity that writes entries."""
 
 REFUSED = "LedgerConflict"
-"""Type of the error with which the ledger refuses a batch for good."""
+"""Type of the error with which the ledger refuses a write for good."""
 
 _ALREADY_ENDED = "AlreadyEnded"
-"""Type of an error in histories of earlier releases: how a work item had ended that the task gave up."""
+"""Type of an error in histories of earlier releases, with the end of a work item that the task canceled."""
 
 _RUN_ENDED = "RunEnded"
-"""Type of the error with which nothing is written, because the run has ended."""
+"""Type of the error if nothing was written because the run has ended."""
 
 RECORD_TIMEOUT = timedelta(seconds=10)
 RECORD_RETRY = RetryPolicy(
@@ -53,23 +53,23 @@ RECORD_RETRY = RetryPolicy(
     maximum_attempts=0,
     non_retryable_error_types=[REFUSED],
 )
-"""An outage of the ledger pauses the task, for as long as it lasts, and burns no attempt.
+"""An outage of the ledger pauses the task, and uses up no attempt.
 
-Each try beyond `LOCAL_RETRY_THRESHOLD` adds six events to the history, which Temporal ends at 51,200:
-with a try a minute a task outlives an outage of five days.
+Each try beyond `LOCAL_RETRY_THRESHOLD` adds six events to the history, which Temporal limits to 51,200. With
+a try per minute, a task survives an outage of five days.
 """
 
 LOCAL_RETRY_THRESHOLD = timedelta(seconds=2)
-"""A longer wait becomes a timer on the server, so that an outage does not hold the workflow task."""
+"""A longer wait becomes a timer on the server, so that an outage does not block the workflow task."""
 
 _PATIENCE = RECORD_TIMEOUT / 2
-"""How long a write may take before it counts as an outage: well before Temporal gives it up."""
+"""How long a write may take before it counts as an outage. Temporal's own timeout is much longer."""
 
 _SLOW_SECONDS = 0.5
-"""A write that takes longer makes the task look for news from the server, such as its cancellation."""
+"""After a longer write, the task checks for new events from the server, such as its cancellation."""
 
 _OLD = timedelta(seconds=5)
-"""What was decided so long ago is written only if the run is still open: as a rule a write is at once."""
+"""A decision of at least this age is written only if the run is still open. Most writes are immediate."""
 
 _DESCRIBE_TIMEOUT = timedelta(seconds=2)
 
@@ -77,7 +77,7 @@ _log = logging.getLogger(__name__)
 
 
 class Bookkeeping:
-    """Writes what tasks decided. One per worker.
+    """Writes the decisions of tasks. One per worker.
 
     Args:
         ledger: An open ledger.
@@ -89,11 +89,10 @@ class Bookkeeping:
 
     @activity.defn(name=RECORD)
     async def record(self, entries: Sequence[LedgerEntry], settlement: Settlement | None = None) -> bool:
-        """Write the batch, then settle; whether that was slow, earlier tries included.
+        """Write the entries, then settle. Return whether that was slow, including earlier tries.
 
-        A refusal is final; an outage is waited for, and so is the end of a bug. Of a run that has ended
-        nothing is written: for a query a worker replays it, and does what its last workflow task had not
-        come to.
+        A refusal is final. Outages and bugs are retried. Nothing is written for a run that has ended: a
+        worker replays such a run for a query, and then executes what its last workflow task did not reach.
         """
         check_record(entries, settlement)
         begin = time.monotonic()
@@ -129,17 +128,17 @@ class Bookkeeping:
 
 
 def already_ended(error: BaseException | None) -> LedgerEntry | None:
-    """The end that the ledger held of a work item, if this error of an earlier release tells one."""
+    """Return the end of a work item in the ledger, if this error of an earlier release contains one."""
     if not isinstance(error, ApplicationError) or error.type != _ALREADY_ENDED:
         return None
-    told = error.details[0]  # of earlier releases an object
+    told = error.details[0]  # an object in earlier releases
     return (
         LedgerEntry.model_validate_json(told) if isinstance(told, str) else LedgerEntry.model_validate(told)
     )
 
 
 def refused_work_item(error: BaseException | None) -> str | None:
-    """The work item whose entry the ledger refuses, if this error of `record` tells one."""
+    """Return the work item whose entry the ledger refused, if this error of `record` names one."""
     if not isinstance(error, ApplicationError) or error.type != REFUSED or not error.details:
         return None
     return str(error.details[0])
@@ -151,7 +150,7 @@ def _is_old(entries: Sequence[LedgerEntry], settlement: Settlement | None) -> bo
 
 
 async def _run_has_ended() -> bool:
-    """Whether Temporal says so; not if it doesn't answer."""
+    """Return whether Temporal says so. False if it does not answer."""
     info = activity.info()
     run = activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
     try:
@@ -162,7 +161,7 @@ async def _run_has_ended() -> bool:
 
 
 def _with_worker(entry: LedgerEntry) -> LedgerEntry:
-    # With eager execution the worker that records the start is the one that makes the call.
+    # With eager execution the worker that records the start also makes the call.
     if entry.transition.next_state is not WorkItemState.STARTED or entry.work_item.worker is not None:
         return entry
     item = entry.work_item.model_copy(update={"worker": activity.client().identity})

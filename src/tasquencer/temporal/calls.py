@@ -1,4 +1,4 @@
-"""The calls of a task that are under way, and the order in which their outcomes count."""
+"""The running calls of a task, and the order in which their outcomes count."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Calls"]
 T = TypeVar("T")
 
 _OUTCOME_STEPS = 10
-"""Turns of the loop that the outcome of an activity needs at most to reach the one who waits for it."""
+"""Maximum turns of the loop until the outcome of an activity reaches the code that waits for it."""
 
 
 class Calls:
     """Waits for calls, and stops them.
 
     Args:
-        state: Of the task.
-        stops_for_its_code: A call is also stopped if only the code that waits for it is canceled.
+        state: The task's state.
+        stops_for_its_code: True to stop a call also if only the code that waits for it is canceled.
     """
 
     def __init__(self, state: TaskState, *, stops_for_its_code: bool) -> None:
@@ -36,7 +36,7 @@ class Calls:
         self._stopped: set[str] = set()
 
     async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
-        """Wait for the call that the work item makes; it is stopped if the work item ends otherwise."""
+        """Wait for the work item's call. Stop it if the work item ends in another way."""
         self._under_way[item.id] = call
         call.add_done_callback(lambda _: self.arrive(item))
         try:
@@ -44,8 +44,8 @@ class Calls:
         except asyncio.CancelledError:
             if call.cancelled() or (not self._stops_for_its_code and workflow.cancellation_reason() is None):
                 raise
-            # Outcome and cancellation may have come in one workflow task. The outcome is on its way
-            # through a few callbacks then, and counts: the call was made, and billed.
+            # Outcome and cancellation may arrive in one workflow task. The outcome then still has to pass a
+            # few callbacks, but it counts, because the call was made and billed.
             self._stopping.add(item.id)
             await self.catch_up()
             if call.done():
@@ -70,7 +70,7 @@ class Calls:
         self._stopping.clear()
 
     async def _ended_call(self, call: asyncio.Task[T]) -> T:
-        """Wait for a call that is being stopped, however often the code around it is canceled meanwhile."""
+        """Wait for a call that is being stopped, even if the code around it is canceled again."""
         while not call.done():
             try:
                 await asyncio.shield(call)
@@ -87,9 +87,9 @@ class Calls:
         self._arrived[item.id] = None
 
     async def _wait_for_those_before(self, item: WorkItem) -> None:
-        """Return once the outcomes that arrived before this one have had their effect, as without a cancel.
+        """Return when the outcomes that arrived before this one have been processed, as without a cancel.
 
-        Else the policy would see them in the order in which the cancel reached those who wait for them.
+        Otherwise the policy would see them in the order in which the cancel reached the waiting code.
         """
         before = list(takewhile(lambda known: known != item.id, self._arrived))
         for _ in range(_OUTCOME_STEPS * len(before)):
@@ -99,16 +99,16 @@ class Calls:
             await asyncio.sleep(0)
 
     def has_arrived(self, work_item_id: str) -> bool:
-        """Whether its call, or its wait, has ended in this workflow task, and nothing has followed yet."""
+        """Return whether its call or wait has ended in this workflow task but was not processed yet."""
         return work_item_id in self._arrived
 
     async def catch_up(self) -> None:
-        """Return once the outcomes that came with this workflow task have had their effect."""
+        """Return when the outcomes of this workflow task have been processed."""
         for _ in range(_OUTCOME_STEPS):
             await asyncio.sleep(0)
 
     def started(self, work_item_id: str) -> None:
-        """Note that the work item begins: what arrived before was the end of its wait."""
+        """Note that the work item begins. An earlier arrival was the end of its wait."""
         self._arrived.pop(work_item_id, None)
 
     def was_stopped(self, work_item_id: str) -> bool:
@@ -121,7 +121,7 @@ class Calls:
             self._under_way[work_item_id].cancel()
 
     async def stop_all(self) -> None:
-        """Stop all calls, and return once what they came to has had its effect."""
+        """Stop all calls, and return when their outcomes have been processed."""
         while self._under_way:
             await self.catch_up()
             for call in list(self._under_way.values()):

@@ -32,24 +32,24 @@ _log = logging.getLogger(__name__)
 
 
 async def connect(**options: Unpack[ClientConnectConfig]) -> Client:
-    """A client connected as the environment and the profile file say.
+    """Connect a client with the settings of the environment and the profile file.
 
     Reads `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_PROFILE`, TLS and API key through
-    `temporalio.envconfig`; without any, `localhost:7233` and namespace `default`. The data converter is the
-    one that `TASQ_DATA_CONVERTER` names (`module:attribute`), else one that a plugin brings, else ours.
+    `temporalio.envconfig`. The defaults are `localhost:7233` and namespace `default`. The data converter is
+    the one that `TASQ_DATA_CONVERTER` names (`module:attribute`), else that of a plugin, else ours.
 
     Args:
-        options: Those of `Client.connect`. They take precedence over the environment. A worker's
-            `TasquencerPlugin` belongs into `plugins`, or to the worker; not to both.
+        options: The options of `Client.connect`. They take precedence over the environment. Give a worker's
+        `TasquencerPlugin` either here in `plugins` or to the worker, not to both.
 
     Raises:
-        TemporalUnreachable: nobody answers there within ten seconds, or not with these settings.
+        TemporalUnreachable: no server answers within ten seconds, or it refuses these settings.
         WrongSetting: `TASQ_DATA_CONVERTER` names no data converter.
     """
     config: dict[str, Any] = {**_configured(), **options}
     address: str = config["target_host"]
     no_address = TemporalUnreachable(
-        address, "that is no address", "TEMPORAL_ADDRESS must be host:port, without http://"
+        address, "that is not an address", "TEMPORAL_ADDRESS must be host:port, without http://"
     )
     if "://" in address:
         raise no_address
@@ -73,7 +73,7 @@ async def connect(**options: Unpack[ClientConnectConfig]) -> Client:
 
 
 class _OurConverter(Plugin):
-    """Comes last: installs our data converter if no plugin before it has brought one."""
+    """Runs last: installs our data converter if no earlier plugin has set one."""
 
     def configure_client(self, config: ClientConfig) -> ClientConfig:
         if is_default(config["data_converter"]):
@@ -89,9 +89,9 @@ class _OurConverter(Plugin):
 
 
 async def check_namespace(client: Client) -> None:
-    """Raise `TemporalUnreachable` if the client's namespace does not exist, or not for these credentials.
+    """Raise `TemporalUnreachable` if the client's namespace does not exist for these credentials.
 
-    Who may not ask is not told: that is no reason not to try.
+    Credentials without permission to describe the namespace pass this check.
     """
     request = DescribeNamespaceRequest(namespace=client.namespace)
     address = client.service_client.config.target_host
@@ -131,7 +131,7 @@ def _configured() -> dict[str, Any]:
     environment = cleaned(os.environ)
     file = environment.get("TEMPORAL_CONFIG_FILE")
     try:
-        if file and not Path(file).exists():  # the SDK would go on without it, to another server
+        if file and not Path(file).exists():  # the SDK would ignore this and connect to another server
             raise FileNotFoundError(f"there is no file {file!r}")
         config: dict[str, Any] = dict(Profile.load_client_connect_config(override_env_vars=environment))
     except Exception as error:  # the SDK raises bare RuntimeErrors for an unreadable profile
@@ -171,11 +171,11 @@ _CAUSES: tuple[tuple[str, str, str | None], ...] = (
     ("CertificateRequired", *_CREDENTIALS),
     (
         "tonic::transport::Error",
-        "something answers there, but not as Temporal does",
+        "a server answers, but it is not Temporal",
         "check the port; a server with TLS needs TEMPORAL_TLS=true",
     ),
 )
-"""What the SDK's error contains, what that means, and what helps; the first that fits counts."""
+"""A part of the SDK's error, its meaning, and the remedy. The first match counts."""
 
 
 def _first_cause(message: str) -> tuple[str, str | None]:

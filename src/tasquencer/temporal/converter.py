@@ -1,4 +1,4 @@
-"""How payloads are written: plain JSON through Pydantic, readable by clients in any language."""
+"""Payloads as plain JSON, written by Pydantic and readable by clients in any language."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ __all__ = ["FailureConverter", "PayloadConverter", "configured", "data_converter
 
 
 _ANYTHING = (None, Any, object)
-"""Type hints of whoever takes any object."""
+"""Type hints of receivers that accept any object."""
 
 
-# The SDK makes a new payload converter for each activation of a workflow, and Pydantic's then builds its
-# serializer and type adapters anew. These are made once; they hold nothing but caches.
+# The SDK makes a new payload converter for each activation of a workflow, and each time Pydantic's builds its
+# serializer and type adapters. These are made once. They only hold caches.
 class _LenientJson(PydanticJSONPlainPayloadConverter):
-    """Hands what is no proper JSON on to whoever takes any object: a task refuses it, and says why.
+    """Passes malformed JSON to receivers that accept any object, so that a task can refuse it with a message.
 
-    The SDK would fail the workflow task again and again, over an input that never gets better. JavaScript
-    writes half an emoji as a lone surrogate, which Pydantic's parser refuses to read.
+    Without it the SDK would fail the workflow task again and again. For example, JavaScript writes half an
+    emoji as a lone surrogate, which Pydantic's parser refuses.
     """
 
     def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
@@ -63,13 +63,13 @@ _CONVERTERS = tuple(
 
 
 class PayloadConverter(PydanticPayloadConverter):
-    """Pydantic's payload converter, cheap to make."""
+    """Pydantic's payload converter, fast to create."""
 
     def __init__(self) -> None:
         CompositePayloadConverter.__init__(self, *_CONVERTERS)
 
     def from_payloads(self, payloads: Sequence[Payload], type_hints: list[type] | None = None) -> list[Any]:
-        """See the base class. Whoever takes any object gets the bytes of what has no readable encoding."""
+        """See the base class. A receiver of any object gets the bytes if the encoding is unknown."""
         values: list[Any] = []
         for payload, hint in zip_longest(payloads, (type_hints or [])[: len(payloads)]):
             try:
@@ -82,7 +82,7 @@ class PayloadConverter(PydanticPayloadConverter):
 
 
 class FailureConverter(DefaultFailureConverter):
-    """Leaves out the stack trace of an expected failure: it says nothing, and names the worker's folders."""
+    """Leaves out the stack trace of an expected failure. It is useless, and contains the worker's folders."""
 
     def to_failure(
         self, exception: BaseException, payload_converter: BasePayloadConverter, failure: Failure
@@ -100,7 +100,7 @@ data_converter = DataConverter(
 
 
 def is_default(converter: DataConverter | None) -> bool:
-    """Whether all of it is the SDK's default: nobody has chosen how payloads are written."""
+    """Return whether the converter is the SDK's default in every part."""
     return converter is None or all(
         getattr(converter, part.name) == getattr(DataConverter.default, part.name)
         for part in fields(DataConverter)
@@ -109,13 +109,13 @@ def is_default(converter: DataConverter | None) -> bool:
 
 
 def configured(environment: Mapping[str, str]) -> DataConverter | None:
-    """The data converter that `TASQ_DATA_CONVERTER` names; None if it names none.
+    """Return the data converter that `TASQ_DATA_CONVERTER` names, or None if it is not set.
 
     It is `module:attribute`: a `DataConverter`, or a function without arguments that returns one. The module
     may be in the current folder.
 
     Raises:
-        WrongSetting: there is no such module or attribute, or it is no data converter.
+        WrongSetting: there is no such module or attribute, or it is not a data converter.
     """
     name = environment.get(DATA_CONVERTER)
     if not name:
@@ -131,7 +131,7 @@ def configured(environment: Mapping[str, str]) -> DataConverter | None:
         for part in attribute.split("."):
             found = getattr(found, part)
         converter = found if isinstance(found, DataConverter) else found()  # type: ignore[operator]
-    except Exception as error:  # anything that the user's module raises
+    except Exception as error:  # the user's module may raise any error
         raise WrongSetting(
             DATA_CONVERTER, f"{name!r} cannot be used: {type(error).__name__}: {error}"
         ) from error

@@ -1,9 +1,9 @@
-"""Outcomes are handed in once Temporal answers.
+"""Delivers outcomes of activities when Temporal answers.
 
-The SDK tries for ten seconds to hand in what an activity came to, whatever the retry configuration of the
-client says (Core's `init_worker` overwrites it), and then drops it: each longer outage would lose answers
-that were paid for. So a call keeps its outcome until Temporal answers, or until the activity is canceled
-because its start-to-close timeout or the worker's grace period is over.
+The SDK tries for ten seconds to report the outcome of an activity, and then drops it. Core's `init_worker`
+overwrites the client's retry configuration. So each longer outage would lose answers that were paid for.
+Therefore a call keeps its outcome until Temporal answers, or until the activity is canceled because its
+start-to-close timeout or the worker's grace period is over.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from temporalio.service import RPCError, RPCStatusCode
 __all__ = ["OUTAGES", "Delivery"]
 
 OUTAGES = {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}
-"""How a request ends that Temporal does not answer."""
+"""The errors of a request that Temporal does not answer."""
 
 _FRESH_SECONDS = 1.0
-"""Who asked so short a time ago need not ask again: in an outage that has just begun the SDK's tries do."""
+"""A check of at most this age is not repeated. In a new outage the SDK's own tries are enough."""
 
 _PATIENCE = timedelta(seconds=5)
 _AGAIN_SECONDS = 0.5
 
 
 class Delivery:
-    """Knows whether Temporal answers. One per worker, shared by its calls: one of them asks for all."""
+    """Knows whether Temporal answers. All calls of a worker share it, and one of them asks for all."""
 
     def __init__(self) -> None:
         self._answered_at = -_FRESH_SECONDS
         self._asking = asyncio.Lock()
 
     async def possible(self, client: Client) -> None:
-        """Return once Temporal answers, or when the activity is canceled: it is handed in then, too."""
+        """Return when Temporal answers or the activity is canceled. Both deliver the outcome."""
         with contextlib.suppress(asyncio.CancelledError):
             async with self._asking:
                 while monotonic() - self._answered_at > _FRESH_SECONDS:

@@ -1,8 +1,8 @@
-"""How failures cross Temporal's border, in both directions.
+"""Converts failures to Temporal's errors and back.
 
-An activity that fails for a business reason raises the error that `as_application_error` makes: its
-type is the failure's kind, its single detail the failure itself. In the workflow `failure_of` reads
-it back, and classifies what Temporal itself reports: a lost worker, a timeout, a payload too large.
+An activity that fails for a business reason raises the error that `as_application_error` makes. Its type is
+the failure's kind, and its single detail is the failure itself. In the workflow `failure_of` reads it back.
+It also classifies Temporal's own errors: a lost worker, a timeout, a payload that is too large.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 AI_CALL = "generate"
-"""Name of the activity that makes an AI call. It never fails with an error without a type."""
+"""Name of the activity that makes an AI call. Its errors always have a type."""
 
 _CLI = "CLI"
 """Source of a failure that the `temporal` command has made."""
 
 _LEFT_BEHIND = "LeftBehind"
-"""Type of the error with which the call of a work item ends that a reset of the task has left behind."""
+"""Type of the error of a call whose work item a reset of the task has left behind."""
 
 _SDK_TYPES = {
     "ActivityPause": (FailureKind.OPERATOR, "the activity was paused with Temporal's own command", True),
@@ -50,7 +50,7 @@ _SDK_TYPES = {
         False,
     ),
 }
-"""Types that the SDK itself gives to an activity's error: kind, message, whether the outcome is unknown."""
+"""The SDK's own types of an activity's error: kind, message, and whether the outcome is unknown."""
 
 _TIMED_OUT = (FailureKind.TIMED_OUT, "no outcome within the attempt's time limit")
 _TIMEOUTS: dict[TimeoutType | None, tuple[FailureKind, str]] = {
@@ -63,18 +63,18 @@ _TIMEOUTS: dict[TimeoutType | None, tuple[FailureKind, str]] = {
         "no worker picked the call up in time",
     ),
 }
-"""Kinds of timeout that are not simply `timed_out`."""
+"""Timeouts with another kind than `timed_out`."""
 
 
 def as_application_error(failure: Failure, *, is_final: bool = False) -> ApplicationError:
-    """The error that an activity raises to report a failure.
+    """Return the error that an activity raises to report a failure.
 
-    It is benign: an expected failure belongs in the ledger, not in the worker's error log.
+    It is benign, because an expected failure belongs in the ledger, not in the worker's error log.
 
     Args:
-        failure: To report.
-        is_final: Temporal never runs the activity again, even if an operator gives it more attempts or has
-            paused it. Whether the task retries depends on the failure alone.
+        failure: The failure to report.
+        is_final: True if Temporal must never run the activity again, even if an operator gives it more
+        attempts or has paused it. Only the failure decides whether the task retries.
     """
     return ApplicationError(
         failure.message,
@@ -86,7 +86,7 @@ def as_application_error(failure: Failure, *, is_final: bool = False) -> Applica
 
 
 def task_error(kind: str, message: str, failure: Failure | None = None) -> ApplicationError:
-    """The error that a task ends with, its last failure as the detail; expected, so benign."""
+    """Return the error that a task ends with. Its detail is the last failure. It is expected, so benign."""
     return ApplicationError(
         message,
         *([failure.model_dump(mode="json")] if failure is not None else []),
@@ -97,10 +97,10 @@ def task_error(kind: str, message: str, failure: Failure | None = None) -> Appli
 
 
 def failure_of(error: FailureError) -> Failure:
-    """The failure that an error of an activity, a local activity or a child workflow stands for.
+    """Return the failure for an error of an activity, a local activity or a child workflow.
 
-    An `ApplicationError` that carries no `Failure` becomes one of the kind that its type names;
-    it qualifies for a retry unless it is non-retryable, as in Temporal.
+    An `ApplicationError` without a `Failure` becomes one of the kind that its type names. It qualifies for a
+    retry unless it is non-retryable, as in Temporal.
     """
     cause = error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
     if isinstance(cause, TemporalTimeout):
@@ -115,7 +115,7 @@ def failure_of(error: FailureError) -> Failure:
         try:
             return Failure.model_validate(cause.details[0])
         except ValidationError:
-            pass  # details of another making
+            pass  # the details are not ours
     return Failure(
         kind=cause.type or FailureKind.UNEXPECTED,
         message=cause.message or str(cause),
@@ -124,9 +124,9 @@ def failure_of(error: FailureError) -> Failure:
 
 
 def failed_from_outside(error: BaseException | None) -> tuple[Failure, str, str | None] | None:
-    """The failure of an activity that somebody failed with Temporal's own command; None: it failed otherwise.
+    """Return the failure of an activity that a person failed with Temporal's own command, or None.
 
-    With it the name of the client that sent the command, and the reason that was given.
+    Returns it together with the name of the client that sent the command, and its reason.
     """
     cause = error.cause if isinstance(error, ActivityError) else None
     if not isinstance(error, ActivityError) or not isinstance(cause, ApplicationError) or cause.type:
@@ -140,7 +140,7 @@ def failed_from_outside(error: BaseException | None) -> tuple[Failure, str, str 
 
 
 def left_behind() -> ApplicationError:
-    """The error of a work item that a reset has left behind; expected, so benign."""
+    """Return the error of a work item that a reset has left behind. It is expected, so benign."""
     return ApplicationError(
         "a reset of the task has left this attempt behind: nothing was sent",
         type=_LEFT_BEHIND,
@@ -150,11 +150,11 @@ def left_behind() -> ApplicationError:
 
 
 def is_left_behind(error: BaseException | None) -> bool:
-    """Whether it says that a reset has left the work item behind: that is no outcome of it."""
+    """Return whether the error means that a reset has left the work item behind, which is not an outcome."""
     cause = error.cause if isinstance(error, ActivityError) else error
     return isinstance(cause, ApplicationError) and cause.type == _LEFT_BEHIND
 
 
 def worker_of(error: FailureError) -> str | None:
-    """Identity of the worker that ran the activity, where Temporal knows it."""
+    """Return the identity of the worker that ran the activity, if Temporal knows it."""
     return error.identity or None if isinstance(error, ActivityError) else None

@@ -1,8 +1,8 @@
 """A fixed order for the asyncio tasks of a workflow run.
 
 `asyncio.TaskGroup` and `asyncio.wait` keep tasks in sets. Python orders a set of tasks by their addresses in
-memory, which differ from one process to the next. A group that aborts would cancel its tasks in one order
-live and in another one on replay, and the history would not replay.
+memory, which differ between processes. A group that aborts would cancel its tasks in another order on replay,
+and the history would not replay.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class _OrderedTask(asyncio.Task[T]):
 def fix_order(loop: Any) -> None:
     """Let the workflow's loop create tasks whose order in sets is the same in every process.
 
-    A number follows from the task that creates another one and from how many it has created before. A count
-    per run would not do: queries and refused updates create tasks, too, and no replay repeats those.
+    The number depends on the task that creates another one and on how many it has created before. A count per
+    run would be wrong, because queries and refused updates create tasks, too, and no replay repeats those.
     """
     register = loop._register_task  # as the SDK's own `create_task` does; there is no public hook
     created: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()

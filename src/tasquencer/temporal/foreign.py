@@ -1,4 +1,4 @@
-"""Activities of other people: which ones are meant, what they were given, how they failed."""
+"""Activities of users: selects them, and records their arguments, results and failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasquencer.temporal.failures import failure_of
 __all__ = ["MOST_BYTES", "as_json", "failure_of_exception", "hides_messages", "matches", "without_details"]
 
 MOST_BYTES = 64 * 1024
-"""Bytes of the arguments or the result of a foreign activity that the ledger keeps."""
+"""Maximum bytes of a foreign activity's arguments or result that the ledger keeps."""
 
 _MESSAGE_LENGTH = 2_000
 
@@ -30,7 +30,7 @@ def matches(patterns: Sequence[str], activity_type: str) -> bool:
 
 
 def as_json(value: object, converter: PayloadConverter, most_bytes: int = MOST_BYTES) -> JsonValue:
-    """The value as the client's payload converter writes it, if that is JSON and not too large.
+    """Return the value as the client's payload converter writes it, if that is JSON and not too large.
 
     Otherwise a note: `{"not_recorded": <type>, "bytes": <size>}`.
     """
@@ -52,13 +52,13 @@ def as_json(value: object, converter: PayloadConverter, most_bytes: int = MOST_B
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def failure_of_exception(error: BaseException, policy: RetryPolicy | None = None) -> Failure:
-    """The failure that an exception of an activity stands for.
+    """Return the failure for an exception of an activity.
 
-    What is no error of Temporal's gets its class as the kind, as Temporal names it, too.
+    An exception that is not one of Temporal's errors gets its class name as the kind, as in Temporal.
 
     Args:
         policy: Of the activity; it may exclude the kind from retries.
@@ -83,7 +83,7 @@ def hides_messages(converter: DataConverter) -> bool:
 
 
 def without_details(failure: Failure, *, message: str | None) -> Failure:
-    """The failure without what the client would hide: its details and, if given another one, its message."""
+    """Return the failure without its details, and with another message if one is given."""
     update: dict[str, object] = {"details": {}}
     if message is not None:
         update["message"] = message

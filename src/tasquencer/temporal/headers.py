@@ -1,8 +1,8 @@
-"""Headers of ours: written by us, and encoded by the client's codec like any other payload.
+"""Our own headers, encoded by the client's codec like any other payload.
 
-The SDK leaves headers alone unless the client's `header_codec_behavior` says otherwise, and the headers of
-others are not ours to change. So a workflow hands its header to the worker's event loop, where the codec
-runs, and waits for the answer. This adds nothing to the history.
+By default (`header_codec_behavior`) the SDK does not encode headers, and we must not change the headers of
+others. So a workflow passes its header to the worker's event loop, where the codec runs, and waits for the
+answer. This adds nothing to the history.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _FUNCTION = "tasquencer.headers"
 _PACKED = b"tasquencer/zlib"
 
 MOST_UNPACKED = 64 * 1024 * 1024
-"""Bytes of a carried task. The largest that we write are some 4 MiB: 2,000 work items with results."""
+"""Maximum bytes of a carried task. Ours have up to about 4 MiB: 2,000 work items with results."""
 
 _PLAIN = (JSON, _PACKED)
 
 _SECONDS = 1.5
-"""How long the codec may take. The SDK takes a workflow that says nothing for two seconds for deadlocked."""
+"""How long the codec may take. To the SDK, a workflow that is busy for two seconds is deadlocked."""
 
 
 def pack(payload: Payload) -> Payload:
-    """The payload compressed: thousands of work items are alike, and Temporal takes 2 MiB."""
+    """Compress the payload. Thousands of work items are similar, and Temporal accepts 2 MiB."""
     return Payload(
         metadata={"encoding": _PACKED, "packed": payload.metadata["encoding"]},
         data=zlib.compress(payload.data, 1),
@@ -55,7 +55,7 @@ def pack(payload: Payload) -> Payload:
 
 
 def unpack(payload: Payload) -> Payload:
-    """The payload as it was packed; one of an earlier release, which did not pack, as it is."""
+    """Return the payload as it was before packing. Earlier releases did not pack theirs."""
     if payload.metadata["encoding"] != _PACKED:
         return payload
     decompressor = zlib.decompressobj()
@@ -66,7 +66,7 @@ def unpack(payload: Payload) -> Payload:
 
 
 class HeaderCodec:
-    """The client's codec, for headers of ours. One per worker.
+    """The client's codec for our headers. One per worker.
 
     Args:
         converter: The client's.
@@ -90,7 +90,7 @@ class HeaderCodec:
         return cls(config["data_converter"], config["header_codec_behavior"])
 
     def run_here(self) -> None:
-        """Let the codec run in the running event loop: the worker's."""
+        """Make the codec run in the current event loop, which is the worker's."""
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.get_running_loop()
             self._thread = threading.get_ident()
@@ -101,16 +101,16 @@ class HeaderCodec:
 
     @staticmethod
     def encoded(payload: Payload) -> Payload:
-        """In a workflow: the payload as it goes into a header."""
+        """In a workflow: encode a payload for a header."""
         return _ask("encode", payload)
 
     @staticmethod
     def decoded(payload: Payload) -> Payload:
-        """In a workflow: what was put into the header."""
+        """In a workflow: decode the payload of a header."""
         return payload if _is_plain(payload) else _ask("decode", payload)
 
     async def received(self, payload: Payload, namespace: str, workflow_id: str) -> Payload:
-        """In an activity: what its workflow put into the header."""
+        """In an activity: decode the payload that its workflow put into the header."""
         codec = self._codec_for(namespace, workflow_id)
         if codec is None or _is_plain(payload):
             return payload

@@ -1,7 +1,7 @@
-"""What the histories of a task have written to the ledger: found by replaying them.
+"""Finds the ledger writes of a task by replaying its histories.
 
-A replay carries the task's decisions out again, and hands each write to the same local activity. Nothing runs
-it now; its arguments are what was written, and a marker in the history says that it was.
+A replay repeats the task's decisions, and passes each write to the same local activity. The activity does not
+run. Its arguments are the entries, and a marker in the history shows that they were written.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ __all__ = ["Histories", "TaskHistory", "Write"]
 
 @dataclass(frozen=True)
 class Write:
-    """What one call of the bookkeeping wrote.
+    """The entries of one call of the bookkeeping.
 
     Attributes:
-        position: How many events the history had then.
+        position: The number of events in the history at that time.
     """
 
     entries: Sequence[LedgerEntry]
@@ -48,7 +48,7 @@ class Write:
     position: int
 
     def of_run(self, replayed_as: str, run_id: str) -> Write:
-        """The write with the id of the run that made it in the place of the one that it was replayed as."""
+        """Return the write with the id of the run that made it instead of the id during the replay."""
         entries = [
             entry.model_copy(update={"work_item": entry.work_item.model_copy(update={"run_id": run_id})})
             if entry.work_item.run_id == replayed_as
@@ -63,12 +63,12 @@ class Write:
 
 @dataclass
 class TaskHistory:
-    """What a task's runs have written.
+    """The writes of a task's runs.
 
     Attributes:
         writes: In order, run by run.
-        under_way: One of them is running.
-        gaps: What cannot be told, one line each.
+        under_way: True if one of them is running.
+        gaps: The parts that could not be read, one line each.
     """
 
     task_id: str
@@ -108,7 +108,7 @@ class Histories:
         self._types = {workflow._Definition.must_from_class(kind).name for kind in workflows}
 
     async def task_ids(self, since: datetime | None, limit: int) -> list[str]:
-        """The ids of tasks of these types, newest first; at most so many."""
+        """Return the ids of tasks of these types, newest first, at most `limit`."""
         types = ", ".join(_quoted(name) for name in sorted(name for name in self._types if name))
         query = f"WorkflowType IN ({types})"
         if since is not None:
@@ -121,7 +121,7 @@ class Histories:
         return list(found)
 
     async def read(self, task_id: str) -> TaskHistory | None:
-        """Replay all runs of a task; None if Temporal does not know it."""
+        """Replay all runs of a task. Return None if Temporal does not have it."""
         runs = await self._runs(task_id)
         if not runs:
             return None
@@ -146,13 +146,14 @@ class Histories:
         begin = history.events[0].workflow_execution_started_event_attributes
         before = begin.continued_execution_run_id
         if before and before not in known:
-            told.gaps.append(f"the history of run {before} is gone, which went on as run {run.id}")
+            told.gaps.append(f"the history of run {before}, which continued as run {run.id}, is gone")
         self._writes.clear()
         try:
             await self._replayer.replay_workflow(WorkflowHistory(told.task_id, history.events))
         except Exception as error:  # noqa: BLE001 - whatever the task's own code raises
             told.gaps.append(f"run {run.id} does not replay on this code: {error}")
-        # A run that a reset has made begins with the events of the one before, and is replayed under its id.
+        # A run made by a reset begins with the events of the earlier run, and is replayed under the earlier
+        # id.
         resets = [
             (event.event_id, event.workflow_task_failed_event_attributes.new_run_id)
             for event in history.events
@@ -165,7 +166,7 @@ class Histories:
             told.writes.append(write.of_run(original, made_by))
 
     async def _runs(self, task_id: str) -> list[_Run]:
-        """All runs of the task that Temporal still has, in the order in which they began."""
+        """Return all runs of the task that Temporal still has, oldest first."""
         found: dict[str, _Run] = {}
         async for execution in self._client.list_workflows(f"WorkflowId = {_quoted(task_id)}"):
             found[execution.run_id] = _run(execution)
@@ -190,7 +191,7 @@ def _quoted(text: str) -> str:
 
 
 _WRITTEN = "tasquencer.written"
-"""Name of the function by which a workflow in the sandbox tells what it wrote."""
+"""Name of the function with which a workflow in the sandbox reports its writes."""
 
 
 class _Listener(Interceptor):
@@ -221,7 +222,7 @@ class _Outbound(WorkflowOutboundInterceptor):
             write = Write(received(entries, list[LedgerEntry]), settling, position)
 
             def confirmed(done: asyncio.Task[Any]) -> None:
-                # Only what the history has a marker for comes to an end in a replay.
+                # In a replay, only an activity with a marker in the history ends.
                 if not done.cancelled() and done.exception() is None:
                     tell(write)
 

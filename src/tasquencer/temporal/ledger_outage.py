@@ -1,4 +1,4 @@
-"""An outage of the ledger, as an activity reports it to Temporal."""
+"""Reports an outage of the ledger from an activity to Temporal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["outage_error", "retried_outages"]
 
 
 def outage_error(problem: str) -> ApplicationError:
-    """The error with which Temporal retries the activity. Benign, so that the SDK does not log each try."""
+    """Return the error that makes Temporal retry the activity. Benign, so the SDK does not log each try."""
     return ApplicationError(
         problem, type=LedgerUnavailable.__name__, category=ApplicationErrorCategory.BENIGN
     )

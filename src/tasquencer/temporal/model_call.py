@@ -31,19 +31,19 @@ async def answer(
     *,
     summary: str | None = None,
 ) -> AiAnswer:
-    """Call the model once for this work item, in the activity `generate`; the model's answer.
+    """Call the model once for this work item, in the activity `generate`. Return the model's answer.
 
     Args:
-        work_item: Of the attempt; call this in its `async with` block.
+        work_item: The attempt's work item. Call this in its `async with` block.
         job: The request to the model.
         options: Timeouts of the attempt.
-        deadline: The call is cut off at this time, also while it waits for a worker; None: no deadline.
-        summary: How the Web UI names the call; None: by the attempt.
+        deadline: The call is cut off at this time, even while it waits for a worker. None: no deadline.
+        summary: The name of the call in the Web UI. None: the name of the attempt.
     """
     limit = timedelta(seconds=options.attempt_timeout_seconds)
     left = None if deadline is None else max(deadline - workflow.now(), _SHORTEST_CALL)
     queue_timeout = options.queue_timeout_seconds
-    # Read as JSON first: an answer that Temporal cannot read as one would leave the task stuck.
+    # Read as JSON first. If Temporal itself could not read the answer, the task would be stuck.
     returned = await work_item.execute_activity(
         "generate",
         sent(job),

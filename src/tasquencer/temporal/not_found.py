@@ -1,4 +1,4 @@
-"""What Temporal's answer "not found" means: a workflow or schedule is missing, or the whole namespace."""
+"""Interprets Temporal's answer "not found": a workflow or schedule is missing, or the whole namespace."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def is_missing_namespace(error: RPCError) -> bool:
 
 
 def is_missing(error: RPCError) -> bool:
-    """Return whether the namespace exists, but not the workflow or schedule that was asked for."""
+    """Return whether the namespace exists, but the requested workflow or schedule does not."""
     return error.status is RPCStatusCode.NOT_FOUND and not is_missing_namespace(error)

@@ -1,4 +1,4 @@
-"""One run of a work item's activity, also when an operator edits or resets it with Temporal's own commands.
+"""Prevents a second run of a work item's activity after an operator edits or resets it in Temporal.
 
 `temporal activity update-options` can give an activity more attempts than the one it was scheduled with, and
 `temporal activity reset` sets its count back to one. Three things keep such an activity from running twice:
@@ -6,7 +6,7 @@
 - the policy `NEVER_RETRY` names the errors that Temporal makes itself as not retryable. No command of the
   CLI changes that;
 - the failures of the AI call are not retryable for Temporal, whatever the recipe says about them;
-- a run that comes second all the same fails as `operator` before it does anything.
+- a second run that happens anyway fails as `operator` before it does anything.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ NEVER_RETRY = RetryPolicy(
         _MARK,  # no error's type: it tells the worker whose policy this is
     ],
 )
-"""A work item's activity is never run again: the retry is another work item."""
+"""A work item's activity never runs again, because the retry is another work item."""
 
 
 def is_second_run() -> bool:
     """Return whether the server runs the current activity again.
 
-    The count alone does not tell: a reset between two runs sets it back to one.
+    The count alone is not enough, because a reset between two runs sets it back to one.
     """
     info = activity.info()
     was_scheduled_again = info.current_attempt_scheduled_time > info.scheduled_time
@@ -50,7 +50,7 @@ def is_second_run() -> bool:
 
 
 def second_run() -> Failure:
-    """The failure of a second run, which does nothing."""
+    """Return the failure of a second run, which does nothing."""
     message = "Temporal ran the activity a second time, which sends nothing: the task retries, not Temporal"
     return Failure.of(FailureKind.OPERATOR, message, outcome_unknown=True)
 

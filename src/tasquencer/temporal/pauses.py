@@ -1,7 +1,7 @@
-"""What Temporal's own commands do to a call under way: a pause nothing, a reset ends it.
+"""The effect of Temporal's own commands on a running call: a pause changes nothing, a reset ends it.
 
-For each of them the SDK cancels the activity, and says why. It does so once: after a pause it passes on no
-other cancel. So a paused call asks the server itself, until it has ended.
+For each of them the SDK cancels the activity and gives the reason, but only once: after a pause it passes on
+no other cancel. So a paused call asks the server itself until it ends.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _ASK_TIMEOUT = timedelta(seconds=2)
 async def through_pauses(
     call: Coroutine[Any, Any, T], *, interval: timedelta, grace_period: timedelta
 ) -> T | Failure:
-    """Await the call of the current activity, also while an operator has paused it; its outcome.
+    """Await the call of the current activity, even while an operator has paused it. Return its outcome.
 
-    A reset stops it, and is a failure of the kind `operator`. Any other cancel stops it and propagates.
+    A reset stops it and is a failure of the kind `operator`. Any other cancel stops it and propagates.
 
     Args:
-        call: Is awaited until it has ended, also when it is stopped.
-        interval: Between two questions to the server, while the activity is paused.
-        grace_period: How long a paused call may run on after its worker began to stop.
+        call: The call. It is awaited until it has ended, even when it is stopped.
+        interval: The time between two questions to the server while the activity is paused.
+        grace_period: How long a paused call may still run after its worker began to stop.
     """
     calling = asyncio.create_task(call)
     try:
@@ -79,7 +79,7 @@ async def _while_paused(calling: asyncio.Task[T], interval: float, grace_period:
 
 
 async def _asked(handle: AsyncActivityHandle, calling: asyncio.Task[T]) -> T | Failure | None:
-    """Ask the server about the activity, and stop the call if it says so; None: the call continues."""
+    """Ask the server about the activity, and stop the call if necessary. None: the call continues."""
     try:
         await handle.heartbeat(CALLED, rpc_timeout=_ASK_TIMEOUT)
     except AsyncActivityCancelledError as told:
@@ -92,7 +92,7 @@ async def _asked(handle: AsyncActivityHandle, calling: asyncio.Task[T]) -> T | F
             await handle.report_cancellation()
             activity.raise_complete_async()
     except RPCError as error:
-        if is_missing(error):  # it was completed or failed meanwhile, or its workflow has ended
+        if is_missing(error):  # it was just completed or failed, or its workflow has ended
             await _stopped(calling)
             raise asyncio.CancelledError from None
     return None
@@ -105,7 +105,7 @@ async def _stopped(calling: asyncio.Task[Any]) -> None:
 
 
 async def _outcome_of_stopped(calling: asyncio.Task[T], failure: Failure) -> T | Failure:
-    """Stop the call. Its outcome counts if it has one by now."""
+    """Stop the call. If it already has an outcome, that counts."""
     if not calling.done():
         await _stopped(calling)
     return failure if calling.cancelled() else await calling

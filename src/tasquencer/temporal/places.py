@@ -1,4 +1,4 @@
-"""Places for work items, where only a limited number may be started at the same time."""
+"""Places for work items, if only a limited number may be started at the same time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Places"]
 
 
 class Places:
-    """Gives places, first come, first served.
+    """Gives places in the order of requests.
 
-    When a new run is due, no place is given away. All who wait are let go once the last place is free: then
-    the new run can begin.
+    When a new run is due, it gives no places. When the last place is free, all waiting work items are
+    released, and the new run can begin.
 
     Args:
-        places: How many there are; None: any number.
+        places: The number of places. None: no limit.
     """
 
     def __init__(self, places: int | None) -> None:
@@ -34,12 +34,12 @@ class Places:
         return work_item_id in self._queue
 
     async def take(self, work_item_id: str) -> bool:
-        """Wait for a place; False if the work item was dropped, or a new run is due."""
+        """Wait for a place. Return False if the work item was dropped, or a new run is due."""
         if self._places is None:
             return True
         if self._queue or self._is_full():
             future = self._queue[work_item_id] = asyncio.get_running_loop().create_future()
-            self.hand_out()  # where a new run is due there may be nobody left to do so
+            self.hand_out()  # if a new run is due, no other code may be left to do this
             try:
                 await future
             except asyncio.CancelledError:
@@ -51,29 +51,29 @@ class Places:
         return work_item_id in self._taken
 
     def leave(self, work_item_id: str) -> None:
-        """Give the place to the next one: this work item has ended."""
+        """Give the place to the next one, because this work item has ended."""
         self._taken.discard(work_item_id)
         self.hand_out()
 
     def forget(self, work_item_id: str) -> None:
-        """Take the place back, for another work item that comes in this one's stead."""
+        """Take the place back for another work item that replaces this one."""
         self._taken.discard(work_item_id)
 
     def drop(self, work_item_id: str) -> None:
-        """Let the work item go if it waits: it has ended."""
+        """Stop the work item's wait, if it waits, because it has ended."""
         future = self._queue.pop(work_item_id, None)
         if future is not None and not future.done():
             future.set_result(None)
 
     def hand_out(self) -> None:
-        """Give away the places that are free."""
+        """Give the free places to waiting work items."""
         due = bool(self._queue) and is_new_run_due()
         if due and self._taken:
             return
         while self._queue and (due or len(self._taken) < (self._places or 0)):
             work_item_id = next(iter(self._queue))
             future = self._queue.pop(work_item_id)
-            if future.done():  # canceled, and about to say so
+            if future.done():  # canceled, but not removed yet
                 continue
             if not due:
                 self._taken.add(work_item_id)

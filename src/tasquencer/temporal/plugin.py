@@ -1,11 +1,11 @@
-"""`TasquencerPlugin`: what a worker needs to run tasks, in one object.
+"""`TasquencerPlugin`: all that a worker needs to run tasks, in one object.
 
     client = await connect(plugins=[TasquencerPlugin(ledger, calls=AiCalls())])
     async with Worker(client, task_queue="…", workflows=[…], activities=[…]):
         …
 
-Give it to the client or to the worker, beside other plugins and in any order. The client keeps its data
-converter and its interceptors.
+Give it to the client or to the worker, together with other plugins and in any order. The client keeps its
+data converter and its interceptors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _PASSED_THROUGH = (
 )
 
 _NEEDS_REMOTE_ACTIVITIES = {RECONCILE_WORKFLOW, BATCH_WORKFLOW}
-"""Workflows whose bookkeeping is not all done in local activities."""
+"""Workflows whose bookkeeping also uses activities that are not local."""
 
 
 class TasquencerPlugin(SimplePlugin):
@@ -70,10 +70,10 @@ class TasquencerPlugin(SimplePlugin):
     unless another plugin brings one. Otherwise the converter stays as it is.
 
     Args:
-        ledger: Opened when the first worker starts to run, closed after the last one has stopped.
-        batches: The batches beside it, for a worker that carries out `AiBatchTask`; None: the ledger's own
-            (`SqlLedger.batches`), if it has any.
-        calls: Registers the AI call, the activity `generate`; None: this worker makes no AI calls.
+        ledger: It is opened when the first worker starts to run, and closed after the last one has stopped.
+        batches: The store of batches, for a worker that runs `AiBatchTask`. None: the ledger's own
+        (`SqlLedger.batches`), if it has one.
+        calls: The AI call, registered as the activity `generate`. None: this worker makes no AI calls.
         observe_activities: Patterns (as in `fnmatch`) of activity types. Temporal retries these activities as
             before, and each attempt leaves a work item.
         adopt_activities: Patterns (as in `fnmatch`) of activity types. In every workflow of the worker each
@@ -133,7 +133,7 @@ class TasquencerPlugin(SimplePlugin):
         )
 
     def configure_client(self, config: ClientConfig) -> ClientConfig:
-        """See the base class. Installs our converter where nobody has chosen one."""
+        """See the base class. Installs our converter if the client has the SDK's default."""
         plugins = list(config["plugins"])
         later = plugins[plugins.index(self) + 1 :] if self in plugins else []
         if is_default(config["data_converter"]) and not any(map(_may_bring_a_converter, later)):
@@ -167,7 +167,7 @@ class TasquencerPlugin(SimplePlugin):
             observer = ActivityObserver(self._ledger, config["client"], self._observing, self._own_activities)
             config["interceptors"] = [observer, *config["interceptors"]]
         if is_without_activities and self._calls is None and not _needs_remote_activities(config):
-            # A worker for workflows alone does not take activities from the queue: it could not run them.
+            # A worker that only runs workflows must not take activities from the queue.
             config["no_remote_activities"] = True
         return config
 

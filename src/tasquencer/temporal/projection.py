@@ -1,7 +1,7 @@
-"""The ledger beside the histories: what it tells differently, and what it has lost.
+"""Compares the ledger with the histories, and restores what it has lost.
 
-The histories are the truth. `verify` compares; `rebuild` writes once more what the histories have written,
-which adds what is missing and changes nothing that is there.
+The histories are the truth. `verify` compares. `rebuild` repeats the writes of the histories, which adds
+missing entries and changes no existing one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Rebuilt", "Verified", "rebuild", "verify"]
 
 @dataclass
 class Verified:
-    """What came of the comparison.
+    """The result of a comparison.
 
     Attributes:
-        work_items: How many the histories tell of.
-        gaps: What could not be compared, one line each.
+        work_items: The number of work items in the histories.
+        gaps: The parts that could not be compared, one line each.
     """
 
     work_items: int
@@ -36,13 +36,13 @@ class Verified:
 
 @dataclass
 class Rebuilt:
-    """What was added.
+    """The result of a rebuild.
 
     Attributes:
-        work_items: Ids of those that were missing.
-        transitions: How many were missing, those of the missing work items included.
-        refused: What the ledger holds otherwise and does not change, one line each.
-        gaps: What could not be told, one line each.
+        work_items: The ids of the work items that were missing.
+        transitions: How many transitions were missing, including those of missing work items.
+        refused: Entries that contradict the ledger, which does not change, one line each.
+        gaps: The parts that could not be read, one line each.
     """
 
     work_items: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Rebuilt:
 
 
 async def verify(told: TaskHistory, ledger: Ledger) -> Verified:
-    """Compare what a task's histories tell with what the ledger holds of it."""
+    """Compare a task's histories with the ledger."""
     unknown = await _unknown_tables(told.writes, ledger)
     gaps = [*told.gaps, *_unreadable(unknown)]
     expected = InMemoryLedger()
@@ -66,7 +66,7 @@ async def verify(told: TaskHistory, ledger: Ledger) -> Verified:
 
 
 async def rebuild(told: TaskHistory, ledger: Ledger) -> Rebuilt:
-    """Write what a task's histories have written once more. Safe to do twice, and beside a worker."""
+    """Repeat the writes of a task's histories. Safe to do twice, and while a worker runs."""
     unknown = await _unknown_tables(told.writes, ledger)
     done = Rebuilt(gaps=[*told.gaps, *_unreadable(unknown)])
     before = await _recorded(ledger, told.task_id, ())
@@ -83,9 +83,9 @@ def _length(recorded: FullWorkItem) -> int:
 
 
 async def _write(ledger: Ledger, write: Write, unknown: set[str]) -> list[str]:
-    """Record the entries, or what the ledger does not refuse of them; the refusals, one line each.
+    """Record the entries that the ledger does not refuse. Return the refusals, one line each.
 
-    Without the time of a decision an entry takes the place of nothing.
+    An entry without the time of its decision replaces nothing.
     """
     refused = []
     entries = [_without_record(entry, unknown).model_copy(update={"as_of": None}) for entry in write.entries]
@@ -123,15 +123,15 @@ async def _unknown_tables(writes: Iterable[Write], ledger: Ledger) -> set[str]:
 
 
 def _unreadable(unknown: set[str]) -> list[str]:
-    return [f"domain table {table!r} is not known here: its rows are left out" for table in sorted(unknown)]
+    return [f"the ledger has no domain table {table!r}: its rows are left out" for table in sorted(unknown)]
 
 
 async def _recorded(ledger: Ledger, task_id: str, tables: Sequence[str]) -> dict[str, FullWorkItem]:
-    """All that the ledger holds of a task, oldest first, without attempts that no history records."""
+    """Return all that the ledger holds of a task, oldest first, without observed attempts."""
     items = [item for item in await ledger.work_items_of(task_id) if not is_observed(item.id)]
     ids = [item.id for item in items]
     records = {table: await ledger.domain_records(table, ids) for table in tables}
-    # Last: they show whether a task that still writes has gone on while the rest was read.
+    # Read these last: they show whether a running task wrote while the rest was read.
     transitions = await ledger.transitions_of(ids)
     return {
         item.id: FullWorkItem(

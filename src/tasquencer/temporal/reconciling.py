@@ -1,7 +1,7 @@
-"""The reconciler: settles what closed tasks have left open, with what Temporal knows of them.
+"""The reconciler: cancels work items that closed tasks have left open, by the state of the tasks in Temporal.
 
-It goes through the open work items of the ledger page by page. What it settles is immutable, so it may stop
-anywhere, begin again, and run twice at a time, beside tasks under way.
+It checks the open work items of the ledger page by page. A settled work item is immutable, so the reconciler
+may stop anywhere, begin again, and run twice at the same time, while tasks are running.
 """
 
 from __future__ import annotations
@@ -73,19 +73,19 @@ PAGE_SIZE = 500
 """Open work items on a page."""
 
 _CONCURRENCY = 20
-"""Tasks that Temporal is asked about at once."""
+"""Tasks that Temporal is asked about at the same time."""
 
 _QUERY_TIMEOUT = timedelta(seconds=5)
 
 
 class Reconciliation(BaseModel):
-    """What came of it.
+    """The result of a reconciliation.
 
     Attributes:
-        open_work_items: How many were looked at.
+        open_work_items: How many were checked.
         settled: How many were canceled, by cause.
-        undecided: How many wait for another time: no worker has said whether the task still has them, or
-            Temporal does not know the task and retention cannot be the reason yet.
+        undecided: How many were left for another time, because no worker answered whether the task still
+        lists them, or because Temporal does not have the task although its retention has not passed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,11 +104,12 @@ class Reconciliation(BaseModel):
 
 
 class ReconcileRequest(BaseModel):
-    """The input of the workflow `ReconcileLedger`; the last two are its own, when it continues as new.
+    """The input of the workflow `ReconcileLedger`. It sets the last two fields itself when it continues as
+    new.
 
     Attributes:
-        forgotten_after_seconds: Of a task that Temporal does not know, work items this old are settled; None:
-            as old as the namespace's retention. Younger ones may well be another namespace's.
+        forgotten_after_seconds: If Temporal does not have a task, its work items of this age are settled.
+        None: the namespace's retention. Younger ones may belong to another namespace.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,7 +122,7 @@ class ReconcileRequest(BaseModel):
 
 
 def parse_reconcile(raw: object) -> ReconcileRequest:
-    """The workflow's raw input; none means the defaults. Raises `InvalidRequest`, naming each wrong field."""
+    """Read the workflow's raw input. None means the defaults. `InvalidRequest` names each wrong field."""
     try:
         return ReconcileRequest.model_validate({} if raw is None else raw)
     except ValidationError as error:
@@ -132,7 +133,7 @@ def parse_reconcile(raw: object) -> ReconcileRequest:
 
 
 class PageRequest(BaseModel):
-    """Which page the activity is to reconcile."""
+    """Selects the page for the activity to reconcile."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -143,7 +144,7 @@ class PageRequest(BaseModel):
 
 
 class Page(BaseModel):
-    """A page that was reconciled; `next` is where the next one begins, None after the last."""
+    """A reconciled page. `next` is the place where the next one begins, None after the last."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -153,7 +154,7 @@ class Page(BaseModel):
 
 @dataclass(frozen=True)
 class Settled:
-    """A work item that was settled, or would be."""
+    """A work item that was settled, or would be in a dry run."""
 
     work_item_id: str
     task_id: str
@@ -163,14 +164,14 @@ class Settled:
 
 
 class Reconciler:
-    """Goes through the open work items of a ledger.
+    """Checks the open work items of a ledger.
 
     Args:
-        client: For the namespace whose tasks the ledger holds. Tasks that it does not know are settled.
+        client: A client for the namespace of the ledger's tasks. Tasks that it does not have are settled.
         ledger: An open ledger.
-        grace: Nothing is touched before a task has been closed for so long.
-        forgotten_after: Nothing younger is touched of a task that Temporal does not know.
-        dry_run: Change nothing, only find out.
+        grace: Work items are left alone until their task has been closed for this time.
+        forgotten_after: Younger work items are left alone if Temporal does not have their task.
+        dry_run: True to change nothing.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class Reconciler:
         try:
             async with asyncio.TaskGroup() as group:
                 doing = [group.create_task(self._task(task_id, left)) for task_id, left in tasks.items()]
-        except ExceptionGroup as errors:  # one tells as much as many
+        except ExceptionGroup as errors:  # one of them is enough
             raise errors.exceptions[0] from None
         outcomes = [one.result() for one in doing]
         settled = [one for some, _ in outcomes for one in some]
@@ -217,7 +218,7 @@ class Reconciler:
         return Page(found=found, next=items[-1].place if len(items) == size else None), settled
 
     async def _task(self, task_id: str, left: Sequence[OpenWorkItem]) -> tuple[list[Settled], int]:
-        """Reconcile what one task has left open: what was settled, and how many are undecided."""
+        """Reconcile one task. Return the settled work items, and how many are undecided."""
         settled: list[Settled] = []
         undecided = 0
         async with self._slots:
@@ -250,7 +251,7 @@ class Reconciler:
     async def _observed(
         self, task_id: str, run_id: str, items: Sequence[OpenWorkItem], own: Run | None
     ) -> list[Settled]:
-        """Settle observed attempts of a run: as Temporal says, or with the end of the run."""
+        """Settle observed attempts of a run, with their end in Temporal or with the end of the run."""
         judgement = judge_observed(own, now=datetime.now(UTC), grace=self._grace)
         ends = await Ends(self._client, self._ledger).of_open(items, is_closed=judgement.cause is not None)
         settled = []
@@ -259,7 +260,7 @@ class Reconciler:
             if not self._dry_run:
                 try:
                     await self._ledger.record([entry])
-                except LedgerConflict:  # it has ended meanwhile
+                except LedgerConflict:  # it has just ended
                     continue
             reason = str(item.failure or entry.transition.reason or item.state)
             settled.append(Settled(item.id, task_id, run_id, Cause.ENDED, reason))
@@ -285,7 +286,7 @@ class Reconciler:
             settlement = Settlement(
                 task_id=task_id,
                 run_id=run_id,
-                # Of a run that has ended nothing stays open, whichever page it is on.
+                # All open work items of a closed run are settled, also those on other pages.
                 work_item_ids=frozenset(ids) if judgement.only_unlisted else None,
                 at=datetime.now(UTC),
                 actor=RECONCILER,
@@ -295,7 +296,7 @@ class Reconciler:
         return [Settled(work_item_id, task_id, run_id, cause, reason) for work_item_id in ids]
 
     async def _describe(self, task_id: str, run_id: str = "") -> Run | None:
-        """A run, by default the latest; None if Temporal does not know it."""
+        """Return a run, by default the latest, or None if Temporal does not have it."""
         request = DescribeWorkflowExecutionRequest(
             namespace=self._client.namespace,
             execution=WorkflowExecution(workflow_id=task_id, run_id=run_id),
@@ -317,7 +318,7 @@ class Reconciler:
         )
 
     async def _listed(self, task_id: str, run_id: str) -> set[str] | None:
-        """Ids of the work items that the run lists; None if no worker says it."""
+        """Return the ids of the work items that the run lists, or None if no worker answers."""
         handle = self._client.get_workflow_handle(task_id, run_id=run_id)
         try:
             listed = await handle.query("work_items", rpc_timeout=_QUERY_TIMEOUT)
@@ -346,7 +347,7 @@ _STATUSES = {
     Status.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW: RunStatus.CONTINUED_AS_NEW,
     Status.WORKFLOW_EXECUTION_STATUS_TIMED_OUT: RunStatus.TIMED_OUT,
 }
-"""Every other status is that of a run that is not closed."""
+"""All other statuses are those of runs that are not closed."""
 
 
 def _is_unknown_run(error: RPCError) -> bool:
@@ -385,7 +386,7 @@ class ReconciliationActivity:
 
 
 async def _retention(client: Client) -> timedelta:
-    """How long Temporal keeps a closed workflow: before that only somebody's delete makes it forget one."""
+    """Return how long Temporal keeps a closed workflow. Before that, only a person can delete it."""
     request = DescribeNamespaceRequest(namespace=client.namespace)
     found = await client.workflow_service.describe_namespace(request, retry=True)
     return found.config.workflow_execution_retention_ttl.ToTimedelta()

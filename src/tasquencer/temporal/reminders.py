@@ -1,4 +1,4 @@
-"""What a review does while it waits: it shows that it is waiting, and sends one reminder."""
+"""The wait of a review: shows that it is waiting, and sends one reminder."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ async def remind(
     activity: str | None = None,
     task_queue: str | None = None,
 ) -> None:
-    """Show in the Web UI that a review is waiting, and remind once. Cancel it when the review ends.
+    """Show in the Web UI that a review is waiting, and send one reminder. Cancel this when the review ends.
 
-    A reminder that fails does not affect the review: the failure is shown and logged.
+    A reminder that fails does not affect the review. The failure is shown and logged.
 
     Args:
-        work_item_id: Of the review.
-        lineage: Of the review.
-        activity: Which activity reminds; None: the reminder is only shown.
-        task_queue: Where that activity is; None: on the task's.
+        work_item_id: The id of the review.
+        lineage: The lineage of the review.
+        activity: The activity that sends the reminder. None: the reminder is only shown.
+        task_queue: The task queue of that activity. None means the task's.
     """
     since = workflow.now()
     due_at = review.due_at(since)

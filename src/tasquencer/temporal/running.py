@@ -1,4 +1,4 @@
-"""What a worker process does around its `Worker`: from the start to the signal that stops it."""
+"""The worker process around its `Worker`, from the start to the signal that stops it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SCHEDULING_SECONDS = 60
 """How long a worker tries to create the schedule of the reconciler."""
 
 _QUIET_EXIT = 0.5
-"""Seconds between the end of the Worker and the end of the process: without them the interpreter sometimes
+"""Seconds between the end of the Worker and the end of the process. Without them the interpreter sometimes
 dies with `PyGILState_Release` (temporalio/sdk-python#300)."""
 
 _STALL_SECONDS = 9
@@ -56,7 +56,7 @@ _SDK_LOG = ",".join(
         "temporalio_sdk_core::worker::workflow=error",
     ]
 )
-"""What the SDK logs by itself: its default, without a line for each call and task that waits in an outage.
+"""The SDK's default log filter, without a line for each call and task that waits in an outage.
 `report_outages` and the bookkeeping report an outage once."""
 
 _log = logging.getLogger("tasquencer.worker")
@@ -64,15 +64,15 @@ _log = logging.getLogger("tasquencer.worker")
 
 @dataclass(frozen=True)
 class Tuning:
-    """How much a worker takes on, and how it stops.
+    """The load of a worker, and the way it stops.
 
     Attributes:
         concurrent_calls: AI calls, and other activities, that it runs at the same time.
-        calls_per_second: On the whole task queue; None: no limit.
-        grace_period: How long running calls may take to end after a signal.
-        metrics_address: Where it serves Prometheus metrics, host and port; None: nowhere.
-        version: For Worker Versioning; None: without.
-        reconcile_every: Interval of the reconciler's schedule; None: create no schedule.
+        calls_per_second: The limit for the whole task queue. None: no limit.
+        grace_period: How long running calls may still take after a signal.
+        metrics_address: Host and port for Prometheus metrics. None: do not serve metrics.
+        version: The version for Worker Versioning. None: no versioning.
+        reconcile_every: The interval of the reconciler's schedule. None: create no schedule.
         heartbeat_interval: Time between two heartbeats of a call.
     """
 
@@ -97,13 +97,13 @@ def worker_runtime(metrics_address: str | None) -> Runtime:
 
 
 def stop_on_signals() -> asyncio.Future[None]:
-    """Return a future that SIGTERM or SIGINT completes; a second signal ends the process immediately."""
+    """Return a future that SIGTERM or SIGINT completes. A second signal ends the process immediately."""
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
 
     def on_signal(number: int) -> None:
         if stop.done():
-            print("second signal: stopping at once", file=sys.stderr, flush=True)
+            print("second signal: stopping immediately", file=sys.stderr, flush=True)
             os._exit(128 + number)
         stop.set_result(None)
 
@@ -115,7 +115,7 @@ def stop_on_signals() -> asyncio.Future[None]:
 async def run_worker(
     worker: Worker, stop: asyncio.Future[None], tuning: Tuning, *, about: Sequence[str] = ()
 ) -> None:
-    """Run the worker until `stop` is done and its running calls have ended, or the grace period has.
+    """Run the worker until `stop` is done and its running calls or the grace period have ended.
 
     Prints one line when the worker polls, creates the reconciler's schedule, and logs when Temporal stops
     answering and when it answers again.
@@ -123,8 +123,8 @@ async def run_worker(
     Args:
         worker: Not running yet.
         stop: See `stop_on_signals`.
-        tuning: As the worker was made with.
-        about: What else the line says, such as the ledger and the model.
+        tuning: The tuning of the worker.
+        about: Further facts for the line, such as the ledger and the model.
 
     Raises:
         WrongSetting: Temporal refuses the namespace.
@@ -145,7 +145,7 @@ async def run_worker(
     scheduling.cancel()
     watching.cancel()
     if stop.done():
-        _log.info("stopping: calls under way have %g s to end", tuning.grace_period.total_seconds())
+        _log.info("stopping: running calls have %g s to end", tuning.grace_period.total_seconds())
         await worker.shutdown()
     try:
         await running
@@ -165,10 +165,10 @@ async def schedule_reconciliation(client: Client, task_queue: str, every: timede
     try:
         async with asyncio.timeout(_SCHEDULING_SECONDS):
             if await create_schedule(client, task_queue, every):
-                _log.info("created schedule %s: it settles what closed tasks have left open", name)
+                _log.info("created schedule %s: it cancels work items that closed tasks have left open", name)
     except (RPCError, TimeoutError) as error:
         _log.warning(
-            "cannot create schedule %s, which settles what closed tasks have left open: %s "
+            "cannot create schedule %s, which cancels work items that closed tasks have left open: %s "
             "(run `tasq reconcile` now and then, or set TASQ_RECONCILE_EVERY=0)",
             name,
             error if isinstance(error, RPCError) else "no answer in time",
@@ -182,7 +182,7 @@ def _be_patient(worker: Worker) -> None:
 
 
 def _freeze() -> None:
-    """Make the garbage collector skip everything that is loaded by now, which stays anyway.
+    """Make the garbage collector skip all objects that are loaded now, because they stay anyway.
 
     Otherwise each full collection stops the worker for a tenth of a second (0.13 s, now 0.02 s).
     """
@@ -196,6 +196,6 @@ def _ready_line(worker: Worker, tuning: Tuning, about: Sequence[str]) -> str:
     parts = [
         f"tasq worker ready: polls {worker.task_queue!r} at {where}",
         *about,
-        f"{tuning.concurrent_calls} calls at once",
+        f"{tuning.concurrent_calls} calls at the same time",
     ]
     return "; ".join(parts if tuning.version is None else [*parts, str(tuning.version)])

@@ -1,4 +1,4 @@
-"""The Temporal Schedule that reconciles the ledger from time to time."""
+"""The Temporal Schedule that reconciles the ledger regularly."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ RECONCILE_WORKFLOW = "ReconcileLedger"
 """Name of the workflow that the schedule starts."""
 
 _CATCH_UP = timedelta(minutes=1)
-"""After an outage of Temporal the runs that were missed longer ago are left out: one is as good as many."""
+"""After an outage of Temporal, runs that were missed longer ago are skipped, because one run is enough."""
 
 _LONGEST_RUN = timedelta(hours=1)
-"""A run that waits for ever, such as one that is pinned to a build that is gone, would let no other one
-begin. What it has settled is settled: the next one goes on from there."""
+"""A run that waits for ever, such as one that is pinned to a build that is gone, would block all later ones.
+The next run continues after the work items that this one has settled."""
 
 
 def schedule_id(task_queue: str) -> str:
-    """The schedule of the workers on this task queue: they share a ledger."""
+    """Return the id of the schedule for this task queue, whose workers share a ledger."""
     return f"tasq-reconcile-{task_queue}"
 
 
 async def create_schedule(client: Client, task_queue: str, every: timedelta) -> bool:
-    """Create the schedule unless there is one, whatever that one says; whether it was created.
+    """Create the schedule if there is none, and return whether it was created.
 
     Raises:
         RPCError: Temporal does not answer, or does not allow it.
@@ -59,9 +59,9 @@ async def create_schedule(client: Client, task_queue: str, every: timedelta) -> 
 
 
 async def put_schedule(client: Client, task_queue: str, every: timedelta) -> bool:
-    """Create the schedule, or make the one that is there like it; whether it was created.
+    """Create or update the schedule, and return whether it was created.
 
-    A schedule that somebody has paused stays paused. Raises like `create_schedule`.
+    A paused schedule stays paused. Raises like `create_schedule`.
     """
     if await create_schedule(client, task_queue, every):
         return True
@@ -75,7 +75,7 @@ async def put_schedule(client: Client, task_queue: str, every: timedelta) -> boo
 
 
 async def remove_schedule(client: Client, task_queue: str) -> bool:
-    """Remove the schedule; whether there was one. Raises like `create_schedule`."""
+    """Remove the schedule, and return whether there was one. Raises like `create_schedule`."""
     try:
         await client.get_schedule_handle(schedule_id(task_queue)).delete()
     except RPCError as error:

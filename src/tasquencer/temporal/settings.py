@@ -1,4 +1,4 @@
-"""What is wrong with Temporal's settings: those that the `temporal` CLI reads too."""
+"""Checks Temporal's settings, which the `temporal` CLI reads too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILES = (
 
 
 def problems_in(environment: Mapping[str, str]) -> list[WrongSetting]:
-    """What is wrong with them, without asking the server."""
+    """Return the problems with them, without asking the server."""
     known = cleaned(environment)
     problems: dict[str, str | None] = {}
     if (address := known.get("TEMPORAL_ADDRESS")) is not None:
@@ -36,7 +36,7 @@ def problems_in(environment: Mapping[str, str]) -> list[WrongSetting]:
 
 
 def _refused(known: Mapping[str, str]) -> list[WrongSetting]:
-    """What the SDK refuses beyond that, such as a profile that does not exist."""
+    """Return further problems that the SDK reports, such as a profile that does not exist."""
     try:
         ClientConfig.load_client_connect_config(override_env_vars=dict(known))
     except Exception as error:  # noqa: BLE001 - the SDK raises bare RuntimeErrors
