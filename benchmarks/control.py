@@ -4,9 +4,10 @@ From `handle.cancel()` to the end of the connection, in the middle of a call; an
 middle of a long backoff, to the next request. Temporal's dev server, the worker process's own options, a
 ledger on SQLite, one task at a time. The worker runs in a process of its own.
 
-A cancel reaches a call in the answer to a heartbeat, so how long it takes depends on where between two
-heartbeats it comes: each try waits for a random part of that time first (from a fixed seed).
-`--heartbeat SECONDS`, which may be repeated, tries other intervals than the product's.
+First with a server that pushes cancels, then with one that does not. There a cancel reaches a call in the
+answer to a heartbeat, so how long it takes depends on where between two heartbeats it comes: each try waits
+for a random part of that time first (from a fixed seed). `--heartbeat SECONDS`, which may be repeated, tries
+other intervals than the product's.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tasquencer.ai import AiCalls
 from tasquencer.ai.provider.client import make_client
 from tasquencer.devkit.http_server import Exchange, HttpServer
 from tasquencer.devkit.processes import ChildProcess
-from tasquencer.devkit.temporal_server import embedded_temporal
+from tasquencer.devkit.temporal_server import PUSHED_CANCELS, embedded_temporal
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.temporal.ai_calls import HEARTBEAT_INTERVAL
@@ -59,16 +60,17 @@ class Aim:
     worst: float | None
 
 
+PUSHED_CANCEL = Aim("cancel → connection closed", 0.1, None)
 CANCEL = Aim("cancel → connection closed", 0.3, 1.5)
 RETRY_NOW = Aim("retry_now → next request", 0.3, None)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The seconds of each try, with calls that send a heartbeat this often."""
+    """The seconds of each try, with calls that send a heartbeat this often; None: cancels are pushed."""
 
     aim: Aim
-    heartbeat: timedelta
+    heartbeat: timedelta | None
     seconds: Sequence[float]
 
     @property
@@ -166,7 +168,7 @@ class Bench:
         return await self._client.start_workflow("AiAgentTask", request, id=name, task_queue=TASK_QUEUE)
 
     async def _any_phase(self) -> None:
-        # Past the first heartbeat, which goes out at once, and then anywhere between two of them.
+        # Past the first heartbeat, which goes out immediately, and then anywhere between two of them.
         await asyncio.sleep(self._heartbeat.total_seconds() * (1 + self._random.random()))
 
     async def _canceled(self, handle: Handle) -> float:
@@ -227,36 +229,46 @@ def _positive(number: Callable[[str], float]) -> Callable[[str], float]:
 async def _run(tries: int, heartbeats: Sequence[timedelta], file: Path | None) -> None:
     begin = time.monotonic()
     measured: list[Measurement] = []
-    async with embedded_temporal(ui=False) as server:
-        client = await Client.connect(server.address)
-        info = await client.workflow_service.get_system_info(GetSystemInfoRequest())
-        told = known(info.server_version, load=f"{tries} tries of each kind, one at a time")
-        print_facts(told)
-        for heartbeat in heartbeats:
-            measured += await _measure(server.address, client, tries, heartbeat)
+    for pushed in (True, False):
+        settings = dict.fromkeys(PUSHED_CANCELS, pushed)
+        async with embedded_temporal(ui=False, dynamic_config=settings) as server:
+            client = await Client.connect(server.address)
+            info = await client.workflow_service.get_system_info(GetSystemInfoRequest())
+            told = known(info.server_version, load=f"{tries} tries of each kind, one at a time")
+            if pushed:
+                print_facts(told)
+            for heartbeat in heartbeats[:1] if pushed else heartbeats:
+                measured += await _measure(server.address, client, tries, heartbeat, pushed=pushed)
     print(f"\n{table(measured)}")
     print(f"\nTook {time.monotonic() - begin:.0f} s.")
     everything = [
-        {"name": one.aim.name, "heartbeat": one.heartbeat.total_seconds(), "seconds": one.seconds}
+        {
+            "name": one.aim.name,
+            "heartbeat": one.heartbeat.total_seconds() if one.heartbeat is not None else None,
+            "seconds": one.seconds,
+        }
         for one in measured
     ]
     save(file, told, {"control": table(measured)}, {"tries": everything})
 
 
-async def _measure(address: str, client: Client, tries: int, heartbeat: timedelta) -> list[Measurement]:
+async def _measure(
+    address: str, client: Client, tries: int, heartbeat: timedelta, *, pushed: bool
+) -> list[Measurement]:
     provider = HangingProvider()
     with tempfile.TemporaryDirectory(prefix="tasquencer-bench-") as folder:
         ledger = f"sqlite:///{Path(folder) / 'ledger.db'}"
         async with provider.running() as base_url, _worker(address, base_url, ledger, heartbeat):
             bench = Bench(client, provider, heartbeat)
             kinds: list[tuple[Aim, Callable[[], Coroutine[Any, Any, float]]]] = [
-                (CANCEL, bench.cancel),
+                (PUSHED_CANCEL if pushed else CANCEL, bench.cancel),
                 (RETRY_NOW, bench.retry_now),
             ]
             for _, attempt in kinds:  # what is made once and kept (connections, statements) is not counted
                 await attempt()
             return [
-                Measurement(aim, heartbeat, [await attempt() for _ in range(tries)]) for aim, attempt in kinds
+                Measurement(aim, None if pushed else heartbeat, [await attempt() for _ in range(tries)])
+                for aim, attempt in kinds
             ]
 
 
@@ -298,7 +310,7 @@ def table(measured: Sequence[Measurement]) -> str:
         if one.aim.worst is not None:
             aim += f", worst < {one.aim.worst:g} s"
         seconds = [f"{value:.3f} s" for value in (one.median, one.p90, one.worst)]
-        heartbeat = f"{one.heartbeat.total_seconds():g} s"
+        heartbeat = "pushed" if one.heartbeat is None else f"{one.heartbeat.total_seconds():g} s"
         verdict = "reached" if one.reached else "missed"
         rows.append([one.aim.name, heartbeat, str(len(one.seconds)), *seconds, aim, verdict])
     return markdown(header, rows)

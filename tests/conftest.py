@@ -12,7 +12,7 @@ import pytest
 import temporalio.worker._workflow
 from hypothesis import settings
 
-from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+from tasquencer.devkit.temporal_server import PUSHED_CANCELS, EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import bookkeeping, writing
 from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
 
@@ -161,6 +161,13 @@ def _a_busy_machine_is_no_deadlock() -> Iterator[None]:
 async def dev_server() -> AsyncIterator[EmbeddedTemporal]:
     """A real Temporal dev server."""
     async with embedded_temporal(ui=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def server_without_pushes() -> AsyncIterator[EmbeddedTemporal]:
+    """A real Temporal dev server as it comes: cancels reach a call in the answers to its heartbeats."""
+    async with embedded_temporal(ui=False, dynamic_config=dict.fromkeys(PUSHED_CANCELS, False)) as server:
         yield server
 
 

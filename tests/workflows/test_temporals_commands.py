@@ -50,9 +50,9 @@ class Scene:
     pauses_seen: asyncio.Queue[str]
     handle: WorkflowHandle[Any, Any] = field(init=False)
 
-    async def call_under_way(self, number: int = 0) -> None:
-        self.handle = await self.tasks.start("AiAgentTask", ASK)
-        await self.provider.wait_for_requests(number + 1)
+    async def call_under_way(self, **options: Any) -> None:
+        self.handle = await self.tasks.start("AiAgentTask", {**ASK, **options})
+        await self.provider.wait_for_requests(1)
 
     async def command(self, name: str, *options: str) -> None:
         """Run `temporal activity …` on the call that is pending."""
@@ -117,9 +117,9 @@ async def scene(
                 yield Scene(server, Tasks(client, queue, ledger), provider, worker, seen)
 
 
-async def test_a_paused_call_keeps_its_outcome(dev_server: EmbeddedTemporal) -> None:
+async def test_a_paused_call_keeps_its_outcome(server_without_pushes: EmbeddedTemporal) -> None:
     hold = Hold()
-    async with scene(dev_server, [answers.stall(hold)]) as now:
+    async with scene(server_without_pushes, [answers.stall(hold)]) as now:
         await now.call_under_way()
         await now.pause()
         hold.release()
@@ -128,9 +128,11 @@ async def test_a_paused_call_keeps_its_outcome(dev_server: EmbeddedTemporal) -> 
     assert (result["text"], item.state, now.keys) == ("Hello!", COMPLETED, [item.id])
 
 
-async def test_a_paused_call_that_fails_is_retried_by_the_recipe(dev_server: EmbeddedTemporal) -> None:
+async def test_a_paused_call_that_fails_is_retried_by_the_recipe(
+    server_without_pushes: EmbeddedTemporal,
+) -> None:
     hold = Hold()
-    async with scene(dev_server, [answers.stall(hold, answers.status(503))]) as now:
+    async with scene(server_without_pushes, [answers.stall(hold, answers.status(503))]) as now:
         await now.call_under_way()
         await now.pause()
         hold.release()
@@ -141,9 +143,11 @@ async def test_a_paused_call_that_fails_is_retried_by_the_recipe(dev_server: Emb
     assert now.keys == [first.id, second.id]
 
 
-async def test_a_call_that_was_paused_and_unpaused_is_one_request(dev_server: EmbeddedTemporal) -> None:
+async def test_a_call_that_was_paused_and_unpaused_is_one_request(
+    server_without_pushes: EmbeddedTemporal,
+) -> None:
     hold = Hold()
-    async with scene(dev_server, [answers.stall(hold)]) as now:
+    async with scene(server_without_pushes, [answers.stall(hold)]) as now:
         await now.call_under_way()
         await now.pause()
         await now.command("unpause")
@@ -153,8 +157,8 @@ async def test_a_call_that_was_paused_and_unpaused_is_one_request(dev_server: Em
     assert (item.state, now.keys) == (COMPLETED, [item.id])
 
 
-async def test_a_paused_call_is_still_canceled_with_its_task(dev_server: EmbeddedTemporal) -> None:
-    async with scene(dev_server, [answers.stall()]) as now:
+async def test_a_paused_call_is_still_canceled_with_its_task(server_without_pushes: EmbeddedTemporal) -> None:
+    async with scene(server_without_pushes, [answers.stall()]) as now:
         await now.call_under_way()
         await now.pause()
         await now.handle.cancel()
@@ -167,9 +171,9 @@ async def test_a_paused_call_is_still_canceled_with_its_task(dev_server: Embedde
 
 
 async def test_a_worker_that_stops_ends_its_paused_call_with_the_grace_period(
-    dev_server: EmbeddedTemporal,
+    server_without_pushes: EmbeddedTemporal,
 ) -> None:
-    async with scene(dev_server, [answers.stall()], grace_period=timedelta(seconds=0.2)) as now:
+    async with scene(server_without_pushes, [answers.stall()], grace_period=timedelta(seconds=0.2)) as now:
         await now.call_under_way()
         await now.pause()
         await asyncio.wait_for(now.worker.shutdown(), PATIENCE_SECONDS)
@@ -191,9 +195,9 @@ RESETS: dict[str, list[tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("commands", RESETS.values(), ids=RESETS)
 async def test_a_reset_ends_the_attempt_and_the_recipe_makes_the_next(
-    dev_server: EmbeddedTemporal, commands: list[tuple[str, ...]]
+    server_without_pushes: EmbeddedTemporal, commands: list[tuple[str, ...]]
 ) -> None:
-    async with scene(dev_server, [answers.stall()]) as now:
+    async with scene(server_without_pushes, [answers.stall()]) as now:
         await now.call_under_way()
         for one in commands:
             if one == ("pause",):
@@ -210,8 +214,21 @@ async def test_a_reset_ends_the_attempt_and_the_recipe_makes_the_next(
     assert now.keys == [first.id, second.id]
 
 
-async def test_pause_and_reset_by_any_client(dev_server: EmbeddedTemporal) -> None:
+async def test_where_cancels_are_pushed_the_next_heartbeat_brings_a_pause_and_a_reset(
+    dev_server: EmbeddedTemporal,
+) -> None:
     async with scene(dev_server, [answers.stall()]) as now:
+        await now.call_under_way(heartbeat_timeout_seconds=6)
+        await now.pause()
+        await now.command("reset")
+        await now.handle.result()
+        first, second = await now.work_items()
+    assert first.failure is not None
+    assert (first.failure.kind, second.state, now.keys) == ("operator", COMPLETED, [first.id, second.id])
+
+
+async def test_pause_and_reset_by_any_client(server_without_pushes: EmbeddedTemporal) -> None:
+    async with scene(server_without_pushes, [answers.stall()]) as now:
         await now.call_under_way()
         (item,) = await now.work_items()
         client = now.tasks.client
@@ -231,9 +248,9 @@ async def test_pause_and_reset_by_any_client(dev_server: EmbeddedTemporal) -> No
 
 @pytest.mark.parametrize("is_paused", [False, True])
 async def test_fail_ends_the_attempt_with_the_given_reason(
-    dev_server: EmbeddedTemporal, is_paused: bool
+    server_without_pushes: EmbeddedTemporal, is_paused: bool
 ) -> None:
-    async with scene(dev_server, [answers.stall()]) as now:
+    async with scene(server_without_pushes, [answers.stall()]) as now:
         await now.call_under_way()
         if is_paused:
             await now.pause()
@@ -252,9 +269,9 @@ async def test_fail_ends_the_attempt_with_the_given_reason(
 
 @pytest.mark.parametrize("is_paused", [False, True])
 async def test_complete_ends_the_attempt_with_the_given_answer(
-    dev_server: EmbeddedTemporal, is_paused: bool
+    server_without_pushes: EmbeddedTemporal, is_paused: bool
 ) -> None:
-    async with scene(dev_server, [answers.stall()]) as now:
+    async with scene(server_without_pushes, [answers.stall()]) as now:
         await now.call_under_way()
         if is_paused:
             await now.pause()
@@ -268,21 +285,21 @@ async def test_complete_ends_the_attempt_with_the_given_answer(
 
 @pytest.mark.parametrize("commands", [[("pause",), ("unpause",)], [("reset",)], [MORE_ATTEMPTS]])
 async def test_what_is_done_to_a_call_in_the_queue_costs_no_attempt(
-    dev_server: EmbeddedTemporal, commands: list[tuple[str, ...]]
+    server_without_pushes: EmbeddedTemporal, commands: list[tuple[str, ...]]
 ) -> None:
-    async with tasks_on(dev_server.address, [AiAgentTask], []) as tasks:
+    async with tasks_on(server_without_pushes.address, [AiAgentTask], []) as tasks:
         handle = await tasks.start("AiAgentTask", ASK)
         await comes_to(handle, "activity_task_scheduled_event_attributes")
         (item,) = await tasks.work_items(handle)
         for name, *options in commands:
-            await command(dev_server, handle.id, item.id, name, *options)
+            await command(server_without_pushes, handle.id, item.id, name, *options)
         async with (
             ScriptedProvider([answers.ok()]) as provider,
             make_client(api_key=KEY, base_url=provider.base_url) as model,
         ):
             calls = AiCalls(model, "tiny-1")
             plugin = TasquencerPlugin(tasks.ledger, calls=calls)
-            client = await Client.connect(dev_server.address, plugins=[plugin])
+            client = await Client.connect(server_without_pushes.address, plugins=[plugin])
             async with Worker(client, task_queue=tasks.task_queue, workflows=[AiAgentTask]):
                 await handle.result()
         (item,) = await tasks.work_items(handle)
@@ -290,14 +307,14 @@ async def test_what_is_done_to_a_call_in_the_queue_costs_no_attempt(
 
 
 async def test_a_lost_worker_brings_no_second_run_though_there_are_more_attempts(
-    dev_server: EmbeddedTemporal,
+    server_without_pushes: EmbeddedTemporal,
 ) -> None:
     calls = ScriptedCalls(Freeze())
-    async with tasks_on(dev_server.address, [AiAgentTask], [calls.generate]) as tasks:
+    async with tasks_on(server_without_pushes.address, [AiAgentTask], [calls.generate]) as tasks:
         handle = await tasks.start("AiAgentTask", {**ASK, "heartbeat_timeout_seconds": 3})
         await calls.under_way.wait()
         (item,) = await tasks.work_items(handle)
-        await command(dev_server, handle.id, item.id, *MORE_ATTEMPTS)
+        await command(server_without_pushes, handle.id, item.id, *MORE_ATTEMPTS)
         await handle.result()
         first, second = await tasks.work_items(handle)
     assert first.failure is not None
@@ -339,10 +356,10 @@ class OwnWork:
 
 @pytest.mark.parametrize("commands", [[MORE_ATTEMPTS], [("pause",), ("unpause",)]])
 async def test_an_activity_of_ones_own_runs_once_for_each_work_item(
-    dev_server: EmbeddedTemporal, commands: list[tuple[str, ...]]
+    server_without_pushes: EmbeddedTemporal, commands: list[tuple[str, ...]]
 ) -> None:
     own = OwnCalls()
-    async with tasks_on(dev_server.address, [OwnWork], [own.work]) as tasks:
+    async with tasks_on(server_without_pushes.address, [OwnWork], [own.work]) as tasks:
         handle = await tasks.start("OwnWork")
 
         async def runs() -> bool:
@@ -351,12 +368,12 @@ async def test_an_activity_of_ones_own_runs_once_for_each_work_item(
         await eventually(runs, "the first run")
         (item,) = await tasks.work_items(handle)
         held, *after = commands
-        await command(dev_server, handle.id, item.id, *held)
+        await command(server_without_pushes, handle.id, item.id, *held)
         own.hold.release()
         if after:
             await settles(handle)
         for one in after:
-            await command(dev_server, handle.id, item.id, *one)
+            await command(server_without_pushes, handle.id, item.id, *one)
         assert await handle.result() == "done"
         first, second = await tasks.work_items(handle)
     assert first.failure is not None

@@ -85,8 +85,8 @@ HeartbeatInterval = Annotated[
     typer.Option(
         envvar="TASQ_HEARTBEAT_INTERVAL",
         min=0.1,
-        help="Seconds between two heartbeats of a call. A cancel may take this long to reach the call. "
-        "Each heartbeat is a billable action on Temporal Cloud.",
+        help="Seconds between two heartbeats of a call, where the server does not push cancels. A cancel may "
+        "take this long to reach the call. Each heartbeat is a billable action on Temporal Cloud.",
     ),
 ]
 MetricsAddress = Annotated[

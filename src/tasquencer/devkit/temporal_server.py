@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
@@ -18,7 +19,12 @@ from temporalio.service import RPCError
 from tasquencer.devkit.errors import MissingPart, ProcessFailed
 from tasquencer.devkit.processes import ChildProcess, answers, free_port
 
-__all__ = ["EmbeddedTemporal", "embedded_temporal"]
+__all__ = ["PUSHED_CANCELS", "EmbeddedTemporal", "embedded_temporal"]
+
+PUSHED_CANCELS: Mapping[str, object] = MappingProxyType(
+    {"frontend.WorkerCommandsEnabled": True, "system.enableCancelActivityWorkerCommand": True}
+)
+"""With both settings the server pushes cancels to the workers, so that these need fewer heartbeats."""
 
 _NAME = "the embedded Temporal server"
 
@@ -56,7 +62,8 @@ async def embedded_temporal(
         namespace: The namespace to create, with the dev server's retention.
         database_file: A file that keeps the executions across restarts. Default: in memory.
         search_attributes: Names and types (`Keyword`, `Int`, `Datetime` …) to register on the namespace.
-        dynamic_config: The server's dynamic configuration, key to JSON value.
+        dynamic_config: The server's dynamic configuration, key to JSON value. Without the keys of
+            `PUSHED_CANCELS` in it, the server pushes cancels to the workers.
         port: The port of the gRPC frontend. Default: a free one.
         ui_port: The port of the Web UI. Default: a free one.
         timeout_seconds: How long the server may take to answer.
@@ -75,7 +82,7 @@ async def embedded_temporal(
             options += ["--db-filename", str(database_file)]
         for name, kind in (search_attributes or {}).items():
             options += ["--search-attribute", f"{name}={kind}"]
-        for key, value in (dynamic_config or {}).items():
+        for key, value in {**PUSHED_CANCELS, **(dynamic_config or {})}.items():
             options += ["--dynamic-config-value", f"{key}={json.dumps(value)}"]
         # The user's own CLI configuration is for other servers.
         options += ["--log-level", "error", "--disable-config-file", "--disable-config-env"]

@@ -41,6 +41,7 @@ from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.ledger.contract import Ledger
 from tasquencer.settings import DEFAULT_MODEL
 from tasquencer.temporal.authority import only_for_started
+from tasquencer.temporal.cancels import heartbeat_interval
 from tasquencer.temporal.failures import AI_CALL, as_application_error
 from tasquencer.temporal.heartbeats import heartbeats
 from tasquencer.temporal.only_once import CALLED, is_second_run, second_run
@@ -50,8 +51,9 @@ from tasquencer.temporal.tool_activity import ToolActivity
 __all__ = ["HEARTBEAT_INTERVAL", "AiCalls", "ClientRetries"]
 
 HEARTBEAT_INTERVAL = timedelta(seconds=0.4)
-"""A cancellation reaches an activity only in the answer to a heartbeat, so they come often. The worker's
-`max_heartbeat_throttle_interval` decides how many of them are really sent, so give it the same interval."""
+"""Where the server does not push cancels, they reach an activity only in the answer to a heartbeat, so these
+come often. The `max_heartbeat_throttle_interval` of the worker decides how many are really sent, so give it
+the same interval."""
 
 _QUICKLY_JUDGED = 64 * 1024
 """Bytes of a body that are judged in less time than it takes another thread to start."""
@@ -81,6 +83,7 @@ class AiCalls:
         price: From model, input and output tokens to US dollars. The default is the file that `TASQ_PRICES`
             names, then the list of `genai-prices`. A cost that the provider reports counts first.
         heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
+            Where the server pushes cancels, it is always that third.
         tools: What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`.
         mcp_servers: Servers whose tools models may call, too, by name. None: those in the file that
             `TASQ_MCP_SERVERS` names, see `tasquencer.ai.mcp`.
@@ -111,6 +114,7 @@ class AiCalls:
         self._mcp_servers = mcp_servers
         self._tool_activity = ToolActivity(self._tools, lambda: Redactor.of(self._client), heartbeat_interval)
         self._grace_period = timedelta(0)
+        self._pushed = False
         self._closing = contextlib.AsyncExitStack()
         if client is not None:
             self._use(client)
@@ -131,6 +135,14 @@ class AiCalls:
     def stops_within(self, grace_period: timedelta) -> None:
         """Note how long a call may run on after its worker began to stop; the plugin says so."""
         self._grace_period = self._tool_activity.grace_period = grace_period
+
+    def cancels_are_pushed(self, pushed: bool) -> None:
+        """Note whether the server pushes cancels, which makes most heartbeats needless."""
+        self._pushed = self._tool_activity.pushed = pushed
+
+    def _interval(self) -> timedelta:
+        timeout = activity.info().heartbeat_timeout
+        return heartbeat_interval(self._heartbeat_interval, timeout, pushed=self._pushed)
 
     async def __aenter__(self) -> Self:
         await self._closing.enter_async_context(self._schema_checks)
@@ -177,7 +189,7 @@ class AiCalls:
 
     async def _checked_attempt(self, job: AiJob) -> AiAnswer | Failure:
         if self._ledger is not None:
-            async with heartbeats(self._heartbeat_interval):
+            async with heartbeats(self._interval(), begins_with_one=False):
                 await only_for_started(self._ledger)
         return second_run() if is_second_run() else await self._attempt(job, activity.info())
 
@@ -189,13 +201,10 @@ class AiCalls:
             return Failure.of(FailureKind.INVALID_REQUEST, str(unknown), model=model)
         limit = call_limit(info.start_to_close_timeout)
         seconds = limit.total_seconds() if limit is not None else None
-        interval = self._heartbeat_interval
-        if info.heartbeat_timeout:
-            interval = min(interval, info.heartbeat_timeout / 3)
         begin = time.monotonic()
         latency = None
         try:
-            async with heartbeats(interval, CALLED):
+            async with heartbeats(self._interval(), CALLED, begins_with_one=not self._pushed):
                 problem = await self._problem_of_schema(job)
                 if problem is not None:
                     return Failure.of(FailureKind.INVALID_REQUEST, problem, model=model)

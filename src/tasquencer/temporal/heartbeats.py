@@ -14,10 +14,14 @@ __all__ = ["heartbeats"]
 
 
 @asynccontextmanager
-async def heartbeats(interval: timedelta = timedelta(seconds=5), *details: Any) -> AsyncIterator[None]:
-    """Send one immediately, and then one in each interval, in the background of the block."""
+async def heartbeats(
+    interval: timedelta = timedelta(seconds=5), *details: Any, begins_with_one: bool = True
+) -> AsyncIterator[None]:
+    """Send one in each interval, in the background of the block, and one before if it `begins_with_one`."""
 
     async def beat() -> None:
+        if not begins_with_one:
+            await asyncio.sleep(interval.total_seconds())
         while True:
             activity.heartbeat(*details)
             await asyncio.sleep(interval.total_seconds())

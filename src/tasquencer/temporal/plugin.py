@@ -11,7 +11,7 @@ data converter and its interceptors.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from tasquencer.temporal.adopting_header import AttemptInterceptor
 from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
 from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
+from tasquencer.temporal.cancels import are_pushed
 from tasquencer.temporal.closed_runs import ClosedRuns
 from tasquencer.temporal.converter import data_converter, is_default
 from tasquencer.temporal.headers import HeaderCodec
@@ -103,6 +104,7 @@ class TasquencerPlugin(SimplePlugin):
         self._headers: list[HeaderCodec] = []
         self._closed_runs: list[ClosedRuns] = []
         self._running = 0
+        self._client: temporalio.client.Client | None = None
         self._closing = AsyncExitStack()
         if batches is None:
             batches = getattr(ledger, "batches", None)
@@ -161,6 +163,7 @@ class TasquencerPlugin(SimplePlugin):
             WireInterceptor(),
             AdoptingInterceptor(self._adopting(converter)),
         ]
+        self._client = config["client"]
         if self._calls is not None:
             self._calls.stops_within(config.get("graceful_shutdown_timeout") or timedelta(0))
         if self._observing.patterns:
@@ -207,7 +210,9 @@ class TasquencerPlugin(SimplePlugin):
             closed_runs.run_here()
         if not self._running:
             await self._closing.enter_async_context(self._ledger)
-            await self._closing.enter_async_context(self._calls or nullcontext())
+            if self._calls is not None:
+                await self._closing.enter_async_context(self._calls)
+                self._calls.cancels_are_pushed(self._client is not None and await are_pushed(self._client))
         self._running += 1
         try:
             yield

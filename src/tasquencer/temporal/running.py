@@ -20,6 +20,7 @@ from temporalio.worker import Worker
 from tasquencer.core.errors import WrongSetting
 from tasquencer.settings import named_setting
 from tasquencer.temporal.ai_calls import HEARTBEAT_INTERVAL
+from tasquencer.temporal.cancels import are_pushed, described
 from tasquencer.temporal.connection import report_outages
 from tasquencer.temporal.schedules import create_schedule, schedule_id
 from tasquencer.temporal.versioning import Version
@@ -135,8 +136,9 @@ async def run_worker(
     while not worker.is_running and not running.done():
         await asyncio.sleep(0.01)
     if worker.is_running:
+        cancels = described(pushed=await are_pushed(client), interval=tuning.heartbeat_interval)
         _freeze()
-        print(_ready_line(worker, tuning, about), flush=True)
+        print(_ready_line(worker, tuning, [*about, cancels]), flush=True)
     scheduling = asyncio.create_task(
         schedule_reconciliation(client, worker.task_queue, tuning.reconcile_every)
     )

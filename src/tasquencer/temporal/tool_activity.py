@@ -17,6 +17,7 @@ from tasquencer.ai.tools import ToolContext, ToolError, ToolSource
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal.authority import only_for_started
+from tasquencer.temporal.cancels import heartbeat_interval
 from tasquencer.temporal.failures import as_application_error
 from tasquencer.temporal.heartbeats import heartbeats
 from tasquencer.temporal.only_once import CALLED, is_second_run, second_run
@@ -47,6 +48,7 @@ class ToolActivity:
         self._interval = interval
         self.ledger: Ledger | None = None
         self.grace_period = timedelta(0)
+        self.pushed = False
 
     @activity.defn(name=CALL_TOOL)
     async def call_tool(self, job: ToolJob, attempt: int) -> JsonValue:
@@ -63,9 +65,7 @@ class ToolActivity:
                 caller whose work item is not started.
         """
         info = activity.info()
-        interval = self._interval
-        if info.heartbeat_timeout:
-            interval = min(interval, info.heartbeat_timeout / 3)
+        interval = heartbeat_interval(self._interval, info.heartbeat_timeout, pushed=self.pushed)
         outcome = await through_pauses(
             self._checked_attempt(job, attempt, info, interval),
             interval=self._interval,
@@ -79,11 +79,11 @@ class ToolActivity:
         self, job: ToolJob, attempt: int, info: activity.Info, interval: timedelta
     ) -> JsonValue | Failure:
         if self.ledger is not None:
-            async with heartbeats(interval):
+            async with heartbeats(interval, begins_with_one=False):
                 await only_for_started(self.ledger)
         if is_second_run():
             return second_run()
-        async with heartbeats(interval, CALLED):
+        async with heartbeats(interval, CALLED, begins_with_one=not self.pushed):
             return await self._attempt(job, attempt, info)
 
     async def _attempt(self, job: ToolJob, attempt: int, info: activity.Info) -> JsonValue | Failure:

@@ -165,7 +165,11 @@ async def test_many_calls_at_once_and_only_those_asked_for(dev_server: EmbeddedT
     assert all(request.ended_at is not None and request.ended_at < asked + SOON for request in left)
 
 
-async def test_in_the_call_with_the_options_of_the_worker_process(dev_server: EmbeddedTemporal) -> None:
+@pytest.mark.parametrize("server", ["dev_server", "server_without_pushes"])
+async def test_in_the_call_with_the_options_of_the_worker_process(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    temporal: EmbeddedTemporal = request.getfixturevalue(server)
     source, ledger, queue = random.Random(7), InMemoryLedger(), f"queue-{uuid4()}"
     tuning = Tuning(concurrent_calls=10, grace_period=timedelta(0))
     async with (
@@ -174,7 +178,7 @@ async def test_in_the_call_with_the_options_of_the_worker_process(dev_server: Em
         AsyncExitStack() as stack,
     ):
         plugin = TasquencerPlugin(ledger, calls=AiCalls(model, MODEL))
-        client = await Client.connect(dev_server.address, plugins=[plugin])
+        client = await Client.connect(temporal.address, plugins=[plugin])
         await stack.enter_async_context(worker_process.make_worker(client, queue, tuning))
         now = Scene(Tasks(client, queue, ledger), provider)
         took: list[float] = []
