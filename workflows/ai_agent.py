@@ -6,9 +6,8 @@ from typing import Any
 
 from temporalio import workflow
 
-from tasquencer.ai.agent import TOOL_RULES, agent_record, agent_result
+from tasquencer.ai.agent import RESULTS_BYTES, TOOL_RULES, agent_record, agent_result
 from tasquencer.ai.answer import AiAgentResult
-from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES
 from tasquencer.ai.request import parse_request
 from tasquencer.temporal import Agent, Task, accept
 
@@ -26,7 +25,7 @@ class AiAgentTask:
             record=agent_record,
             result_of=agent_result,
             rules=TOOL_RULES,
-            results_bytes=MAXIMUM_CONVERSATION_BYTES,
+            results_bytes=RESULTS_BYTES,
         )
 
     @workflow.run

@@ -29,7 +29,7 @@ from tasquencer.devkit.http_server import Exchange, HttpRequest, HttpServer
 from tests.support.answers import ANSWERS, Answer, ok, status
 from tests.support.patience import PATIENCE_SECONDS
 
-__all__ = ["ProviderRequest", "Script", "ScriptedProvider"]
+__all__ = ["Choose", "ProviderRequest", "Script", "ScriptedProvider"]
 
 
 @dataclass

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,13 +20,16 @@ from temporalio.worker import Worker
 from tasquencer.ai import AiCalls, OnToolFailure, ToolContext, ToolError, tool
 from tasquencer.ai.provider.client import make_client
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.devkit.processes import ChildProcess
+from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+from tasquencer.ledger.contract import WorkItemFilter
+from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.patience import eventually
-from tests.support.provider import ScriptedProvider
+from tests.support.provider import Choose, ProviderRequest, ScriptedProvider
 from tests.support.tasks import Tasks, failure_of_task
 from workflows.ai_agent import AiAgentTask
 
@@ -61,7 +66,7 @@ class Desk:
 
 @asynccontextmanager
 async def desk(
-    server: EmbeddedTemporal, script: Sequence[Answer], tools: Sequence[Callable[..., Any]]
+    server: EmbeddedTemporal, script: Sequence[Answer] | Choose, tools: Sequence[Callable[..., Any]]
 ) -> AsyncIterator[Desk]:
     ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
     async with (
@@ -326,3 +331,141 @@ async def test_a_tool_that_the_worker_does_not_have_is_named(dev_server: Embedde
     async with desk(dev_server, [], [search_orders]) as one:
         error = await failure_of_task(await one.start(tools=["refund"]))
     assert error.type == "NotRetryable" and "no tool 'refund'; it has search_orders" in error.message
+
+
+async def test_a_conversation_stays_whole_when_the_task_continues_as_new() -> None:
+    turns = 12
+    why = "the order is older than a year, " * 5
+
+    async def look_up(number: int) -> str:
+        """Look an order up."""
+        if number % 2:
+            raise ToolError(f"{number}: {why}")
+        return f"{number}: found"
+
+    def script(request: ProviderRequest) -> Answer:
+        number = sum(message["role"] == "tool" for message in request.body["messages"])
+        return answers.tools(("look_up", {"number": number})) if number < turns else answers.ok("Done.")
+
+    soon = {"limit.historyCount.suggestContinueAsNew": 60}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=soon) as server,
+        desk(server, script, [look_up]) as one,
+    ):
+        result, handle = await one.run(tools=["look_up"])
+        first = await one.tasks.client.get_workflow_handle(handle.id).describe()
+        assert first.run_id != handle.first_execution_run_id
+        said = [
+            f"The call failed: {number}: {why.strip()}" if number % 2 else f"{number}: found"
+            for number in range(turns)
+        ]
+        assert one.heard(turns) == said
+        items = await one.tasks.work_items(handle)
+        assert len({request.idempotency_key for request in one.provider.requests}) == turns + 1
+    assert (result["text"], result["turns"]) == ("Done.", turns + 1)
+    assert len(result["tool_calls"]) == turns
+    assert len({item.run_id for item in items}) > 1
+
+
+KILLED = """
+import asyncio, os, sys, time
+from datetime import timedelta
+from pathlib import Path
+from temporalio.client import Client
+from temporalio.worker import Worker
+from tasquencer import TasquencerPlugin
+from tasquencer.ai import AiCalls, tool
+from tasquencer.ai.provider.client import make_client
+from tasquencer.sql import SqlLedger
+from workflows.ai_agent import AiAgentTask
+
+address, queue, base_url, folder = sys.argv[1:]
+
+@tool(retries=1, initial_interval=timedelta(0))
+async def look_up() -> str:
+    \"\"\"Look.\"\"\"
+    marks = Path(folder, "begun")
+    first = not marks.exists()
+    marks.touch()
+    if first:
+        await asyncio.sleep(3600)
+    return "found"
+
+async def main():
+    async with make_client(api_key="key-of-the-tests", base_url=base_url) as model:
+        calls = AiCalls(model, "m", tools=[look_up])
+        plugin = TasquencerPlugin(SqlLedger(f"sqlite:///{folder}/l.db"), calls=calls)
+        client = await Client.connect(address, plugins=[plugin])
+        sticky = timedelta(seconds=1)
+        async with Worker(client, task_queue=queue, workflows=[AiAgentTask],
+                          sticky_queue_schedule_to_start_timeout=sticky):
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("killed_in", ["a tool call", "a turn"])
+async def test_a_worker_that_is_killed_costs_one_attempt(
+    dev_server: EmbeddedTemporal, tmp_path: Path, killed_in: str
+) -> None:
+    """The request or the call is not made again under the same work item."""
+    turn = answers.tools(("look_up", {}))
+    hangs = killed_in == "a turn"
+    if hangs:
+        (tmp_path / "begun").touch()
+    script = [answers.stall(), turn, answers.ok()] if hangs else [turn, answers.ok()]
+    queue = f"queue-{uuid4()}"
+    async with ScriptedProvider(script) as provider:
+        arguments = [
+            sys.executable,
+            "-c",
+            KILLED,
+            dev_server.address,
+            queue,
+            provider.base_url,
+            str(tmp_path),
+        ]
+        client = await Client.connect(dev_server.address)
+        request = ASK | {"tools": ["look_up"], "heartbeat_timeout_seconds": 1}
+        first = ChildProcess("worker", arguments)
+        second: ChildProcess | None = None
+        try:
+            await client.start_workflow("AiAgentTask", request, id=queue, task_queue=queue)
+
+            async def under_way() -> bool:
+                return bool(provider.requests) if hangs else (tmp_path / "begun").exists()
+
+            await eventually(under_way, killed_in)
+            first.kill()
+            second = ChildProcess("worker", arguments)
+            result = await client.get_workflow_handle(queue).result()
+        finally:
+            await first.stop()
+            if second is not None:
+                await second.stop()
+        keys = [sent.idempotency_key for sent in provider.requests]
+    async with SqlLedger(f"sqlite:///{tmp_path}/l.db") as ledger:
+        items = await ledger.work_items(WorkItemFilter(task_id=queue, oldest_first=True))
+    assert result["text"]
+    lost = [item for item in items if item.failure is not None]
+    (lineage,) = {item.lineage for item in lost}
+    assert lineage == ("turn-1" if hangs else "turn-1/look_up")
+    assert [item.failure.kind for item in lost if item.failure] == ["worker_lost"]
+    assert all(item.state.is_terminal for item in items)
+    assert len(keys) == len(set(keys)) == (3 if hangs else 2)
+
+
+async def test_a_conversation_that_grows_too_long_ends_the_task_before_anything_is_sent(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    async def read(page: int) -> str:
+        """Read a page."""
+        return "é" * 100_000
+
+    script = [answers.tools(*[("read", {"page": page}) for page in range(4)])]
+    async with desk(dev_server, script, [read]) as one:
+        error = await failure_of_task(await one.start(tools=["read"]))
+        assert len(one.provider.requests) == 1
+    assert error.type == "TaskFailed" and "the conversation has" in error.message

@@ -11,6 +11,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from tasquencer.ai.answer import parse_answer
+from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES
 from tasquencer.ai.record import ai_job_record
 from tasquencer.ai.review import parse_decision
 from tasquencer.ai.tools import ToolError, as_result
@@ -20,7 +21,18 @@ from tasquencer.core.hooks import LineageRules, retry_by_recipe
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.work_item import WorkItem
 
-__all__ = ["TOOL", "TOOL_RULES", "agent_record", "agent_result", "approval_lineage", "is_turn"]
+__all__ = [
+    "RESULTS_BYTES",
+    "TOOL",
+    "TOOL_RULES",
+    "agent_record",
+    "agent_result",
+    "approval_lineage",
+    "is_turn",
+]
+
+RESULTS_BYTES = 3 * MAXIMUM_CONVERSATION_BYTES + 256 * 1024
+"""Bytes of results that an agent's task carries along: those of the longest conversation, in any alphabet."""
 
 TOOL: Final = "tool"
 """The kind of such lineages."""

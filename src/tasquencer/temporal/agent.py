@@ -58,7 +58,6 @@ _MOST_WORK_ITEMS: Final = 2_000
 """Maximum work items of one task, which carries all of them along when it continues as new."""
 
 _ONCE = RetryRecipe(max_retries=0)
-_HEARTBEAT_TIMEOUT = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Agent:
     """Continues one conversation until the model answers without calling a tool.
 
     Args:
-        task: With `results_bytes=MAXIMUM_CONVERSATION_BYTES` and `rules=TOOL_RULES`.
+        task: With `results_bytes=RESULTS_BYTES` and `rules=TOOL_RULES`.
         request: The task's request.
         deadline: The deadline of the whole task.
     """
@@ -99,7 +98,7 @@ class Agent:
         """Return the next turn, or None when the model has answered.
 
         Raises:
-            ApplicationError: of type `TaskFailed`, if no turn is left or the conversation is too long.
+            ApplicationError: of type `TaskFailed`, if no turn is left.
         """
         if self._is_over:
             return None
@@ -107,8 +106,6 @@ class Agent:
         if number > request.max_turns:
             turns = "1 turn" if request.max_turns == 1 else f"{request.max_turns} turns"
             raise task_error("TaskFailed", f"the model still calls tools after {turns} (max_turns)")
-        if number > 1:
-            self._check_size()
         self._turns = number
         lineage = MAIN_LINEAGE if request.tools is None else f"turn-{number}"
         attempts = self._task.attempts(
@@ -139,7 +136,8 @@ class Agent:
         """Call the tools that the model asked for in this turn, side by side, and keep their results.
 
         Raises:
-            ApplicationError: the turn has no answer, or a tool with `on_failure="fail_task"` has failed.
+            ApplicationError: the turn has no answer, a tool with `on_failure="fail_task"` has failed, or the
+                conversation is too long.
         """
         answered = AiAnswer.model_validate(self._task.result(turn.lineage))
         calls = answered.tool_calls
@@ -154,6 +152,8 @@ class Agent:
         conversation = [*turn.job.messages, assistant_message(answered.text, calls), *messages]
         update = {"messages": conversation, "tool_choice": _later_choice(turn.job.tool_choice)}
         self._job = turn.job.model_copy(update=update)
+        self._check_size()
+        await self._task.continue_as_new_if_due()
 
     async def _use(self, turn: int, call: ToolCall, lineage: str) -> ChatMessage:
         """Call one tool, after its approval if it needs one. Return the text for the model."""
@@ -208,7 +208,7 @@ class Agent:
             result_type=RawValue,
             start_to_close_timeout=limit,
             schedule_to_start_timeout=None if queue_timeout is None else timedelta(seconds=queue_timeout),
-            heartbeat_timeout=_HEARTBEAT_TIMEOUT,
+            heartbeat_timeout=timedelta(seconds=self._request.heartbeat_timeout_seconds),
             summary=f"tool {call.name[:64]} · {label}",
         )
         result: object = received_json(returned, workflow.payload_converter().from_payload)

@@ -148,10 +148,14 @@ class TaskDriver:
         """Return the run that has recorded the start of the work item: this one, or one before a reset."""
         return self._writing.started_by(work_item_id)
 
-    async def wait_for(self, item: WorkItem) -> None:
-        """Sleep the work item's delay, or go on in a new run that will."""
+    async def continue_if_due(self) -> None:
+        """Go on in a new run if one is due and nothing is under way."""
         if is_new_run_due() and self._may_continue_as_new():
             await self._go_on_in_a_new_run()
+
+    async def wait_for(self, item: WorkItem) -> None:
+        """Sleep the work item's delay, or go on in a new run that will."""
+        await self.continue_if_due()
         is_replacement = item.id in self._successors.values()
         if item.run_id == workflow.info().run_id and not is_replacement:
             # Just recorded: the whole delay from here.

@@ -224,6 +224,15 @@ class Task:
             raise TaskMisused(f"lineage {lineage!r} has no result: its last work item is {item.state}")
         return item
 
+    async def continue_as_new_if_due(self) -> None:
+        """Continue as new if Temporal suggests it and no work item is started.
+
+        Waits do that by themselves. Call it between two pieces of work where a task has many of them. The new
+        run takes the code from its beginning: `attempts` of a lineage that has ended are over, its result is
+        there.
+        """
+        await self._driver.continue_if_due()
+
     def check(self) -> None:
         """Fail the task, like `result`, if its policy says so."""
         if self._state.verdict is Verdict.FAIL:
