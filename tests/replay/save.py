@@ -17,6 +17,7 @@ from temporalio.client import Client, WorkflowFailureError
 
 from tasquencer.devkit.temporal_server import embedded_temporal
 from tasquencer.testing import InMemoryBatches
+from tests.replay.adopted import AdoptedShop, adopted_activities
 from tests.replay.followed import FollowedTask, FollowingTask
 from tests.replay.shapes import Shape, shapes, tool_activity
 from tests.support.batches import filled_batch
@@ -26,7 +27,7 @@ from workflows.ai_batch import AiBatchTask
 from workflows.ai_fan_out import AiFanOutTask
 from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft, FollowedTask, FollowingTask]
+WORKFLOWS = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft, FollowedTask, FollowingTask, AdoptedShop]
 HISTORIES = Path(__file__).parent / "histories"
 
 
@@ -44,7 +45,12 @@ async def record(server: str, name: str, shape: Shape) -> None:
     """Run the shape's task and save the history of each of its runs."""
     batches = InMemoryBatches(shape.ledger)
     async with tasks_on(
-        server, WORKFLOWS, [shape.calls.generate, tool_activity()], ledger=shape.ledger, batches=batches
+        server,
+        WORKFLOWS,
+        [shape.calls.generate, tool_activity(), *adopted_activities()],
+        ledger=shape.ledger,
+        batches=batches,
+        adopt_activities=["charge*"],
     ) as tasks:
         workflow_id = f"{shape.workflow}-{uuid4()}"
         await filled_batch(batches, workflow_id, shape.rows, **shape.defaults)

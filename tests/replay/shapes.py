@@ -229,6 +229,7 @@ def shapes() -> dict[str, Shape]:
     held = HeldLedger(leading_to(WorkItemState.STARTED), committed=False)
     return {
         "first_try": Shape(),
+        "adopted": Shape(workflow="AdoptedShop"),
         "two_retries": Shape(SLOW_DOWN, GONE, retry={"initial_interval_seconds": 0.5, "jitter": 0.5}),
         "retries_exhausted": Shape(*[GONE] * 3, max_retries=2, retry=at_once),
         "not_retryable": Shape(WRONG_KEY),

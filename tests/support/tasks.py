@@ -136,10 +136,12 @@ async def tasks_on(
     task_queue: str | None = None,
     grace_period: timedelta = timedelta(0),
     calls_at_once: int = _MANY_CALLS,
+    adopt_activities: Sequence[str] = (),
 ) -> AsyncIterator[Tasks]:
     """A worker on the dev server at this address."""
     ledger = ledger or InMemoryLedger()
-    client = await Client.connect(server, plugins=[TasquencerPlugin(ledger, batches)])
+    plugin = TasquencerPlugin(ledger, batches, adopt_activities=adopt_activities)
+    client = await Client.connect(server, plugins=[plugin])
     async with _worker(client, workflows, activities, task_queue, grace_period, calls_at_once) as queue:
         yield Tasks(client, queue, ledger)
 

@@ -255,7 +255,7 @@ class AdoptedActivity:
         )
         headers = {
             **given.headers,
-            RUN_HEADER: TaskScope.current().run_header(item.id),
+            RUN_HEADER: TaskScope.current().run_header(item.id, self._run.driver),
             ATTEMPT_HEADER: HeaderCodec.encoded(note.payload()),
         }
         label = attempt_label(item.attempt, self._policy.most_attempts - 1)

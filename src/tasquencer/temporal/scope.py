@@ -89,12 +89,12 @@ class TaskScope:
         setattr(loop, _ATTRIBUTE, self)
         fix_order(loop)
 
-    def run_header(self, work_item_id: str) -> Payload:
+    def run_header(self, work_item_id: str, driver: TaskDriver) -> Payload:
         """The header of a work item's call: the run that has recorded its start.
 
         After a reset the result of that record can arrive before the news of the reset does.
         """
-        run_id = workflow.info().run_id if self.driver is None else self.driver.started_by(work_item_id)
+        run_id = driver.started_by(work_item_id)
         if run_id not in self._run_headers:
             self._run_headers[run_id] = HeaderCodec.encoded(json_payload(run_id))
         return self._run_headers[run_id]
@@ -344,7 +344,7 @@ class _Outbound(WorkflowOutboundInterceptor):
         scope = TaskScope.find()
         driver = None if scope is None else scope.driver
         if scope is not None and driver is not None and driver.is_calling(input.activity_id):
-            payload = scope.run_header(input.activity_id or "")
+            payload = scope.run_header(input.activity_id or "", driver)
             input.headers = {**input.headers, RUN_HEADER: payload}
         return super().start_activity(input)
 
