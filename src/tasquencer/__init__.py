@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         Settlement as Settlement,
         WorkItemFilter as WorkItemFilter,
     )
+    from tasquencer.temporal.asking import ask as ask
     from tasquencer.temporal.connection import connect as connect
     from tasquencer.temporal.plugin import TasquencerPlugin as TasquencerPlugin
     from tasquencer.temporal.task import Task as Task

@@ -22,6 +22,7 @@ from temporalio.exceptions import ApplicationError
 
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.provider.client import make_client, output_limit_field
+from tasquencer.ai.provider.requests import chat_body
 from tasquencer.ai.request import AiAgentRequest
 from tasquencer.ai.timeouts import CALL_MARGIN, call_limit
 from tasquencer.core.failure import Failure
@@ -71,18 +72,54 @@ async def test_a_full_job_sends_all_its_fields() -> None:
         temperature=0,
         max_output_tokens=9,
         output_schema=age,
+        top_p=0.5,
+        seed=7,
+        stop=["END"],
+        reasoning_effort="low",
+        extra_body={"service_tier": "flex"},
     )
     assert (await sent(asked)).body == {
+        "service_tier": "flex",
         "model": "tiny-2",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}],
         "stream": False,
         "temperature": 0,
         "max_tokens": 9,
+        "top_p": 0.5,
+        "seed": 7,
+        "stop": ["END"],
+        "reasoning_effort": "low",
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": "output", "schema": age, "strict": True},
+            "json_schema": {
+                "name": "output",
+                "schema": {**age, "additionalProperties": False},
+                "strict": True,
+            },
         },
     }
+
+
+async def test_a_schema_that_is_not_strict_is_sent_as_it_is() -> None:
+    loose = {**schema(age={"type": "integer"}), "required": []}
+    body = (await sent(job(output_schema=loose))).body
+    assert body["response_format"]["json_schema"] == {"name": "output", "schema": loose, "strict": False}
+
+
+async def test_a_conversation_with_tool_calls_is_sent_as_it_is() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+    ]
+    assert sent_messages(messages) == messages
+
+
+def sent_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    asked = AiJob.model_validate({"messages": messages})
+    found: list[dict[str, Any]] = chat_body(asked, MODEL, "max_tokens")["messages"]
+    return found
 
 
 async def test_a_request_of_the_contract_becomes_the_conversation_it_describes() -> None:

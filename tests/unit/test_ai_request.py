@@ -37,6 +37,12 @@ def test_the_defaults_are_those_of_the_outside_contract() -> None:
         "model": None,
         "temperature": None,
         "max_output_tokens": None,
+        "output_schema": None,
+        "top_p": None,
+        "seed": None,
+        "stop": None,
+        "reasoning_effort": None,
+        "extra_body": None,
         "max_retries": 3,
         "retry": {
             "initial_interval_seconds": 1,

@@ -108,6 +108,8 @@ class AiJob(RequestModel):
         tools: Names of the worker's tools that the model may call.
         tool_choice: `auto`, `none`, `required`, or the name of the tool to call; None: as the provider does.
         parallel_tool_calls: Whether one answer may call several tools; None: as the provider does.
+        top_p, seed, stop, reasoning_effort: As the provider understands them.
+        extra_body: Further fields of the request to the provider.
         metadata: Kept with the work item, not sent to the provider.
     """
 
@@ -119,6 +121,11 @@ class AiJob(RequestModel):
     tools: list[str] | None = None
     tool_choice: str | None = None
     parallel_tool_calls: bool | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    reasoning_effort: str | None = None
+    extra_body: dict[str, JsonValue] | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
 
     @property

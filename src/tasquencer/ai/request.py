@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+from pydantic_core import to_json
 
 from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, MOST_MESSAGES, AiJob, ChatMessage
 from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
@@ -19,19 +21,25 @@ from tasquencer.core.validation import (
     Seconds,
     Text,
     Whole,
+    keepable,
     limit_size,
     validated,
 )
 
 __all__ = [
+    "MAXIMUM_EXTRA_BYTES",
     "MAXIMUM_REQUEST_BYTES",
+    "MAXIMUM_SCHEMA_BYTES",
     "MOST_LABELS",
     "MOST_REQUEST_VALUES",
+    "MOST_STOPS",
     "MOST_TOOLS",
     "MOST_TURNS",
     "AiAgentRequest",
+    "AskOptions",
     "CallOptions",
     "RetryOptions",
+    "RetrySettings",
     "parse_request",
 ]
 
@@ -53,10 +61,72 @@ _WITH_TOOLS = ("tool_choice", "parallel_tool_calls", "max_turns")
 MOST_LABELS = 1_000
 """Maximum entries of a request's metadata."""
 
+MAXIMUM_SCHEMA_BYTES = 256 * 1024
+"""Bytes of an `output_schema` as JSON."""
+
+MAXIMUM_EXTRA_BYTES = 64 * 1024
+"""Bytes of an `extra_body` as JSON."""
+
+MOST_STOPS = 16
+"""Texts of `stop`."""
+
+_LARGEST_SEED = 2**63 - 1
+
+_DEEPEST_EXTRA = 20
+"""Levels of lists and objects of an `extra_body`."""
+
+_OWN_FIELDS = {
+    "input": "messages",
+    "instructions": "system",
+    "max_completion_tokens": "max_output_tokens",
+    "max_output_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "messages",
+    "model": "model",
+    "reasoning_effort": "reasoning_effort",
+    "response_format": "output_schema",
+    "seed": "seed",
+    "stop": "stop",
+    "temperature": "temperature",
+    "top_p": "top_p",
+}
+"""Fields of a request to the provider, and the field of ours that sets them."""
+
+_NEVER_SENT = ("background", "n", "stream", "stream_options")
+"""Fields that ask for more answers than one, or for another form of it."""
+
 
 def _few_labels(value: object) -> object:
     if isinstance(value, dict) and len(value) > MOST_LABELS:  # before each entry is checked
         raise ValueError(f"must have at most {MOST_LABELS:,} entries")
+    return value
+
+
+def _fits(most_bytes: int, most_levels: int | None = None) -> Callable[[JsonValue], JsonValue]:
+    def check(value: JsonValue) -> JsonValue:
+        keepable(value)
+        size = len(to_json(value))
+        if size > most_bytes:
+            raise ValueError(f"has {size:,} bytes, the limit is {most_bytes:,}")
+        if most_levels is not None and _levels(value) > most_levels:
+            raise ValueError(f"must not be nested deeper than {most_levels} levels")
+        return value
+
+    return check
+
+
+def _levels(value: JsonValue) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_levels, value.values()), default=0)
+    return 1 + max(map(_levels, value), default=0) if isinstance(value, list) else 0
+
+
+def _no_field_of_ours(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for name in value:
+        if name in _OWN_FIELDS:
+            raise ValueError(f"must not set {name!r}: use the field {_OWN_FIELDS[name]!r}")
+        if name in _NEVER_SENT:
+            raise ValueError(f"must not set {name!r}: one answer, not streamed, is read")
     return value
 
 
@@ -86,6 +156,19 @@ class CallOptions(RequestModel):
     model: FilledText | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     max_output_tokens: Annotated[Whole, Field(ge=1, le=LARGEST_INTEGER)] | None = None
+    output_schema: Annotated[dict[str, JsonValue], AfterValidator(_fits(MAXIMUM_SCHEMA_BYTES))] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    seed: Annotated[Whole, Field(ge=-_LARGEST_SEED, le=_LARGEST_SEED)] | None = None
+    stop: FilledText | Annotated[list[FilledText], Field(min_length=1, max_length=MOST_STOPS)] | None = None
+    reasoning_effort: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$")] | None = None
+    extra_body: (
+        Annotated[
+            dict[str, JsonValue],
+            AfterValidator(_fits(MAXIMUM_EXTRA_BYTES, _DEEPEST_EXTRA)),
+            AfterValidator(_no_field_of_ours),
+        ]
+        | None
+    ) = None
     max_retries: Annotated[Whole, Field(ge=0, le=MOST_RETRIES)] = 3
     retry: RetryOptions = RetryOptions()
     attempt_timeout_seconds: Seconds = 300.0
@@ -103,6 +186,12 @@ class CallOptions(RequestModel):
             model=self.model,
             temperature=self.temperature,
             max_output_tokens=self.max_output_tokens,
+            output_schema=self.output_schema,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=self.stop,
+            reasoning_effort=self.reasoning_effort,
+            extra_body=self.extra_body,
             metadata=self.metadata,
         )
 
@@ -119,6 +208,38 @@ class CallOptions(RequestModel):
         )
 
 
+class RetrySettings(TypedDict, total=False):
+    """The fields of `RetryOptions` as keywords."""
+
+    initial_interval_seconds: float
+    backoff_coefficient: float
+    maximum_interval_seconds: float | None
+    jitter: float
+    retry_on: RetryOn | Literal["transient", "any"]
+
+
+class AskOptions(TypedDict, total=False):
+    """The fields of `AiAgentRequest` as keywords of `tasquencer.ask`, without `prompt` and `messages`."""
+
+    system: str | None
+    model: str | None
+    temperature: float | None
+    max_output_tokens: int | None
+    output_schema: Mapping[str, Any] | None
+    top_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    reasoning_effort: str | None
+    extra_body: Mapping[str, Any] | None
+    max_retries: int
+    retry: RetryOptions | RetrySettings
+    attempt_timeout_seconds: float
+    heartbeat_timeout_seconds: float
+    queue_timeout_seconds: float | None
+    deadline_seconds: float | None
+    metadata: Mapping[str, str]
+
+
 class AiAgentRequest(CallOptions):
     """The input of an AI agent task.
 
@@ -128,6 +249,9 @@ class AiAgentRequest(CallOptions):
         model: None means the worker's default model.
         temperature: 0 to 2. None leaves it to the provider.
         max_output_tokens: Upper bound of the answer. None leaves it to the provider.
+        output_schema: A JSON Schema of the answer, which is then JSON.
+        top_p, seed, stop, reasoning_effort: Passed on to the provider; None leaves them out.
+        extra_body: Further fields of the request to the provider, passed on as they are.
         max_retries: Retries after the first try, 0 to 1000.
         retry: Delays, and the failures that qualify.
         attempt_timeout_seconds: How long one AI call may take.

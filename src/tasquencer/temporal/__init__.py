@@ -1,6 +1,7 @@
 """Tasks on Temporal: `Task` for workflows, `TasquencerPlugin` for workers, `connect` for both."""
 
 from tasquencer.temporal.agent import Agent
+from tasquencer.temporal.asking import ask
 from tasquencer.temporal.attempts import ActiveWorkItem, Attempts
 from tasquencer.temporal.connection import connect
 from tasquencer.temporal.converter import data_converter
@@ -20,6 +21,7 @@ __all__ = [
     "accept",
     "answer",
     "as_application_error",
+    "ask",
     "connect",
     "data_converter",
     "failure_of",

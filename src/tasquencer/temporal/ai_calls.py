@@ -33,6 +33,7 @@ from tasquencer.ai.provider.client import client_from, guard, output_limit_field
 from tasquencer.ai.provider.prices import Price, own_prices, price_list
 from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.reply import Reply
+from tasquencer.ai.provider.requests import chat_body
 from tasquencer.ai.provider.schemas import SchemaChecks
 from tasquencer.ai.timeouts import call_limit
 from tasquencer.ai.tools import ToolSource, by_name, checked, offered, tool_fields
@@ -214,7 +215,10 @@ class AiCalls:
                 # What is left until Temporal gives up on the activity, and a second for the way to it.
                 whole = info.start_to_close_timeout
                 left = None if whole is None else max(1.0, whole.total_seconds() - latency - 1)
-                outcome = await self._judge(reply, job, model, left)
+                if isinstance(reply, Failure):
+                    outcome: AiAnswer | Failure = reply
+                else:
+                    outcome = await self._judge(reply, job, model, left)
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
             clean = Redactor.of(self._client)  # only now: the client may have fetched its key meanwhile
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
@@ -260,22 +264,10 @@ class AiCalls:
         work_item_id: str,
         limit_seconds: float | None,
         tools: Sequence[ToolSource],
-    ) -> Reply:
+    ) -> Reply | Failure:
         connect = CONNECT_LIMIT.total_seconds()
-        body: dict[str, Any] = {
-            "model": model,
-            "messages": [message.as_sent() for message in job.messages],
-            "stream": False,  # some gateways stream unless they are asked not to
-        }
-        if job.temperature is not None:
-            body["temperature"] = job.temperature
-        if job.max_output_tokens is not None:
-            body[output_limit_field(self._client.base_url, model)] = job.max_output_tokens
-        if job.output_schema is not None:
-            schema = {"name": "output", "schema": job.output_schema, "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if tools:
-            body |= tool_fields(job, tools)
+        limit_field = output_limit_field(self._client.base_url, model)
+        body = chat_body(job, model, limit_field, tool_fields(job, tools) if tools else {})
         # Not `chat.completions.create`: it matches the body with its types, a fifth of a call's CPU time.
         posting = self._client.post(
             "/chat/completions",

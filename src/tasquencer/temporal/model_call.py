@@ -17,10 +17,15 @@ from tasquencer.temporal.attempts import ActiveWorkItem
 from tasquencer.temporal.failures import as_application_error
 from tasquencer.temporal.wire import received_json, sent
 
-__all__ = ["answer"]
+__all__ = ["answer", "job_of"]
 
 _SHORTEST_CALL = timedelta(seconds=1)
 """A call that may still begin gets at least this much time, however near the deadline is."""
+
+
+def job_of(work_item: ActiveWorkItem) -> AiJob:
+    """What this attempt has to do: a hook may have changed it from the attempt before."""
+    return AiJob.model_validate(work_item.payload)
 
 
 async def answer(
@@ -46,7 +51,8 @@ async def answer(
     # Read as JSON first. If Temporal itself could not read the answer, the task would be stuck.
     returned = await work_item.execute_activity(
         "generate",
-        sent(job),
+        # Without its defaults: a worker of an earlier release refuses fields that it does not know.
+        sent(job.model_dump(mode="json", exclude_defaults=True)),
         result_type=RawValue,
         start_to_close_timeout=(limit if left is None else min(limit, left)) + CALL_MARGIN,
         schedule_to_start_timeout=None if queue_timeout is None else timedelta(seconds=queue_timeout),

@@ -46,8 +46,8 @@ class Operators:
         self._driver = driver
         self._result_of = result_of
 
-    def register(self) -> None:
-        """Offer the updates."""
+    def register(self, *, replaces: bool = True) -> None:
+        """Offer the updates. Without `replaces` the workflow's own updates of the same names stay."""
         # What ends a work item must be in the history before the ledger hears of it: see `driver`. What only
         # ends a wait need not, but what was on its way before comes first all the same.
         news = self._driver.news
@@ -57,7 +57,9 @@ class Operators:
             ("fail_work_item", self._fail, self._check_fail, news),
             ("cancel_work_item", self._cancel, self._check_cancel, news),
         ):
-            workflow.set_update_handler(name, self._acting(act, check, first), validator=_refusing(check))
+            if replaces or workflow.get_update_handler(name) is None:
+                handler = self._acting(act, check, first)
+                workflow.set_update_handler(name, handler, validator=_refusing(check))
 
     def _acting(
         self,
@@ -139,7 +141,8 @@ class Operators:
         return {"work_item_id": work_item_id, "state": self._driver.state.work_item(work_item_id).state.value}
 
     def _result(self, action: CompleteWorkItem) -> JsonValue:
-        return self._result_of(self._driver.state.work_item(action.work_item_id), action.result)
+        item = self._driver.state.work_item(action.work_item_id)
+        return self._driver.results_of.get(item.lineage, self._result_of)(item, action.result)
 
     def _waiting(self) -> list[str]:
         driver = self._driver

@@ -159,7 +159,7 @@ class TasquencerPlugin(SimplePlugin):
             *interceptors,
             OnlyOnce(),  # before the attempt learns its number
             AttemptInterceptor(headers, converter.payload_converter),
-            TaskInterceptor(headers, closed_runs),
+            TaskInterceptor(headers, closed_runs, makes_calls=self._calls is not None),
             WireInterceptor(),
             AdoptingInterceptor(self._adopting(converter)),
         ]

@@ -48,10 +48,11 @@ from tasquencer.temporal.fixed_order import fix_order
 from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec, pack, unpack
 from tasquencer.temporal.wire import json_payload, received
 
-__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "to_the_end"]
+__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "makes_calls", "to_the_end"]
 
 _HEADER = "tasquencer-task"
 _ATTRIBUTE = "__tasquencer_scope__"
+_MAKES_CALLS = "tasquencer_makes_calls"
 
 
 class TaskScope:
@@ -164,6 +165,12 @@ class TaskScope:
             )
 
 
+def makes_calls() -> bool:
+    """Return whether the plugin of the worker has `calls=`."""
+    function = workflow.extern_functions().get(_MAKES_CALLS)
+    return function is not None and bool(function())
+
+
 def carried_task(info: workflow.Info) -> CarriedTask | None:
     """What the run before this one carried along, if it continued as new."""
     payload = info.headers.get(_HEADER)
@@ -192,9 +199,17 @@ class TaskInterceptor(Interceptor):
     Args:
         headers: Encodes what travels in headers; None: nothing does.
         closed_runs: Knows which runs have ended; None: nobody does.
+        makes_calls: The plugin has `calls=`.
     """
 
-    def __init__(self, headers: HeaderCodec | None = None, closed_runs: ClosedRuns | None = None) -> None:
+    def __init__(
+        self,
+        headers: HeaderCodec | None = None,
+        closed_runs: ClosedRuns | None = None,
+        *,
+        makes_calls: bool = True,
+    ) -> None:
+        self._makes_calls = makes_calls
         self._delivery = Delivery()
         self._closed_runs = closed_runs
         self._headers = headers or HeaderCodec()
@@ -207,6 +222,7 @@ class TaskInterceptor(Interceptor):
         self._headers.offer(input.unsafe_extern_functions)
         if self._closed_runs is not None:
             self._closed_runs.offer(input.unsafe_extern_functions)
+        input.unsafe_extern_functions[_MAKES_CALLS] = lambda: self._makes_calls
         return _Inbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002

@@ -19,6 +19,8 @@ What happens when the block is left:
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from random import Random
@@ -41,16 +43,18 @@ from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.activations import Behaviour, behaves
 from tasquencer.temporal.attempts import Attempts
 from tasquencer.temporal.driver import TaskDriver
-from tasquencer.temporal.failures import (
-    task_error,
-)
+from tasquencer.temporal.failures import task_error
+from tasquencer.temporal.independent import RULES
 from tasquencer.temporal.operators import Operators, ResultOf
 from tasquencer.temporal.scope import TaskScope, carried_task
 
-__all__ = ["Task", "accept"]
+__all__ = ["ImplicitTask", "Task", "accept"]
 
 _END_MARGIN = timedelta(seconds=30)
 """How long before Temporal's own timeout of a run its task ends by itself."""
+
+_ATTRIBUTE = "__tasquencer_task__"
+"""Of the run's event loop: its task. See `TaskScope`."""
 
 T = TypeVar("T")
 
@@ -99,6 +103,8 @@ class Task:
             how one ended (`last`) and decides.
     """
 
+    _replaces_handlers = True
+
     def __init__(
         self,
         *,
@@ -112,7 +118,7 @@ class Task:
         results_bytes: int = RESULTS_BYTES,
         rules: Mapping[str, LineageRules] | None = None,
     ) -> None:
-        self._on_ended = on_ended
+        self._begin(on_ended)
         info = workflow.info()
         self._state = TaskState(
             task_id=info.workflow_id,
@@ -122,7 +128,7 @@ class Task:
             policy=policy,
             on_work_item_state_changed=on_work_item_state_changed,
             record_of=record,
-            rules=rules,
+            rules={**RULES, **(rules or {})},
             new_id=_new_id,
             random=_random,
             started_at=info.workflow_start_time,
@@ -132,11 +138,29 @@ class Task:
         carried = carried_task(info)
         if carried is not None:
             self._driver.resume(carried)
-        # A lambda has no annotations: the SDK would compile their text for each task.
-        workflow.set_query_handler(
-            "work_items", lambda: [_listing(item) for item in self._state.work_items()]
-        )
-        Operators(self._driver, result_of).register()
+        if self._replaces_handlers or workflow.get_query_handler("work_items") is None:
+            # A lambda has no annotations: the SDK would compile their text for each task.
+            workflow.set_query_handler(
+                "work_items", lambda: [_listing(item) for item in self._state.work_items()]
+            )
+        Operators(self._driver, result_of).register(replaces=self._replaces_handlers)
+
+    def _begin(self, on_ended: TaskEndHook | None) -> None:
+        self._on_ended = on_ended
+        self._names = Counter[str]()
+        loop = vars(asyncio.get_running_loop())
+        known = loop.setdefault(_ATTRIBUTE, self)
+        if known is not self and isinstance(known, ImplicitTask):
+            raise TaskMisused("make the Task in the workflow's `__init__`, before the first `ask`")
+
+    @classmethod
+    def current(cls) -> Task:
+        """The task of this run; a workflow without one gets one. Raises `TaskMisused` without the plugin."""
+        scope = TaskScope.current()
+        known: Task | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
+        task = ImplicitTask() if known is None else known
+        scope.enter(task._driver, task._on_ended)
+        return task
 
     @property
     def started_at(self) -> datetime:
@@ -196,6 +220,55 @@ class Task:
             )
         return Attempts(self._driver, lineage)
 
+    def next_name(self, prefix: str, suffix: str | None = None) -> str:
+        """A name for the next lineage with this prefix: `ask-1`, `ask-2-label` …"""
+        self._names[prefix] += 1
+        name = f"{prefix}-{self._names[prefix]}"
+        return name if suffix is None else f"{name}-{suffix}"
+
+    def independent(
+        self,
+        payload: object,
+        *,
+        kind: str,
+        lineage: str,
+        recipe: RetryRecipe,
+        within: timedelta | None,
+        result_of: ResultOf,
+    ) -> tuple[Attempts, datetime | None]:
+        """The attempts of an independent lineage (`LineageRules`), and its deadline.
+
+        Args:
+            payload: What each attempt has to do, as in `attempts`.
+            kind: Names the rules.
+            lineage: Unique within the task.
+            recipe: How it retries.
+            within: How long from now it may take, at most until Temporal's own timeouts.
+            result_of: Checks a result that comes from outside.
+        """
+        known = self._state.lineages.get(lineage)
+        if known is None:
+            begin = workflow.now() - self.started_at
+            deadline = self.deadline_after(None if within is None else (begin + within).total_seconds())
+        else:
+            deadline = known.deadline
+        self._driver.results_of[lineage] = result_of
+        attempts = self.attempts(payload, lineage=lineage, recipe=recipe, deadline=deadline, kind=kind)
+        return attempts, deadline
+
+    def independent_result(self, lineage: str) -> JsonValue:
+        """The result of an independent lineage.
+
+        Raises:
+            ApplicationError: it has none; the type and the message say why.
+        """
+        self.check()
+        item = self._state.latest(lineage)
+        if item.state is not WorkItemState.COMPLETED:
+            ended = self._state.failure_in(lineage)
+            raise task_error(ended.type, ended.message, ended.failure)
+        return self._carried_along(item)
+
     def result(self, lineage: str = MAIN_LINEAGE) -> JsonValue:
         """The result of a lineage; fails the task if its policy says so.
 
@@ -203,12 +276,14 @@ class Task:
             ApplicationError: of type `RetriesExhausted`, `NotRetryable`, `DeadlineExceeded` or
                 `TaskFailed`; the message says what happened last, the detail is the last failure.
         """
-        item = self.completed(lineage)
+        return self._carried_along(self.completed(lineage))
+
+    def _carried_along(self, item: WorkItem) -> JsonValue:
         if item.id in self._state.left_out:
             raise TaskMisused(
-                f"the result of lineage {lineage!r} did not travel along when the task continued as new: all "
-                f"results together may have {self._state.results_bytes:,} bytes. The ledger has it; keep "
-                "large results elsewhere"
+                f"the result of lineage {item.lineage!r} did not travel along when the task continued as "
+                f"new: all results together may have {self._state.results_bytes:,} bytes. The ledger has it; "
+                "keep large results elsewhere"
             )
         return item.result
 
@@ -238,6 +313,19 @@ class Task:
         if self._state.verdict is Verdict.FAIL:
             ended = self._state.failure()
             raise task_error(ended.type, ended.message, ended.failure)
+
+
+class ImplicitTask(Task):
+    """The task of a workflow that makes none itself. No backoff continues its workflow as new.
+
+    What the workflow offers under the names of a task's query and updates stays its own.
+    """
+
+    _replaces_handlers = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._driver.continues_as_new = False
 
 
 _IDS = UUID("6f1d6c1e-2c0b-5c53-9a54-0d5f4e6f3a10")

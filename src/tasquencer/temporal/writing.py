@@ -54,6 +54,7 @@ class Writing:
         self._must_settle = False
         self._has_settled = False
         self._started_by: dict[str, str] = {}
+        self._details = ""
 
     def started_by(self, work_item_id: str) -> str:
         """Return the run that has recorded the start of the work item: this one, or one before a reset."""
@@ -106,7 +107,9 @@ class Writing:
         entries = _as_of(workflow_task_began(), entries)
         told_again: set[str] = set()
         while True:
-            workflow.set_current_details(markdown_table(self._state.work_items(), self._state.max_retries))
+            if workflow.get_current_details() == self._details:  # else the workflow shows details of its own
+                self._details = markdown_table(self._state.work_items(), self._state.max_retries)
+                workflow.set_current_details(self._details)
             try:
                 slow = await workflow.execute_local_activity(
                     RECORD,
