@@ -124,3 +124,25 @@ async def test_the_readme_s_own_task_runs(tmp_path: Path, monkeypatch: pytest.Mo
     async with tasks_on_skipped_time([ChargeCard], [charge]) as tasks:
         result, _ = await tasks.run("ChargeCard", 500)
     assert result == "charged 500"
+
+
+async def test_the_readme_s_question_is_asked_as_pasted(readers_terminal: Stage, tmp_path: Path) -> None:
+    (tmp_path / "my_task.py").write_text(the_block("python", "class TriageTicket"))
+    async with ScriptedProvider([answers.ok("Yes!"), answers.ok('{"urgent": true}')]) as provider:
+        settings = {"OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "sk-of-the-reader"}
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "my_task.py",
+            cwd=tmp_path,
+            env=readers_terminal.environment(settings),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        printed, complaints = await asyncio.wait_for(program.communicate(), timeout=120)
+
+    assert program.returncode == 0, complaints.decode()
+    assert printed.decode() == "True\n"
+    with sqlite3.connect(tmp_path / "ledger.db") as ledger:
+        rows = ledger.execute("SELECT lineage, failure_kind FROM work_items ORDER BY attempt").fetchall()
+    assert rows == [("ask-1-label", "invalid_output"), ("ask-1-label", None)]
+
