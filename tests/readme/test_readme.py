@@ -145,4 +145,3 @@ async def test_the_readme_s_question_is_asked_as_pasted(readers_terminal: Stage,
     with sqlite3.connect(tmp_path / "ledger.db") as ledger:
         rows = ledger.execute("SELECT lineage, failure_kind FROM work_items ORDER BY attempt").fetchall()
     assert rows == [("ask-1-label", "invalid_output"), ("ask-1-label", None)]
-
