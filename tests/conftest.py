@@ -59,6 +59,7 @@ SLOW = {
         "tests/poison/test_memory.py",
         "tests/random_actions",
         "tests/secrets/test_no_secret_is_kept.py::test_whatever_a_provider_says_about_the_key_is_not_kept",
+        "tests/tutorial",
         "tests/workflows/test_reconcile.py::test_beside_tasks_under_way_it_never_settles_anything",
     ),
     "upgrade": ("tests/upgrades",),

@@ -24,6 +24,8 @@ class Block:
     page: Path
     line: int
     language: str
+    title: str
+    """Of a block in a tutorial: the file that it is, or where it is typed."""
     code: str
 
     def __str__(self) -> str:
@@ -40,10 +42,18 @@ def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a page; one in a list is indented."""
     text = page.read_text()
     fenced = re.finditer(
-        r"^( *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^\1```", text, re.MULTILINE | re.DOTALL
+        r"^( *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?[^\n]*\n(?P<code>.*?)^\1```",
+        text,
+        re.MULTILINE | re.DOTALL,
     )
     return [
-        Block(page, text.count("\n", 0, found.start()) + 1, found["language"], textwrap.dedent(found["code"]))
+        Block(
+            page,
+            text.count("\n", 0, found.start()) + 1,
+            found["language"],
+            found["title"] or "",
+            textwrap.dedent(found["code"]),
+        )
         for found in fenced
     ]
 

@@ -38,7 +38,7 @@ def commands(code: str) -> Iterator[list[str]]:
 
 def problem(words: Sequence[str]) -> str | None:
     """Return what is wrong with a command, or None."""
-    program, arguments = Path(words[0]).name, list(words[1:])
+    program, arguments = words[0].rpartition("/")[2], list(words[1:])
     if ">" in arguments:
         arguments = arguments[: arguments.index(">")]
     match program:

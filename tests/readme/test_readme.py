@@ -1,11 +1,12 @@
-"""What the README tells people to type works, word for word."""
+"""The code on the first pages that people read works, word for word."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
+import os
 import sqlite3
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -17,25 +18,31 @@ from temporalio.client import Client
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tests.end_to_end.stage import Stage
+from tests.readme.documents import DOCS, ROOT, blocks_of
 from tests.support import answers
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import tasks_on_skipped_time
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-LEDGER = ROOT / "docs/reference/ledger.md"
 QUESTION = "Name three moons of Jupiter."
+FIRST_PAGES = [ROOT / "README.md", DOCS / "quickstart.md", DOCS / "guides/writing-tasks.md"]
+LEDGER = DOCS / "reference/ledger.md"
 
 
-def blocks(language: str, document: str = README) -> list[str]:
-    """The fenced blocks in this language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", document, flags=re.MULTILINE | re.DOTALL)
+def code(language: str, *pages: Path) -> list[str]:
+    """The fenced blocks in this language on these pages."""
+    return [block.code for page in pages for block in blocks_of(page) if block.language == language]
 
 
 def the_block(language: str, containing: str) -> str:
     """The only block that contains the text."""
-    (block,) = [block for block in blocks(language) if containing in block]
+    (block,) = [block for block in code(language, *FIRST_PAGES) if containing in block]
     return block
+
+
+def the_file(name: str) -> str:
+    """The file of this name in the README."""
+    (block,) = [block for block in blocks_of(ROOT / "README.md") if block.title == name]
+    return block.code
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ async def typed(stage: Stage, command: str) -> str:
 
 
 async def test_the_task_of_the_three_terminals_gives_its_answer(readers_terminal: Stage) -> None:
-    *_, command = the_block("sh", "server start-dev").strip().splitlines()
+    *_, command = the_block("sh", "tasq run").strip().splitlines()
     command = command.replace(".venv/bin/tasq", "tasq")
     assert await typed(readers_terminal, command) == "Io, Europa, Ganymede\n"
 
@@ -88,8 +95,8 @@ async def test_the_task_from_python_completes(
 
     monkeypatch.setattr(Client, "connect", connect_here)
     names: dict[str, Any] = {}
-    code = textwrap.indent(the_block("python", "moons-of-jupiter"), "    ")
-    exec(f"async def example():\n{code}", names)
+    body = textwrap.indent(the_block("python", "moons-of-jupiter"), "    ")
+    exec(f"async def example():\n{body}", names)
     await names["example"]()
     assert capsys.readouterr().out.startswith("Io, Europa, Ganymede 1 ")
 
@@ -97,10 +104,10 @@ async def test_the_task_from_python_completes(
 async def test_the_sql_of_the_documents_runs_on_the_ledger(readers_terminal: Stage) -> None:
     await typed(readers_terminal, f'tasq run "{QUESTION}"')
     statements = [
-        *blocks("sql"),
+        *code("sql", ROOT / "README.md"),
         *(
             statement
-            for statement in "\n".join(blocks("sql", LEDGER.read_text())).split(";")
+            for statement in "\n".join(code("sql", LEDGER)).split(";")
             if statement.strip() and "PostgreSQL" not in statement
         ),
     ]
@@ -127,7 +134,7 @@ async def test_the_readme_s_own_task_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 async def test_the_readme_s_question_is_asked_as_pasted(readers_terminal: Stage, tmp_path: Path) -> None:
-    (tmp_path / "my_task.py").write_text(the_block("python", "class TriageTicket"))
+    (tmp_path / "my_task.py").write_text(the_file("my_task.py"))
     async with ScriptedProvider([answers.ok("Yes!"), answers.ok('{"urgent": true}')]) as provider:
         settings = {"OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "sk-of-the-reader"}
         program = await asyncio.create_subprocess_exec(
@@ -145,3 +152,19 @@ async def test_the_readme_s_question_is_asked_as_pasted(readers_terminal: Stage,
     with sqlite3.connect(tmp_path / "ledger.db") as ledger:
         rows = ledger.execute("SELECT lineage, failure_kind FROM work_items ORDER BY attempt").fetchall()
     assert rows == [("ask-1-label", "invalid_output"), ("ask-1-label", None)]
+
+
+def test_the_test_of_the_readme_passes_as_pasted(tmp_path: Path) -> None:
+    for name in ("my_task.py", "test_my_task.py"):
+        (tmp_path / name).write_text(the_file(name))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTEST_"))}
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path],
+        cwd=tmp_path,
+        env={**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "1 passed" in run.stdout, run.stdout[-5000:]
