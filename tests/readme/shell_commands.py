@@ -9,7 +9,6 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import typer
