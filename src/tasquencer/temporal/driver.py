@@ -105,8 +105,7 @@ class TaskDriver:
     async def replace(self, item: WorkItem) -> WorkItem:
         """Record a new work item in the place of one that a reset has left behind, and return it."""
         fresh = self._replaced(item)
-        sleeping = self._sleeping.get(item.id)
-        if sleeping is not None:
+        if (sleeping := self._sleeping.get(item.id)) is not None:
             sleeping.cancel()
         await self._record(fresh)
         return fresh
@@ -339,11 +338,8 @@ class TaskDriver:
         self.is_ending = self.is_second_edition
         await self.calls.stop_all()
         self.state.close(now=workflow.now(), reason=reason)
-        if (
-            self.is_second_edition
-            or workflow.cancellation_reason() is not None
-            or self.state.left_out_retries
-        ):
+        forgot_some = workflow.cancellation_reason() is not None or self.state.left_out_retries
+        if self.is_second_edition or forgot_some:
             self._writing.settle()
         await self.flush()
 
