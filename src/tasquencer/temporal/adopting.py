@@ -26,8 +26,10 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
+from tasquencer.ai.agents.steps import PriceOf
 from tasquencer.temporal.adopting_attempts import AdoptedActivity, Keeping
 from tasquencer.temporal.adopting_run import AdoptedRun
+from tasquencer.temporal.agent_steps import prices_here
 from tasquencer.temporal.foreign import hides_messages, matches
 from tasquencer.temporal.headers import RUN_HEADER
 from tasquencer.temporal.scope import TaskScope, to_the_end
@@ -45,6 +47,10 @@ _BARE = "tasquencer-adopt-bare"
 """The same, where the ledger keeps neither arguments nor results: a rebuild then knows it, too."""
 
 
+def _no_price(_url: str | None) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Adopting:
     """What is adopted, and how.
@@ -54,12 +60,14 @@ class Adopting:
         keeps_payloads: Keep arguments and results.
         keeps_messages: Keep the messages of failures.
         never: Activity types of ours.
+        price_of: Prices of model requests.
     """
 
     patterns: Sequence[str] = ()
     keeps_payloads: bool = True
     keeps_messages: bool = True
     never: Collection[str] = ()
+    price_of: PriceOf = _no_price
 
     @classmethod
     def on(
@@ -78,7 +86,13 @@ class Adopting:
             never: Activity types of ours.
         """
         keeps = converter.payload_codec is None if record_payloads is None else record_payloads
-        return cls(tuple(patterns), keeps, keeps or not hides_messages(converter), frozenset(never))
+        return cls(
+            tuple(patterns),
+            keeps,
+            keeps or not hides_messages(converter),
+            frozenset(never),
+            prices_here() if patterns else _no_price,
+        )
 
 
 class AdoptingInterceptor(Interceptor):
@@ -177,5 +191,6 @@ def _decide(adopting: Adopting, kind: str) -> Keeping | None:
         ids = tuple((patch, keeps) for patch, keeps in ids if keeps is adopting.keeps_payloads)  # type: ignore[assignment]
     for patch, keeps in ids:
         if workflow.patched(patch):
-            return Keeping(payloads=keeps, messages=keeps or adopting.keeps_messages)
+            messages = keeps or adopting.keeps_messages
+            return Keeping(payloads=keeps, messages=messages, price_of=adopting.price_of)
     return None

@@ -16,12 +16,14 @@ from temporalio.converter import ActivitySerializationContext, PayloadConverter,
 from temporalio.exceptions import ActivityError, RetryState, is_cancelled_exception
 from temporalio.worker import StartActivityInput
 
+from tasquencer.ai.agents.steps import PriceOf
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import Failure
 from tasquencer.core.json_values import as_json as any_json
 from tasquencer.core.retry import Delay
 from tasquencer.core.wording import attempt_label, one_line
 from tasquencer.core.work_item import WorkItem, WorkItemState
+from tasquencer.temporal.adopting_agents import adopted_step
 from tasquencer.temporal.adopting_header import (
     ATTEMPT_HEADER,
     AttemptNote,
@@ -59,11 +61,13 @@ class Keeping:
     Attributes:
         payloads: Arguments, results and the details of failures.
         messages: Of failures.
+        price_of: Prices of model requests.
     """
 
-    def __init__(self, *, payloads: bool, messages: bool) -> None:
+    def __init__(self, *, payloads: bool, messages: bool, price_of: PriceOf) -> None:
         self.payloads = payloads
         self.messages = messages
+        self.price_of = price_of
 
     def arguments(self, kind: str, values: Sequence[Any], payloads: Sequence[Payload]) -> JsonValue:
         """The payload of the work items."""
@@ -126,7 +130,8 @@ class AdoptedActivity:
         self._given = replace(given, args=[RawValue(payload) for payload in payloads])
         self._policy = AdoptedPolicy.of(given.retry_policy)
         self._began_at = workflow.now()
-        self._lineage = run.next_name(given.activity, given.activity_id)
+        self._step = adopted_step(given, payloads, keeping.price_of, keeps_texts=keeping.payloads)
+        self._lineage = run.next_name(given.activity, given.activity_id, self._step)
         self._details: Sequence[Any] = ()
         self._errors: dict[str, ActivityError] = {}
         self._causes: list[BaseException | None] = []
@@ -200,6 +205,8 @@ class AdoptedActivity:
             await driver.ended(item)
         elif error is None:
             self._results[item.id] = result
+            if self._step is not None:
+                self._step.completed(item, result, self._converter)
             await driver.complete(item, self._keeping.result(result, self._converter))
         elif is_left_behind(error):
             await driver.replace(item)
@@ -225,7 +232,10 @@ class AdoptedActivity:
             failure, actor, reason = told
             await driver.fail(item, failure, may_retry=may_retry, actor=actor, reason=reason)
             return
-        failure = self._keeping.failure(adopted_failure(failure_of(error), error.cause, self._policy))
+        failure = adopted_failure(failure_of(error), error.cause, self._policy)
+        if self._step is not None:
+            failure = self._step.failed(item, error, failure)
+        failure = self._keeping.failure(failure)
         await driver.fail(item, failure, worker=worker_of(error), may_retry=may_retry)
 
     async def _canceled(self) -> None:
@@ -259,7 +269,7 @@ class AdoptedActivity:
             ATTEMPT_HEADER: HeaderCodec.encoded(note.payload()),
         }
         label = attempt_label(item.attempt, self._policy.most_attempts - 1)
-        summary = given.summary or self._lineage
+        summary = self._lineage if self._step is not None else given.summary or self._lineage
         return replace(
             given,
             # The id that the code has chosen: others may use it to complete the activity.

@@ -34,6 +34,8 @@ from temporalio.worker import (
     Interceptor,
 )
 
+from tasquencer.temporal.adopting_agents import with_asked_wait
+from tasquencer.temporal.agent_steps import RetryWarnings
 from tasquencer.temporal.headers import HeaderCodec
 from tasquencer.temporal.wire import json_payload, received
 
@@ -149,10 +151,11 @@ class AttemptInterceptor(Interceptor):
     def __init__(self, headers: HeaderCodec, converter: PayloadConverter) -> None:
         self._headers = headers
         self._converter = converter
+        self._retries = RetryWarnings()
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """See the base class."""
-        return _Inbound(next, self._headers, self._converter)
+        return _Inbound(next, self._headers, self._converter, self._retries)
 
 
 class _Inbound(ActivityInboundInterceptor):
@@ -161,10 +164,12 @@ class _Inbound(ActivityInboundInterceptor):
         next: ActivityInboundInterceptor,  # noqa: A002
         headers: HeaderCodec,
         converter: PayloadConverter,
+        retries: RetryWarnings,
     ) -> None:
         super().__init__(next)
         self._headers = headers
         self._converter = converter
+        self._retries = retries
         self._outbound: _Outbound | None = None
 
     def init(self, outbound: ActivityOutboundInterceptor) -> None:
@@ -176,6 +181,7 @@ class _Inbound(ActivityInboundInterceptor):
         if payload is None or outbound is None:
             return await super().execute_activity(input)
         info = activity.info()
+        self._retries.look(info.activity_type, input.fn)
         header = await self._headers.received(payload, info.namespace, info.workflow_id or "")
         outbound.known = received(RawValue(header), AttemptNote).applied(info, self._converter)
         try:
@@ -183,9 +189,12 @@ class _Inbound(ActivityInboundInterceptor):
         except (activity._CompleteAsyncError, asyncio.CancelledError, CancelledError):
             raise
         except Exception as error:
+            told = with_asked_wait(error, info.activity_type)
             if outbound.details:
-                _add_below(error, outbound.details, self._converter)
-            raise
+                _add_below(told, outbound.details, self._converter)
+            if told is error:
+                raise
+            raise told from told.__cause__
 
 
 class _Outbound(ActivityOutboundInterceptor):

@@ -16,12 +16,14 @@ from uuid import UUID, uuid5
 from pydantic import JsonValue
 from temporalio import workflow
 
+from tasquencer.core.entries import DomainRecord
 from tasquencer.core.errors import TaskMisused
 from tasquencer.core.hooks import NextAttempt, StateChange
 from tasquencer.core.policy import Counts, Verdict
-from tasquencer.core.retry import Delay
+from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.temporal.adopting_agents import AdoptedStep
 from tasquencer.temporal.adopting_retries import AdoptedPolicy, next_step
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.operators import Operators
@@ -67,6 +69,8 @@ class AdoptedRun:
     def __init__(self) -> None:
         info = workflow.info()
         self._names = Counter[str]()
+        self._keys: dict[str, str] = {}
+        self._steps: dict[str, AdoptedStep] = {}
         self._policies: dict[str, AdoptedPolicy] = {}
         self._checks: dict[str, Callable[[WorkItem, JsonValue], JsonValue]] = {}
         self.state = TaskState(
@@ -76,7 +80,8 @@ class AdoptedRun:
             recipe=AdoptedPolicy.of(None).recipe,
             policy=_the_code_decides,
             on_work_item_state_changed=self._next_attempt,
-            new_id=_new_id,
+            record_of=self._record,
+            new_id=lambda lineage, attempt: _new_id(self._keys.get(lineage, lineage), attempt),
             random=lambda _: 0.0,
             started_at=info.workflow_start_time,
         )
@@ -103,14 +108,31 @@ class AdoptedRun:
             setattr(asyncio.get_running_loop(), _ATTRIBUTE, found)
         return found
 
-    def next_name(self, activity_type: str, activity_id: str | None) -> str:
-        """The lineage of the activity that starts now: `charge #1`, `charge #2`, or `charge #<its id>`."""
+    def next_name(self, activity_type: str, activity_id: str | None, step: AdoptedStep | None) -> str:
+        """The lineage of the activity that starts now: `charge #1`, `charge #2`, or `charge #<its id>`.
+
+        A step of an agent has its own name, and from the second use on a number. The ids of its work items
+        do not depend on that name, so a release may read names from arguments that another one could not.
+        """
         if activity_id is None:
             self._names[activity_type] += 1
-            return f"{activity_type} #{self._names[activity_type]}"
-        name = f"{activity_type} #{activity_id}"
-        self._names[name] += 1
-        return name if self._names[name] == 1 else f"{name} ({self._names[name]})"
+            key = f"{activity_type} #{self._names[activity_type]}"
+        else:
+            name = f"{activity_type} #{activity_id}"
+            self._names[name] += 1
+            key = name if self._names[name] == 1 else f"{name} ({self._names[name]})"
+        if step is None:
+            return key
+        self._names[step.name] += 1
+        number = self._names[step.name]
+        lineage = step.name if number == 1 else f"{step.name} #{number}"
+        self._keys[lineage] = key
+        self._steps[lineage] = step
+        return lineage
+
+    def _record(self, item: WorkItem, recipe: RetryRecipe) -> DomainRecord | None:
+        step = self._steps.get(item.lineage)
+        return None if step is None else step.record(item, recipe.max_retries)
 
     def begin(
         self,

@@ -24,7 +24,7 @@ from tasquencer.ai.provider.prices import Price, own_prices, price_list
 from tasquencer.core.failure import Failure
 from tasquencer.temporal.foreign import as_json
 
-__all__ = ["AgentSteps", "client_retries", "prices_here"]
+__all__ = ["AgentSteps", "RetryWarnings", "client_retries", "prices_here"]
 
 _FRAMEWORKS = ("pydantic_ai", "agents")
 
@@ -41,7 +41,7 @@ class AgentSteps:
     def __init__(self, converter: PayloadConverter) -> None:
         self._converter = converter
         self._price_of = prices_here()
-        self._looked_at: set[str] = set()
+        self._retries = RetryWarnings()
 
     def step(
         self, activity_type: str, args: Sequence[Any], headers: Mapping[str, Payload], function: object
@@ -53,9 +53,7 @@ class AgentSteps:
         except Exception:  # noqa: BLE001 - a shape that nobody foresaw must not fail somebody's activity
             _log.exception("activity %s could not be read as a step of an agent", activity_type)
             return None
-        if step is not None and step.asked is not None and activity_type not in self._looked_at:
-            self._looked_at.add(activity_type)
-            _warn_of_retries(activity_type, function)
+        self._retries.look(activity_type, function)
         return step
 
     def answer(self, step: AgentStep, result: object) -> dict[str, JsonValue]:
@@ -103,15 +101,30 @@ def _is_in_agent_run(headers: Mapping[str, Payload]) -> bool:
     return isinstance(found, dict) and bool(found.get("traceId"))
 
 
-def _warn_of_retries(activity_type: str, function: object) -> None:
-    retries = client_retries(function)
-    if retries:
-        _log.warning(
-            "activity %s: its model client repeats failed requests by itself (max_retries=%d). The ledger "
-            "sees only the last request of each attempt. Give the client max_retries=0.",
-            activity_type,
-            retries,
-        )
+class RetryWarnings:
+    """Warns once of each model activity whose client repeats requests by itself. One per worker."""
+
+    def __init__(self) -> None:
+        self._looked_at: set[str] = set()
+
+    def look(self, activity_type: str, function: object) -> None:
+        """Warn if this activity is a model request whose client is seen to repeat it.
+
+        Args:
+            function: The activity's.
+        """
+        if activity_type in self._looked_at:
+            return
+        self._looked_at.add(activity_type)
+        step = step_of(activity_type, None)
+        retries = client_retries(function) if step is not None and step.asked is not None else 0
+        if retries:
+            _log.warning(
+                "activity %s: its model client repeats failed requests by itself (max_retries=%d). The "
+                "ledger sees only the last request of each attempt. Give the client max_retries=0.",
+                activity_type,
+                retries,
+            )
 
 
 _MOST_LOOKED_AT = 400

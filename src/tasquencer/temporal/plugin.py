@@ -57,6 +57,8 @@ _PASSED_THROUGH = (
     "pydantic_core",
     "annotated_types",
     "typing_inspection",
+    # The price list, for model requests of adopted agents.
+    "genai_prices",
 )
 
 _NEEDS_REMOTE_ACTIVITIES = {RECONCILE_WORKFLOW, BATCH_WORKFLOW}
