@@ -143,6 +143,23 @@ async def test_observing_adds_no_event_and_replays_without_the_plugin(dev_server
     assert kinds[0] == kinds[1]
 
 
+async def test_an_attempt_costs_two_writes(dev_server: EmbeddedTemporal) -> None:
+    class Counting(InMemoryLedger):
+        written = 0
+
+        async def record(self, entries: Sequence[LedgerEntry]) -> None:
+            self.written += 1
+            await super().record(entries)
+
+    ledger = Counting()
+    scripted = Scripted(ValueError("a bug"), ValueError("another"))
+    async with observing(dev_server, [scripted.work], ledger=ledger) as scene:
+        handle = await scene.start("work")
+        await handle.result()
+        await scene.has(handle, "failed", "failed", "completed")
+    assert ledger.written == 2 * 3
+
+
 async def test_only_what_the_patterns_name_is_observed_and_nothing_of_ours(
     dev_server: EmbeddedTemporal,
 ) -> None:

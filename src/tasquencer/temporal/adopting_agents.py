@@ -75,11 +75,14 @@ def adopted_step(
     given: StartActivityInput, payloads: Sequence[Payload], price_of: PriceOf, *, keeps_texts: bool
 ) -> AdoptedStep | None:
     """The step of an agent that the workflow's code starts, or None if it is none."""
+    is_in_agent_run = _is_in_agent_run()
+    if step_of(given.activity, None, is_in_agent_run=is_in_agent_run) is None:
+        return None  # as most activities: without looking at what it was given
     first = None
     if payloads:
         first = as_json(RawValue(payloads[0]), workflow.payload_converter(), sys.maxsize)
     try:
-        step = step_of(given.activity, first, is_in_agent_run=_is_in_agent_run())
+        step = step_of(given.activity, first, is_in_agent_run=is_in_agent_run)
         if step is not None and step.asked is not None and given.summary:
             # The OpenAI Agents SDK gives the agent's name as the summary, and only there.
             step = step_of(given.activity, first, agent=given.summary)

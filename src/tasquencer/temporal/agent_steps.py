@@ -47,9 +47,12 @@ class AgentSteps:
         self, activity_type: str, args: Sequence[Any], headers: Mapping[str, Payload], function: object
     ) -> AgentStep | None:
         """The step that the activity carries out, or None if it belongs to no agent that is known here."""
+        is_in_agent_run = _is_in_agent_run(headers)
+        if step_of(activity_type, None, is_in_agent_run=is_in_agent_run) is None:
+            return None  # as most activities: without looking at what it was given
         try:
             first = as_json(args[0], self._converter, sys.maxsize) if args else None
-            step = step_of(activity_type, first, is_in_agent_run=_is_in_agent_run(headers))
+            step = step_of(activity_type, first, is_in_agent_run=is_in_agent_run)
         except Exception:  # noqa: BLE001 - a shape that nobody foresaw must not fail somebody's activity
             _log.exception("activity %s could not be read as a step of an agent", activity_type)
             return None
