@@ -8,6 +8,7 @@ from temporalio import workflow
 
 from tasquencer.ai.agent import RESULTS_BYTES, TOOL_RULES, agent_record, agent_result
 from tasquencer.ai.answer import AiAgentResult
+from tasquencer.ai.ladder import climb
 from tasquencer.ai.request import parse_request
 from tasquencer.temporal import Agent, Task, accept
 
@@ -22,6 +23,7 @@ class AiAgentTask:
 
     def __init__(self) -> None:
         self._task = Task(
+            on_work_item_state_changed=climb,
             record=agent_record,
             result_of=agent_result,
             rules=TOOL_RULES,

@@ -10,10 +10,10 @@ from temporalio import workflow
 
 from tasquencer.ai.answer import parse_answer
 from tasquencer.ai.fan_out import AiFanOutResult, lineage_of, parse_fan_out
-from tasquencer.ai.job import AiJob
+from tasquencer.ai.ladder import climb
 from tasquencer.ai.record import ai_job_record
 from tasquencer.core.errors import InvalidRequest
-from tasquencer.temporal import Attempts, Task, accept, answer
+from tasquencer.temporal import Attempts, Task, accept, answer, job_of
 
 __all__ = ["AiFanOutTask"]
 
@@ -29,6 +29,7 @@ class AiFanOutTask:
             self._task = Task(
                 recipe=request.recipe(),
                 policy=request.policy.decide(),
+                on_work_item_state_changed=climb,
                 record=ai_job_record,
                 result_of=lambda _, result: parse_answer(result),
                 concurrency=request.concurrency,
@@ -40,16 +41,16 @@ class AiFanOutTask:
         request, task = accept(parse_fan_out, [raw, *rest] if rest else raw), self._task
         deadline = task.deadline_after(request.deadline_seconds)
 
-        async def carry_out(attempts: Attempts, job: AiJob) -> None:
+        async def carry_out(attempts: Attempts) -> None:
             async for work_item in attempts:
                 async with work_item:
-                    work_item.complete(await answer(work_item, job, request, deadline))
+                    work_item.complete(await answer(work_item, job_of(work_item), request, deadline))
 
         # All of them begin before the first one can end, because the policy counts those that have begun.
         lineages = [
-            (task.attempts(job, lineage=lineage_of(index), deadline=deadline), job)
+            task.attempts(job, lineage=lineage_of(index), deadline=deadline)
             for index, job in enumerate(request.jobs())
         ]
-        await asyncio.gather(*(carry_out(attempts, job) for attempts, job in lineages))
+        await asyncio.gather(*map(carry_out, lineages))
         task.check()
         return AiFanOutResult.of(task.work_items, len(request.prompts))

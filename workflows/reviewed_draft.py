@@ -8,9 +8,10 @@ from typing import Any
 
 from temporalio import workflow
 
-from tasquencer import NextAttempt, RetryRecipe, StateChange, WorkItem, WorkItemState, retry_by_recipe
+from tasquencer import NextAttempt, RetryRecipe, StateChange, WorkItem, WorkItemState
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob
+from tasquencer.ai.ladder import climb
 from tasquencer.ai.review import (
     Decision,
     ReviewedDraftRequest,
@@ -111,4 +112,4 @@ class ReviewedDraft:
         """Remembers who decided a review, because a work item does not contain this."""
         if change.transition.next_state is WorkItemState.COMPLETED:
             self._actors[change.work_item.lineage] = change.transition.actor
-        return retry_by_recipe(change)
+        return climb(change)

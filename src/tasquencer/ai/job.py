@@ -110,6 +110,10 @@ class AiJob(RequestModel):
         parallel_tool_calls: Whether one answer may call several tools; None: as the provider does.
         top_p, seed, stop, reasoning_effort: As the provider understands them.
         extra_body: Further fields of the request to the provider.
+        fallback_models: The models that later attempts ask, in this order; see `tasquencer.ai.ladder`.
+        fallback_on: The kinds of failure after which they do; None: `FALLBACK_ON`.
+        feedback: Whether a later attempt tells the model what was wrong with an invalid output.
+        feedback_messages: How many messages, at the end, tell it about the attempt before.
         metadata: Kept with the work item, not sent to the provider.
     """
 
@@ -126,6 +130,10 @@ class AiJob(RequestModel):
     stop: str | list[str] | None = None
     reasoning_effort: str | None = None
     extra_body: dict[str, JsonValue] | None = None
+    fallback_models: list[str] | None = None
+    fallback_on: list[str] | None = None
+    feedback: bool = True
+    feedback_messages: int = 0
     metadata: dict[str, str] = Field(default_factory=dict)
 
     @property

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from pydantic_core import to_json
 
 from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, MOST_MESSAGES, AiJob, ChatMessage
+from tasquencer.core.failure import FailureKind
 from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
 from tasquencer.core.validation import (
     LARGEST_INTEGER,
@@ -30,6 +31,7 @@ __all__ = [
     "MAXIMUM_EXTRA_BYTES",
     "MAXIMUM_REQUEST_BYTES",
     "MAXIMUM_SCHEMA_BYTES",
+    "MOST_FALLBACKS",
     "MOST_LABELS",
     "MOST_REQUEST_VALUES",
     "MOST_STOPS",
@@ -69,6 +71,9 @@ MAXIMUM_EXTRA_BYTES = 64 * 1024
 
 MOST_STOPS = 16
 """Texts of `stop`."""
+
+MOST_FALLBACKS = 20
+"""Models of `fallback_models`."""
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -169,6 +174,9 @@ class CallOptions(RequestModel):
         ]
         | None
     ) = None
+    fallback_models: Annotated[list[FilledText], Field(min_length=1, max_length=MOST_FALLBACKS)] | None = None
+    fallback_on: list[FailureKind] | None = None
+    feedback: bool = True
     max_retries: Annotated[Whole, Field(ge=0, le=MOST_RETRIES)] = 3
     retry: RetryOptions = RetryOptions()
     attempt_timeout_seconds: Seconds = 300.0
@@ -176,6 +184,12 @@ class CallOptions(RequestModel):
     queue_timeout_seconds: Seconds | None = None
     deadline_seconds: Seconds | None = None
     metadata: Annotated[dict[Text, Text], BeforeValidator(_few_labels)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _falls_back_on_something(self) -> Self:
+        if self.fallback_on is not None and self.fallback_models is None:
+            raise ValueError("fallback_on: only with fallback_models")
+        return self
 
     def job_of(self, messages: list[ChatMessage]) -> AiJob:
         """Return the payload of a work item that continues this conversation."""
@@ -192,6 +206,9 @@ class CallOptions(RequestModel):
             stop=self.stop,
             reasoning_effort=self.reasoning_effort,
             extra_body=self.extra_body,
+            fallback_models=self.fallback_models,
+            fallback_on=None if self.fallback_on is None else [kind.value for kind in self.fallback_on],
+            feedback=self.feedback,
             metadata=self.metadata,
         )
 
@@ -231,6 +248,9 @@ class AskOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     reasoning_effort: str | None
     extra_body: Mapping[str, Any] | None
+    fallback_models: Sequence[str] | None
+    fallback_on: Sequence[FailureKind | str] | None
+    feedback: bool
     max_retries: int
     retry: RetryOptions | RetrySettings
     attempt_timeout_seconds: float
@@ -252,6 +272,10 @@ class AiAgentRequest(CallOptions):
         output_schema: A JSON Schema of the answer, which is then JSON.
         top_p, seed, stop, reasoning_effort: Passed on to the provider; None leaves them out.
         extra_body: Further fields of the request to the provider, passed on as they are.
+        fallback_models: Models that later attempts ask, one after the other; `provider:model` for one of
+            another provider.
+        fallback_on: The kinds of failure after which the next model is asked; None: `FALLBACK_ON`.
+        feedback: Whether the attempt after an `invalid_output` tells the model what was wrong.
         max_retries: Retries after the first try, 0 to 1000.
         retry: Delays, and the failures that qualify.
         attempt_timeout_seconds: How long one AI call may take.

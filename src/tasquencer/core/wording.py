@@ -78,6 +78,7 @@ def delay_label(work_item: WorkItem, after: str | None = None) -> str:
         DelayReason.FIRST_TRY: "",
         DelayReason.BACKOFF: " backoff",
         DelayReason.RETRY_AFTER: " asked by the provider",
+        DelayReason.FALLBACK: " fallback",
         DelayReason.OPERATOR: " ended by an operator",
     }[work_item.delay_reason]
     if work_item.delay_reason is DelayReason.FIRST_TRY:

@@ -53,6 +53,8 @@ class DelayReason(StrEnum):
     """The recipe's backoff."""
     RETRY_AFTER = "retry_after"
     """The provider asked for more than the backoff."""
+    FALLBACK = "fallback"
+    """It does not wait: it asks another provider than the attempt before."""
     OPERATOR = "operator"
     """A person ended the wait."""
 

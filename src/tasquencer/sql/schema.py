@@ -42,7 +42,7 @@ __all__ = [
     "work_items",
 ]
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every schema version so far, oldest first: the numbers of the migrations."""
 
 SCHEMA_VERSION = SCHEMA_VERSIONS[-1]

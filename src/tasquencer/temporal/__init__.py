@@ -6,7 +6,7 @@ from tasquencer.temporal.attempts import ActiveWorkItem, Attempts
 from tasquencer.temporal.connection import connect
 from tasquencer.temporal.converter import data_converter
 from tasquencer.temporal.failures import as_application_error, failure_of
-from tasquencer.temporal.model_call import answer
+from tasquencer.temporal.model_call import answer, job_of
 from tasquencer.temporal.only_once import NEVER_RETRY
 from tasquencer.temporal.plugin import TasquencerPlugin
 from tasquencer.temporal.task import Task, accept
@@ -25,4 +25,5 @@ __all__ = [
     "connect",
     "data_converter",
     "failure_of",
+    "job_of",
 ]

@@ -16,6 +16,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from tasquencer.ai.answer import AiAnswer, parse_answer
 from tasquencer.ai.job import ChatMessage
+from tasquencer.ai.ladder import kept_output
 from tasquencer.ai.output import OutputType, output_type
 from tasquencer.ai.request import AiAgentRequest, AskOptions, parse_request
 from tasquencer.core.errors import InvalidRequest, TaskMisused
@@ -137,4 +138,4 @@ def _unfit(found: AiAnswer, problem: str) -> Failure:
     """The failure of an answer that satisfies the schema, but not the type."""
     facts = found.model_dump(mode="json", exclude={"text"}, exclude_none=True)
     message = f"the output does not fit the type asked for: {problem}"
-    return Failure.of(FailureKind.INVALID_OUTPUT, message, output=found.text, **facts)
+    return Failure.of(FailureKind.INVALID_OUTPUT, message, output=kept_output(found.text), **facts)

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
 from tasquencer.ai.job import MOST_TOOL_CALLS
+from tasquencer.ai.ladder import kept_output
 from tasquencer.ai.provider.errors import error_failure, heed_provider
 from tasquencer.ai.provider.finish import Finish, finish_of
 from tasquencer.ai.provider.prices import Price
@@ -105,6 +106,7 @@ def unfit(answer: AiAnswer, reply: Reply, problem: str, clean: Clean) -> Failure
     """The failure of an answer that does not fit the schema asked for."""
     message = f"the output does not fit the schema asked for: {one_line(problem, clean)}"
     facts = answer.model_dump(mode="json", exclude={"text", "latency_seconds"})
+    facts["output"] = kept_output(clean(answer.text))
     return _with_facts(Failure.of(FailureKind.INVALID_OUTPUT, message), reply, facts)
 
 
