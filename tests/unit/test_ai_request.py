@@ -43,6 +43,9 @@ def test_the_defaults_are_those_of_the_outside_contract() -> None:
         "stop": None,
         "reasoning_effort": None,
         "extra_body": None,
+        "fallback_models": None,
+        "fallback_on": None,
+        "feedback": True,
         "max_retries": 3,
         "retry": {
             "initial_interval_seconds": 1,

@@ -34,9 +34,10 @@ def checked_settings(*, provider: bool = False) -> Settings:
         *problems_with_temporal(os.environ),
     ]
     if provider:
+        from tasquencer.ai.provider.directory import provider_problems
         from tasquencer.ai.provider.settings import problems_in as problems_with_provider
 
-        problems += problems_with_provider(os.environ)
+        problems += [*problems_with_provider(os.environ), *provider_problems(os.environ)]
     if problems:
         raise WrongSettings(problems)
     return Settings.from_environment(os.environ)

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -21,6 +21,7 @@ from typing import Any, Self, cast
 
 import httpx2
 import openai
+from pydantic import JsonValue
 from temporalio import activity
 
 from tasquencer.ai.answer import AiAnswer
@@ -30,10 +31,11 @@ from tasquencer.ai.provider.answers import judge, unfit
 from tasquencer.ai.provider.body import ACCEPTED_ENCODING
 from tasquencer.ai.provider.classify import classify
 from tasquencer.ai.provider.client import client_from, guard, output_limit_field, read_reply
+from tasquencer.ai.provider.directory import DEFAULT_PROVIDER, Endpoint, Endpoints, named_providers
 from tasquencer.ai.provider.prices import Price, own_prices, price_list
 from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.reply import Reply
-from tasquencer.ai.provider.requests import chat_body
+from tasquencer.ai.provider.requests import chat_body, responses_body
 from tasquencer.ai.provider.schemas import SchemaChecks
 from tasquencer.ai.timeouts import call_limit
 from tasquencer.ai.tools import ToolSource, by_name, checked, offered, tool_fields
@@ -71,6 +73,11 @@ class ClientRetries(TasquencerError):
             f"the OpenAI client must have max_retries=0, found {max_retries}: the task retries, each time "
             "with a new work item; use make_client() or AsyncOpenAI(max_retries=0)"
         )
+
+
+def _without_a_place(endpoint: Endpoint) -> Failure:
+    limit = f"the limit of {endpoint.concurrent_calls} calls to the provider {endpoint.name!r}"
+    return Failure.of(FailureKind.NOT_PICKED_UP, f"{limit} left no place in time; nothing was sent")
 
 
 class AiCalls:
@@ -122,7 +129,10 @@ class AiCalls:
 
     def _use(self, client: openai.AsyncOpenAI) -> None:
         self._client = guard(client)
-        self._price = self._given_price or price_list(str(client.base_url), own_prices(os.environ))
+        price = self._given_price or price_list(str(client.base_url), own_prices(os.environ))
+        self._endpoints = Endpoints(
+            Endpoint(DEFAULT_PROVIDER, self._client, price, default_model=self._default_model)
+        )
 
     def check_in(self, ledger: Ledger) -> None:
         """Make a call only for a work item that this ledger holds as started; the plugin asks for it."""
@@ -150,6 +160,10 @@ class AiCalls:
         await self._offer_tools_of_servers()
         if self._given_client is None:
             self._use(await self._closing.enter_async_context(client_from(os.environ)))
+        for name, entry in named_providers(os.environ).items():
+            price = self._given_price or price_list(entry.base_url, own_prices(os.environ))
+            endpoint = self._endpoints.add(name, entry, os.environ, price)
+            self._closing.push_async_callback(endpoint.client.close)
         return self
 
     async def _offer_tools_of_servers(self) -> None:
@@ -195,7 +209,23 @@ class AiCalls:
         return second_run() if is_second_run() else await self._attempt(job, activity.info())
 
     async def _attempt(self, job: AiJob, info: activity.Info) -> AiAnswer | Failure:
-        model = job.model or self._default_model
+        endpoint, model = self._endpoint(job.model)
+        if model is None:
+            problem = f"model: the provider {endpoint.name!r} has no default model, name one"
+            return Failure.of(FailureKind.INVALID_REQUEST, problem)
+        outcome = await self._asked(job, endpoint, model, info)
+        if isinstance(outcome, Failure) and job.fallback_models:
+            following, _ = self._endpoint(job.fallback_models[0])
+            known: dict[str, JsonValue] = {"provider": endpoint.name, "next_provider": following.name}
+            return outcome.model_copy(update={"details": outcome.details | known})
+        return outcome
+
+    def _endpoint(self, model: str | None) -> tuple[Endpoint, str | None]:
+        return self._endpoints.find(model)
+
+    async def _asked(
+        self, job: AiJob, endpoint: Endpoint, model: str, info: activity.Info
+    ) -> AiAnswer | Failure:
         try:
             tools = offered(job.tools or [], self._tools)
         except ValueError as unknown:
@@ -209,8 +239,11 @@ class AiCalls:
                 problem = await self._problem_of_schema(job)
                 if problem is not None:
                     return Failure.of(FailureKind.INVALID_REQUEST, problem, model=model)
-                async with asyncio.timeout(seconds):
-                    reply = await self._exchange(job, model, info.activity_id, seconds, tools)
+                async with self._place(endpoint, seconds) as has_place:
+                    if has_place:
+                        reply = await self._exchange(job, endpoint, model, info.activity_id, seconds, tools)
+                    else:
+                        reply = _without_a_place(endpoint)
                 latency = time.monotonic() - begin
                 # What is left until Temporal gives up on the activity, and a second for the way to it.
                 whole = info.start_to_close_timeout
@@ -218,9 +251,11 @@ class AiCalls:
                 if isinstance(reply, Failure):
                     outcome: AiAnswer | Failure = reply
                 else:
-                    outcome = await self._judge(reply, job, model, left)
+                    outcome = await self._judge(reply, job, endpoint, model, left)
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
-            clean = Redactor.of(self._client)  # only now: the client may have fetched its key meanwhile
+            clean = Redactor.of(
+                endpoint.client, endpoint.secrets
+            )  # only now: the client may have fetched its key meanwhile
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
             if outcome.kind == FailureKind.UNEXPECTED:
                 activity.logger.error("%s\n%s", outcome, clean("".join(traceback.format_exception(error))))
@@ -237,14 +272,37 @@ class AiCalls:
         problem = await self._schema_checks.problem_of_schema(job.output_schema)
         return None if problem is None else f"output_schema is not a usable JSON Schema: {problem}"
 
-    async def _judge(self, reply: Reply, job: AiJob, model: str, seconds: float | None) -> AiAnswer | Failure:
-        clean = Redactor.of(self._client)
+    @contextlib.asynccontextmanager
+    async def _place(self, endpoint: Endpoint, seconds: float | None) -> AsyncIterator[bool]:
+        """Limit the block to these seconds, the wait for a place included, and say whether there was one."""
+        places = self._endpoints.places(endpoint)
+        if places is None:
+            async with asyncio.timeout(seconds):
+                yield True
+            return
+        begin = time.monotonic()
+        try:
+            async with asyncio.timeout(seconds):
+                await places.acquire()
+        except TimeoutError:
+            yield False
+            return
+        try:
+            async with asyncio.timeout(None if seconds is None else begin + seconds - time.monotonic()):
+                yield True
+        finally:
+            places.release()
+
+    async def _judge(
+        self, reply: Reply, job: AiJob, endpoint: Endpoint, model: str, seconds: float | None
+    ) -> AiAnswer | Failure:
+        clean = Redactor.of(endpoint.client, endpoint.secrets)
         judging = partial(
             judge,
             reply,
             asked_model=model,
             output_schema=job.output_schema,
-            price=self._price,
+            price=endpoint.price,
             clean=clean,
             now=datetime.now(UTC),
             offers_tools=bool(job.tools),
@@ -260,17 +318,23 @@ class AiCalls:
     async def _exchange(
         self,
         job: AiJob,
+        endpoint: Endpoint,
         model: str,
         work_item_id: str,
         limit_seconds: float | None,
         tools: Sequence[ToolSource],
     ) -> Reply | Failure:
         connect = CONNECT_LIMIT.total_seconds()
-        limit_field = output_limit_field(self._client.base_url, model)
-        body = chat_body(job, model, limit_field, tool_fields(job, tools) if tools else {})
+        client, takes_schemas = endpoint.client, endpoint.takes_schemas
+        offering = tool_fields(job, tools) if tools else {}
+        if endpoint.api == "responses":
+            path, body = "/responses", responses_body(job, model, offering, takes_schemas=takes_schemas)
+        else:
+            path, limit_field = "/chat/completions", output_limit_field(client.base_url, model)
+            body = chat_body(job, model, limit_field, offering, takes_schemas=takes_schemas)
         # Not `chat.completions.create`: it matches the body with its types, a fifth of a call's CPU time.
-        posting = self._client.post(
-            "/chat/completions",
+        posting = client.post(
+            path,
             body=body,
             options={
                 "headers": {"Idempotency-Key": work_item_id, "Accept-Encoding": ACCEPTED_ENCODING},

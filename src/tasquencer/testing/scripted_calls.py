@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, JsonValue
 from temporalio import activity
 
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob
+from tasquencer.ai.ladder import provider_of
 from tasquencer.ai.provider.client import make_client
+from tasquencer.ai.provider.directory import Endpoint
 from tasquencer.ai.provider.reply import Reply
 from tasquencer.ai.tools import ToolSource
 from tasquencer.core.failure import Failure, FailureKind
@@ -47,9 +50,16 @@ class ScriptedCalls(AiCalls):
         self._steps = iter(()) if callable(script) else iter(list(script))
         self.jobs: list[AiJob] = []
 
+    def _endpoint(self, model: str | None) -> tuple[Endpoint, str | None]:
+        """Every name before a colon is that of a provider, as if a file named them all."""
+        default, name = super()._endpoint(model)
+        prefix = provider_of(model)
+        return (default, name) if prefix is None else (replace(default, name=prefix), name)
+
     async def _exchange(
         self,
         job: AiJob,
+        endpoint: Endpoint,
         model: str,
         work_item_id: str,
         limit_seconds: float | None,

@@ -28,6 +28,7 @@ from tasquencer.ai.provider.reply import (
     request_id,
 )
 from tasquencer.ai.provider.reported import Report, report_in, says_something
+from tasquencer.ai.provider.responses import as_completion, is_response
 from tasquencer.ai.provider.schemas import Schema
 from tasquencer.ai.provider.stream import Unreadable, completion_in
 from tasquencer.ai.provider.usage import usage_in
@@ -135,7 +136,9 @@ def _completion(reply: Reply, clean: Clean) -> Completion:
         _provider_error(message, outcome_unknown=problem.broke_off and "events" in what)
     if isinstance(completion, list) and completion and isinstance(completion[0], dict):
         completion = completion[0]  # Google's errors are a list of one
-    return completion if isinstance(completion, dict) else {}
+    if not isinstance(completion, dict):
+        return {}
+    return as_completion(completion) if is_response(completion) else completion
 
 
 def _facts(

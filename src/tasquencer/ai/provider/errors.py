@@ -70,11 +70,16 @@ def error_failure(
     """
     has_retry_after = bool(asked_in_headers(headers, now))
     kind = kind_of_error(status_code, report, has_retry_after=has_retry_after)
+    message = f"{what}: {report.message}" if report.message else what
+    parameter = report.parameter if kind is FailureKind.INVALID_REQUEST else None
+    if parameter is not None and parameter not in message:
+        message = f"{message} (parameter {parameter})"
     failure = Failure.of(
         kind,
-        f"{what}: {report.message}" if report.message else what,
+        message,
         outcome_unknown=kind is FailureKind.TIMED_OUT or status_code in _MAY_HAVE_RUN,
         provider_code=report.code,
+        parameter=parameter,
     )
     return heed_provider(failure, headers, report, now)
 

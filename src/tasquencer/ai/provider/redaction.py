@@ -70,13 +70,19 @@ class Redactor:
     secrets: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, client: AsyncOpenAI) -> Redactor:
+    def of(cls, client: AsyncOpenAI, others: Sequence[str] = ()) -> Redactor:
         """Knows the client's API key and the credentials among its own headers and in its URL."""
         headers = client.default_headers
         named = [value for name, value in headers.items() if _SECRET_HEADER.search(name)]
         url = client.base_url
         basic = b64encode(f"{url.username}:{url.password}".encode()).decode() if url.password else ""
-        secrets = [client.api_key, url.password, basic, *(one for one in named if isinstance(one, str))]
+        secrets = [
+            client.api_key,
+            url.password,
+            basic,
+            *(one for one in named if isinstance(one, str)),
+            *others,
+        ]
         return _redactor(tuple(secrets))
 
     def __call__(self, text: str) -> str:

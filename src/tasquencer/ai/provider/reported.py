@@ -55,6 +55,11 @@ _CODE_IN_TEXT = re.compile(
     r"""(?i)(?:["'](?:code|type|status|reason|error_type)\\*["']\s{0,3}:\s{0,3}\\*["']?|"""
     r"""\b(?:status|error) code[ :=]{1,3}|\bhttp[ :]|\bstatus[ :=]{1,3})([A-Za-z0-9_.\-]{2,60})"""
 )
+_PARAMETER_IN_TEXT = re.compile(
+    r"""(?i)\b(?:unsupported|unknown|unrecognized|unexpected|invalid)\s(?:request\s)?"""
+    r"""(?:parameter|argument|field|keyword argument|value)s?(?:\ssupplied)?"""
+    r"""\s{0,2}:?\s{0,2}["'`]([\w.\[\]-]{1,60})["'`]"""
+)
 _NOTHING = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "null", "noerror", "stop"})
 
 
@@ -70,6 +75,7 @@ class Report:
         numbers_in_text: The same from within sentences.
         text: All messages in lower case.
         wait_seconds: The longest wait that it asks for.
+        parameter: The parameter of the request that it complains about.
     """
 
     message: str = ""
@@ -79,6 +85,7 @@ class Report:
     numbers_in_text: tuple[int, ...] = ()
     text: str = ""
     wait_seconds: float | None = None
+    parameter: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     """Headers of the answer behind the answer, names in lower case."""
 
@@ -103,8 +110,18 @@ def report_in(body: object, clean: Clean) -> Report:
         numbers_in_text=tuple(_statuses(in_text)),
         text=text,
         wait_seconds=max(waits, default=None),
+        parameter=_parameter(found, clean),
         headers=found.headers,
     )
+
+
+def _parameter(found: _Findings, clean: Clean) -> str | None:
+    """The parameter that the error names in a field of its own, or in its message."""
+    named = found.parameter
+    if not named:
+        match = _PARAMETER_IN_TEXT.search("\n".join(found.texts)[:_MOST_TEXT])
+        named = match[1] if match else None
+    return as_text(named, clean) if named else None
 
 
 def says_something(error: object) -> bool:
@@ -130,6 +147,7 @@ class _Findings:
         self.codes: list[str | float] = []
         self.waits: list[float] = []
         self.headers: dict[str, str] = {}
+        self.parameter: str | None = None
         self._left = _MOST_VALUES
 
     def walk(self, value: object, level: int, *, is_text: bool = True) -> None:
@@ -156,6 +174,8 @@ class _Findings:
         elif name == "headers" and isinstance(value, dict):
             pairs = [(key, one) for key, one in [*value.items()][:50] if isinstance(one, str | int)]
             self.headers |= {str(key).lower()[:200]: str(one)[:200] for key, one in pairs}
+        elif name == "param" and isinstance(value, str):
+            self.parameter = self.parameter or value
         elif name not in _NOT_OURS:
             if name == "error" and isinstance(value, str) and " " not in value.strip():
                 self._code(value)

@@ -17,7 +17,15 @@ from tasquencer.ai.provider.prices import own_prices
 from tasquencer.core.errors import WrongSetting
 from tasquencer.settings import cleaned, key_problem
 
-__all__ = ["DEFAULT_BASE_URL", "ProviderAddress", "is_azure", "is_local", "problems_in", "provider_address"]
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "ProviderAddress",
+    "is_azure",
+    "is_local",
+    "problems_in",
+    "provider_address",
+    "url_problem",
+]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
@@ -60,14 +68,15 @@ class ProviderAddress:
 def provider_address(environment: Mapping[str, str]) -> ProviderAddress:
     """The provider's address, from `OPENAI_BASE_URL`. Raises `WrongSetting`."""
     url = cleaned(environment).get("OPENAI_BASE_URL", DEFAULT_BASE_URL)
-    if problem := _url_problem(url):
+    if problem := url_problem(url):
         raise WrongSetting("OPENAI_BASE_URL", problem)
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     return ProviderAddress(parts._replace(query="").geturl(), query)
 
 
-def _url_problem(url: str) -> str | None:
+def url_problem(url: str) -> str | None:
+    """What is wrong with a base URL; None if nothing is."""
     expected = "expected a URL such as https://models.example.org/v1 or http://127.0.0.1:11434/v1"
     try:
         parts = urlsplit(url)

@@ -15,6 +15,7 @@ _DECODER = json.JSONDecoder(strict=False)
 _DATA = "data:"
 _OTHER_FIELDS = ("event:", "id:", "retry:", ":")
 _DONE = re.compile(r"\[?DONE\]?")
+_LAST_OF_A_RESPONSE = tuple(f"response.{end}" for end in ("completed", "incomplete", "failed", "cancelled"))
 _BLANK = re.compile(r"\s*")
 
 
@@ -70,7 +71,7 @@ def _from_events(text: str) -> object:
     """A whole completion among the events, or an error, or else the chunks put together."""
     chunks: list[dict[str, Any]] = []
     other: object = None
-    is_done = False
+    is_done = begun = False
     for event in _events(text):
         if event is None:
             is_done = True
@@ -78,8 +79,14 @@ def _from_events(text: str) -> object:
             chunks.append(event)
         elif isinstance(event, dict) and (event.get("choices") or event.get("error")):
             return event
+        elif isinstance(event, dict) and isinstance(event.get("response"), dict):
+            if event.get("type") in _LAST_OF_A_RESPONSE:
+                return event["response"]
+            begun = True
         else:
             other = event
+    if begun:
+        raise Unreadable("server-sent events that break off", broke_off=True)
     if not chunks:
         if other is None:
             raise Unreadable("server-sent events without a completion", broke_off=not is_done)
