@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import JsonValue
 from temporalio.exceptions import ApplicationError
@@ -20,6 +21,15 @@ from tasquencer.ai.timeouts import CALL_MARGIN
 from tasquencer.core.failure import Failure
 from tasquencer.temporal.ai_calls import AiCalls
 from tests.support.patience import PATIENCE_SECONDS
+
+Api = Literal["chat", "responses"]
+
+
+class Interface:
+    """Which of a provider's two interfaces the calls use."""
+
+    api: Api = "chat"
+
 
 KEY = "sk-test-0123456789abcdef"
 WORK_ITEM = "wi-1"
@@ -47,6 +57,7 @@ async def activities_for(
         make_client(api_key=key, base_url=base_url) as client,
         AiCalls(client, MODEL, price) as calls,
     ):
+        calls._endpoints.default = replace(calls._endpoints.default, api=Interface.api)
         yield calls
 
 

@@ -28,6 +28,7 @@ from typing import Any
 from tasquencer.devkit.http_server import Exchange, HttpRequest, HttpServer
 from tests.support.answers import ANSWERS, Answer, ok, status
 from tests.support.patience import PATIENCE_SECONDS
+from tests.support.responses import RespondingExchange
 
 __all__ = ["Choose", "ProviderRequest", "Script", "ScriptedProvider"]
 
@@ -69,13 +70,15 @@ class ProviderRequest:
     @property
     def prompt(self) -> str:
         """The text of the last user message; empty if there is none."""
-        messages = self.body.get("messages")
+        messages = self.body.get("messages") or self.body.get("input")
         for message in reversed(messages if isinstance(messages, list) else []):
             if isinstance(message, dict) and message.get("role") == "user":
                 content = message.get("content")
                 return content if isinstance(content, str) else json.dumps(content)
         return ""
 
+
+_RESPONSES = "/v1/responses"
 
 Choose = Callable[[ProviderRequest], Answer | Awaitable[Answer]]
 Script = Iterable[Answer] | Mapping[str, Iterable[Answer]] | Choose
@@ -158,7 +161,8 @@ class ScriptedProvider:
                 )
             else:
                 answer = await self._next_answer(record)
-            await answer.give(exchange, record.body)
+            responding: Any = RespondingExchange(exchange) if request.path == _RESPONSES else exchange
+            await answer.give(responding, record.body)
         except (asyncio.CancelledError, ConnectionError):
             record.client_left = not self._closing
             raise
@@ -219,16 +223,18 @@ def _chooser(script: Script) -> Callable[[ProviderRequest], Awaitable[Answer | N
 
 def _problem(request: HttpRequest, body: dict[str, Any]) -> tuple[int, str] | None:
     """What a provider would refuse, as status and message."""
-    if request.path != "/v1/chat/completions" or request.method != "POST":
+    if request.path not in ("/v1/chat/completions", _RESPONSES) or request.method != "POST":
         return 404, f"unknown request: {request.method} {request.path}"
     if not request.header("authorization"):
         return 401, "missing Authorization header"
     if not isinstance(body.get("model"), str) or not body["model"]:
         return 400, "field 'model' must be a text that is not empty"
-    messages = body.get("messages")
+    messages = body.get("input" if request.path == _RESPONSES else "messages")
     if not isinstance(messages, list) or not messages:
         return 400, "field 'messages' must be a list that is not empty"
     for message in messages:
+        if isinstance(message, dict) and message.get("type", "message") != "message":
+            continue  # of the Responses API: a tool call, or what it returned
         if not isinstance(message, dict) or "role" not in message:
             return 400, "every message needs a role"
         if not message.get("content") and not message.get("tool_calls"):
