@@ -53,4 +53,6 @@ class AiFanOutTask:
         ]
         await asyncio.gather(*map(carry_out, lineages))
         task.check()
-        return AiFanOutResult.of(task.work_items, len(request.prompts))
+        return AiFanOutResult.of(
+            task.work_items, len(request.prompts), reads_output=request.output_schema is not None
+        )

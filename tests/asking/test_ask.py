@@ -22,6 +22,7 @@ from tasquencer.testing import InMemoryLedger, ScriptedCalls
 from tests.asking.workflows import WORKFLOWS, shout
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks
+from workflows.ai_agent import AiAgentTask
 
 SLOW_DOWN = Failure.of(FailureKind.RATE_LIMITED, "429 from the provider")
 
@@ -249,6 +250,41 @@ async def test_tokens_and_cost_of_an_answer_that_does_not_fit_are_kept(dev_serve
         assert wrong.failure.details["input_tokens"] == 9
         assert wrong.failure.details["cost_usd"] == 0.5
         assert wrong.failure.message.endswith("team: there is no such team")
+
+
+async def test_one_ladder_leads_from_feedback_to_another_model(dev_server: EmbeddedTemporal) -> None:
+    wait_an_hour = Failure.of(FailureKind.RATE_LIMITED, "429", retry_after_seconds=3600)
+    async with asking(dev_server, ScriptedCalls(["no json", wait_an_hour, {"urgent": True}])) as tasks:
+        result, handle = await tasks.run("Climbing")
+        first, second, third = await tasks.work_items(handle)
+
+        assert result is True
+        assert [item.delay_reason for item in (second, third)] == ["backoff", "fallback"]
+        payloads: list[Any] = [item.payload for item in (first, second, third)]
+        assert [payload["model"] for payload in payloads] == ["a:1", "a:1", "b:1"]
+        assert [len(payload["messages"]) for payload in payloads] == [1, 3, 1]
+        assert payloads[1]["messages"][1] == {"role": "assistant", "content": "no json"}
+        await replays(tasks, handle)
+
+
+async def test_an_agent_task_with_a_schema_has_the_output_beside_the_text(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger = InMemoryLedger()
+    calls = ScriptedCalls(["no json", {"urgent": True}, "plain"])
+    client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger, calls=calls)])
+    queue = f"asking-{uuid4()}"
+    schema = {"type": "object", "properties": {"urgent": {"type": "boolean"}}, "required": ["urgent"]}
+    request = {"prompt": "Urgent?", "output_schema": schema, "retry": {"initial_interval_seconds": 0.01}}
+    async with Worker(client, task_queue=queue, workflows=[AiAgentTask]):
+        with_schema, without = [
+            await client.execute_workflow("AiAgentTask", asked, id=f"agent-{uuid4()}", task_queue=queue)
+            for asked in (request, {"prompt": "Hello"})
+        ]
+
+    assert (with_schema["output"], with_schema["attempts"]) == ({"urgent": True}, 2)
+    assert "output" not in without
+    assert calls.jobs[1].messages[1].content == "no json"
 
 
 class SlowCalls(ScriptedCalls):

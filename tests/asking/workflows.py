@@ -151,4 +151,21 @@ class OwnNames:
         return "none of yours"
 
 
-WORKFLOWS = [Triage, SideBySide, Outside, Forgiving, WithTask, Wrong, InTime, OverAndOver, OwnNames]
+@workflow.defn
+class Climbing:
+    """Asks one model, and then another one."""
+
+    @workflow.run
+    async def run(self) -> bool:
+        label = await ask(
+            "Urgent?",
+            output=Label,
+            model="a:1",
+            fallback_models=["b:1"],
+            fallback_on=["rate_limited"],
+            retry=SOON,
+        )
+        return label.urgent
+
+
+WORKFLOWS = [Climbing, Triage, SideBySide, Outside, Forgiving, WithTask, Wrong, InTime, OverAndOver, OwnNames]

@@ -33,6 +33,7 @@ from tasquencer import (
     WorkItemState,
 )
 from tasquencer.ai import parse_request
+from tasquencer.ai.provider.directory import named_providers
 from tasquencer.ai.provider.prices import own_prices
 from tasquencer.batch.rows import check_row, parse_line
 from tasquencer.sql import SqlLedger
@@ -128,10 +129,13 @@ def test_the_request_of_another_language_is_accepted(block: Block) -> None:
 
 
 @each("toml")
-def test_the_prices_are_read(block: Block, tmp_path: Path) -> None:
-    file = tmp_path / "prices.toml"
+def test_the_prices_and_the_providers_are_read(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "block.toml"
     file.write_text(block.code)
-    assert own_prices({"TASQ_PRICES": str(file)})
+    if "[providers." in block.code:
+        assert named_providers({"TASQ_PROVIDERS": str(file)})
+    else:
+        assert own_prices({"TASQ_PRICES": str(file)})
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,16 @@ def test_a_line_is_a_row() -> None:
     check_row({}, request)
 
 
+def test_what_a_request_can_say_is_carried_out() -> None:
+    schema = {"type": "object", "properties": {}}
+    told = {"top_p": 0.5, "seed": 7, "stop": ["END"], "reasoning_effort": "low"}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    _, request = parse_line(line(body={"messages": MESSAGES, **told, "response_format": asked}), 1)
+
+    assert request == {"messages": MESSAGES, **told, "output_schema": schema}
+    check_row({}, request)
+
+
 def test_null_and_what_changes_nothing_is_left_out() -> None:
     body = {
         "model": None,
@@ -75,7 +85,7 @@ def test_null_and_what_changes_nothing_is_left_out() -> None:
             {"body": {"messages": MESSAGES, "response_format": {"type": "json_object"}}},
             "body.response_format: cannot be carried out",
         ),
-        ({"body": {"messages": MESSAGES, "seed": 1}}, "body.seed: cannot be carried out"),
+        ({"body": {"messages": MESSAGES, "logit_bias": {"5": 1}}}, "body.logit_bias: cannot be carried out"),
         (
             {"body": {"messages": MESSAGES, "max_tokens": 1, "max_completion_tokens": 2}},
             "body.max_completion_tokens, body.max_tokens: give one of them, not both",

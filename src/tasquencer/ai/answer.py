@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from tasquencer.ai.tool_calls import ToolCall
 from tasquencer.ai.usage import Usage, total_usage
@@ -20,6 +27,7 @@ __all__ = [
     "AiAgentResult",
     "AiAnswer",
     "ToolCallResult",
+    "output_in",
     "parse_answer",
     "returned_answer",
 ]
@@ -80,6 +88,7 @@ class AiAgentResult(Usage):
         input_tokens, output_tokens, cost_usd: Those of the answer, that is of this work item only.
         total: Those of all attempts, failed ones included. None if a worker of an earlier release made the
         result.
+        output: The text's JSON, if the request has an `output_schema`. Otherwise there is no such field.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,10 +99,26 @@ class AiAgentResult(Usage):
     work_item_id: str
     attempts: int
     total: Usage | None = None
+    output: JsonValue = None
+
+    @model_serializer(mode="wrap")
+    def _without_output(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        whole: dict[str, Any] = serialize(self)
+        if self.output is None:
+            del whole["output"]
+        return whole
 
     @classmethod
-    def of(cls, work_item: WorkItem, attempts: Sequence[WorkItem]) -> AiAgentResult:
-        """The result that a completed AI work item gives, with all attempts at AI calls of its task."""
+    def of(
+        cls, work_item: WorkItem, attempts: Sequence[WorkItem], *, reads_output: bool = False
+    ) -> AiAgentResult:
+        """The result that a completed AI work item gives, with all attempts at AI calls of its task.
+
+        Args:
+            work_item: The one with the answer.
+            attempts: All of the task.
+            reads_output: The answer's text is JSON.
+        """
         answer = AiAnswer.model_validate(work_item.result)
         return cls(
             text=answer.text,
@@ -103,6 +128,7 @@ class AiAgentResult(Usage):
             attempts=len(attempts),
             **answer.usage.model_dump(),
             total=total_usage(attempts),
+            output=output_in(answer.text) if reads_output else None,
         )
 
 
@@ -116,6 +142,15 @@ class AgentResult(AiAgentResult):
 
     turns: int
     tool_calls: list[ToolCallResult]
+
+
+def output_in(text: str) -> JsonValue:
+    """The JSON in an answer's text. None if it is none: an operator may have given the answer."""
+    try:
+        read: JsonValue = from_json(text)
+    except ValueError:
+        return None
+    return read
 
 
 def parse_answer(raw: JsonValue) -> JsonValue:

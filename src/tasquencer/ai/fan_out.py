@@ -6,9 +6,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer
+from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer, output_in
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.request import MOST_REQUEST_VALUES, CallOptions
 from tasquencer.ai.usage import Usage, total_usage
@@ -107,12 +116,20 @@ class PromptResult(Usage):
 
     state: WorkItemState
     text: str | None = None
+    output: JsonValue = None
     omitted: bool = False
     model: str | None = None
     finish_reason: str | None = None
     work_item_id: str
     attempts: int
     failure: PromptFailure | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_output(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        whole: dict[str, Any] = serialize(self)
+        if self.output is None:
+            del whole["output"]
+        return whole
 
 
 class AiFanOutResult(BaseModel):
@@ -133,7 +150,9 @@ class AiFanOutResult(BaseModel):
     total: Usage | None = None
 
     @classmethod
-    def of(cls, work_items: Sequence[WorkItem], prompts: int) -> AiFanOutResult:
+    def of(
+        cls, work_items: Sequence[WorkItem], prompts: int, *, reads_output: bool = False
+    ) -> AiFanOutResult:
         """Make the result from the task's work items. Texts that exceed a payload's size are omitted."""
         lineages = defaultdict[str, list[WorkItem]](list)
         for item in work_items:
@@ -142,10 +161,10 @@ class AiFanOutResult(BaseModel):
         results = []
         for index in range(prompts):
             items = lineages[lineage_of(index)]
-            result = _result(items[-1], len(items))
+            result = _result(items[-1], len(items), reads_output=reads_output)
             size = len(result.model_dump_json().encode())
             if size > room - (prompts - index) * _SPARE and result.text is not None:
-                result = result.model_copy(update={"text": None, "omitted": True})
+                result = result.model_copy(update={"text": None, "output": None, "omitted": True})
                 size = len(result.model_dump_json().encode())
             room -= size
             results.append(result)
@@ -163,7 +182,7 @@ _SPARE = 1_000
 """Bytes reserved for the facts about each prompt other than its answer."""
 
 
-def _result(item: WorkItem, attempts: int) -> PromptResult:
+def _result(item: WorkItem, attempts: int, *, reads_output: bool) -> PromptResult:
     facts: dict[str, Any] = {}
     if item.state is WorkItemState.COMPLETED:
         if not isinstance(item.result, dict) or "text" not in item.result:  # it was too large to carry along
@@ -172,6 +191,7 @@ def _result(item: WorkItem, attempts: int) -> PromptResult:
             known = PromptResult.model_fields.keys()
             answer = AiAnswer.model_validate(item.result).model_dump()
             facts = {name: value for name, value in answer.items() if name in known}
+            facts["output"] = output_in(answer["text"]) if reads_output else None
     elif item.failure is not None:
         facts["failure"] = PromptFailure(kind=item.failure.kind, message=item.failure.message[:200])
     return PromptResult(state=item.state, work_item_id=item.id, attempts=attempts, **facts)

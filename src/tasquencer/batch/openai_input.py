@@ -23,7 +23,9 @@ _MOST_PROBLEMS = 20
 
 _CHAT = ("/v1/chat/completions", "/chat/completions", "/openai/v1/chat/completions")
 
-_CARRIED_OUT = frozenset({"model", "messages", "temperature", "metadata"})
+_CARRIED_OUT = frozenset(
+    {"model", "messages", "temperature", "metadata", "top_p", "seed", "stop", "reasoning_effort"}
+)
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 _WITHOUT_EFFECT: dict[str, tuple[JsonValue, ...]] = {
@@ -77,9 +79,13 @@ def _request_in(body: Mapping[str, JsonValue]) -> tuple[dict[str, JsonValue], li
     problems = []
     request: dict[str, JsonValue] = {}
     for name, value in body.items():
-        if name in _CARRIED_OUT:
+        if value in _WITHOUT_EFFECT.get(name, ()):
+            continue
+        if name == "response_format" and (schema := _schema_in(value)) is not None:
+            request["output_schema"] = schema
+        elif name in _CARRIED_OUT:
             request[name] = _without_nulls(value) if name == "messages" else value
-        elif name not in _LIMITS and value not in _WITHOUT_EFFECT.get(name, ()):
+        elif name not in _LIMITS:
             problems.append(f"body.{one_line(name, 100)}: cannot be carried out")
     limits = [body[name] for name in _LIMITS if name in body]
     if len(limits) == 2 and limits[0] != limits[1]:
@@ -87,6 +93,14 @@ def _request_in(body: Mapping[str, JsonValue]) -> tuple[dict[str, JsonValue], li
     if limits:
         request["max_output_tokens"] = limits[0]
     return request, problems
+
+
+def _schema_in(response_format: JsonValue) -> JsonValue:
+    """Return the JSON Schema that a `response_format` asks for; None if it asks for something else."""
+    if not isinstance(response_format, dict) or response_format.get("type") != "json_schema":
+        return None
+    asked = response_format.get("json_schema")
+    return asked.get("schema") if isinstance(asked, dict) else None
 
 
 def _without_nulls(messages: JsonValue) -> JsonValue:

@@ -15,6 +15,7 @@ from tasquencer.cli import (
     demo_command,
     ledger,
     new,
+    providers,
     reconcile,
     reviews,
     task_listing,
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command(epilog=demo_command.EXAMPLES)(demo_command.demo)
 app.command(epilog=new.EXAMPLES)(new.new)
 app.command(epilog=worker.EXAMPLES, add_help_option=False, context_settings=worker.SETTINGS)(worker.worker)
+app.command(epilog=providers.PROVIDERS_EXAMPLES)(providers.providers)
 app.command(epilog=tasks.RUN_EXAMPLES)(tasks.run)
 app.command("fan-out", epilog=tasks.FAN_OUT_EXAMPLES)(tasks.fan_out)
 app.add_typer(batch.batch_commands, name="batch")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from tasquencer.cli.request import read_metadata
+from tasquencer.cli.request import as_json, read_json, read_metadata
 from tasquencer.cli.times import parse_duration
 
 __all__ = [
@@ -48,7 +49,14 @@ def with_call_options(command: _Command) -> _Command:
     """Give the command all options about AI calls. It receives them together as its parameter `calls`."""
 
     def read(calls: Calls) -> Calls:
-        return {**calls, "metadata": read_metadata(calls["metadata"] or ()) or None}
+        schema, extra = calls["output_schema"], calls["extra_body"]
+        return {
+            **calls,
+            "metadata": read_metadata(calls["metadata"] or ()) or None,
+            "output_schema": None if schema is None else read_json(schema, "--output-schema"),
+            "extra_body": None if extra is None else as_json(extra, "--extra-body"),
+            **{name: calls[name] or None for name in ("stop", "fallback_models", "fallback_on")},
+        }
 
     return _with_options(command, "calls", _CALL_OPTIONS, read)
 
@@ -168,6 +176,61 @@ _CALL_OPTIONS: dict[str, _Option] = {
     "max_output_tokens": (
         "max_output_tokens",
         Annotated[int | None, typer.Option(help="The maximum tokens of the answer.")],
+    ),
+    "output_schema": (
+        "output_schema",
+        Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="A JSON Schema that the answer must satisfy, as JSON."),
+        ],
+    ),
+    "top_p": ("top_p", Annotated[float | None, typer.Option(help="0 to 1.")]),
+    "seed": ("seed", Annotated[int | None, typer.Option(help="For answers that repeat.")]),
+    "stop": (
+        "stop",
+        Annotated[list[str] | None, typer.Option(help="A text that ends the answer. Repeatable.")],
+    ),
+    "reasoning_effort": (
+        "reasoning_effort",
+        Annotated[str | None, typer.Option(help="Such as low, medium or high.")],
+    ),
+    "extra_body": (
+        "extra_body",
+        Annotated[
+            str | None,
+            typer.Option(metavar="JSON", help="Further fields of the request to the provider."),
+        ],
+    ),
+    "fallback_model": (
+        "fallback_models",
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="[PROVIDER:]MODEL",
+                help="The model that the next attempt asks after a failure. Repeatable.",
+                rich_help_panel=_RETRIES,
+            ),
+        ],
+    ),
+    "fallback_on": (
+        "fallback_on",
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="KIND",
+                help="A kind of failure after which it does. Repeatable. Default: nearly all.",
+                rich_help_panel=_RETRIES,
+            ),
+        ],
+    ),
+    "feedback": (
+        "feedback",
+        Annotated[
+            bool | None,
+            typer.Option(
+                help="Tell the model what was wrong with an invalid answer?", rich_help_panel=_RETRIES
+            ),
+        ],
     ),
     "metadata": (
         "metadata",

@@ -19,7 +19,9 @@ __all__ = [
     "DRAFT_OPTIONS",
     "FAN_OUT_OPTIONS",
     "OPTIONS",
+    "as_json",
     "check_request",
+    "read_json",
     "read_messages",
     "read_metadata",
     "read_prompt",
@@ -33,6 +35,15 @@ OPTIONS = {
     "model": "--model",
     "temperature": "--temperature",
     "max_output_tokens": "--max-output-tokens",
+    "output_schema": "--output-schema",
+    "top_p": "--top-p",
+    "seed": "--seed",
+    "stop": "--stop",
+    "reasoning_effort": "--reasoning-effort",
+    "extra_body": "--extra-body",
+    "fallback_models": "--fallback-model",
+    "fallback_on": "--fallback-on",
+    "feedback": "--feedback",
     "max_retries": "--max-retries",
     "retry.initial_interval_seconds": "--initial-interval",
     "retry.backoff_coefficient": "--backoff-coefficient",
@@ -106,13 +117,27 @@ def read_prompts(file: Path) -> list[JsonValue]:
 
 def read_messages(file: Path) -> JsonValue:
     """Return the conversation in a JSON file."""
+    return read_json(file, "--messages")
+
+
+def read_json(file: Path, name: str) -> JsonValue:
+    """Return the JSON in the file that an option of this name gives."""
     try:
-        messages: JsonValue = json.loads(file.read_bytes())
+        value: JsonValue = json.loads(file.read_bytes())
     except OSError as error:
-        raise _wrong(f"--messages: cannot read {str(file)!r}: {error.strerror}") from None
+        raise _wrong(f"{name}: cannot read {str(file)!r}: {error.strerror}") from None
     except ValueError as error:  # not UTF-8, or not JSON
-        raise _wrong(f"--messages: {str(file)!r} is not JSON: {error}") from None
-    return messages
+        raise _wrong(f"{name}: {str(file)!r} is not JSON: {error}") from None
+    return value
+
+
+def as_json(text: str, name: str) -> JsonValue:
+    """Return the JSON that an option of this name gives."""
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError as error:
+        raise _wrong(f"{name}: not JSON: {error}") from None
+    return value
 
 
 def read_metadata(pairs: Sequence[str]) -> dict[str, JsonValue]:

@@ -243,9 +243,11 @@ class Agent:
     def result(self) -> AiAgentResult:
         """Return the result of the task: the model's last answer."""
         turns = [item for item in self._task.work_items if is_turn(item)]
+        reads_output = self._request.output_schema is not None
         if self._request.tools is None:
-            return AiAgentResult.of(self._task.completed(), turns)
-        answer = AiAgentResult.of(self._task.completed(f"turn-{self._turns}"), turns)
+            return AiAgentResult.of(self._task.completed(), turns, reads_output=reads_output)
+        last = self._task.completed(f"turn-{self._turns}")
+        answer = AiAgentResult.of(last, turns, reads_output=reads_output)
         calls = sorted(self._results, key=lambda one: one.turn)
         return AgentResult(**answer.model_dump(), turns=self._turns, tool_calls=calls)
 

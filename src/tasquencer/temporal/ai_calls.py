@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, cast
+from uuid import uuid4
 
 import httpx2
 import openai
@@ -25,7 +26,7 @@ from pydantic import JsonValue
 from temporalio import activity
 
 from tasquencer.ai.answer import AiAnswer
-from tasquencer.ai.job import AiJob
+from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.mcp import McpSettings, mcp_tools, read_servers
 from tasquencer.ai.provider.answers import judge, unfit
 from tasquencer.ai.provider.body import ACCEPTED_ENCODING
@@ -265,6 +266,32 @@ class AiCalls:
             return outcome.model_copy(update={"details": details})
         calls = outcome.tool_calls and checked(outcome.tool_calls, tools)
         return outcome.model_copy(update={"latency_seconds": latency, "tool_calls": calls})
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The providers, the default one first."""
+        return self._endpoints.all()
+
+    async def check(self, endpoint: Endpoint, seconds: float) -> str:
+        """Ask the provider's default model for a few tokens: `ok`, or the failure in one line."""
+        if endpoint.default_model is None:
+            return "no default_model to ask"
+        asked = AiJob(messages=[ChatMessage(role="user", content="Answer: ok")], max_output_tokens=16)
+        try:
+            async with asyncio.timeout(seconds):
+                reply = await self._exchange(
+                    asked, endpoint, endpoint.default_model, str(uuid4()), seconds, ()
+                )
+                if isinstance(reply, Reply):
+                    outcome = await self._judge(reply, asked, endpoint, endpoint.default_model, seconds)
+                else:
+                    outcome = reply
+        except Exception as error:  # noqa: BLE001 - classified
+            clean = Redactor.of(endpoint.client, endpoint.secrets)
+            outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
+        # So few tokens may all be reasoning: then the text is empty, and the provider has answered.
+        answered = isinstance(outcome, AiAnswer) or outcome.kind == FailureKind.INVALID_OUTPUT
+        return "ok" if answered else str(outcome)
 
     async def _problem_of_schema(self, job: AiJob) -> str | None:
         if job.output_schema is None:

@@ -84,8 +84,6 @@ class TaskDriver:
             behaves(behaviour)  # decided here, so that the first workflow task has the flag
         self.calls = Calls(state, stops_for_its_code=self.is_second_edition)
         self.is_ending = False
-        self.continues_as_new = True
-        self.results_of: dict[str, Callable[[WorkItem, JsonValue], JsonValue]] = {}
         self.actions_under_way = 0
         workflow.register_random_seed_callback(self._on_reset)
 
@@ -391,8 +389,7 @@ class TaskDriver:
         # What is not yet in the ledger would be lost: the next run only records what it decides itself.
         idle = self.actions_under_way == 0 if self.is_second_edition else workflow.all_handlers_finished()
         return (
-            self.continues_as_new
-            and idle
+            idle
             and self.state.verdict is not Verdict.FAIL
             and self._writing.is_done
             and all(item.state is WorkItemState.INITIALIZED for item in self.state.open_work_items())

@@ -45,6 +45,8 @@ class Operators:
     def __init__(self, driver: TaskDriver, result_of: ResultOf) -> None:
         self._driver = driver
         self._result_of = result_of
+        self.results_of: dict[str, ResultOf] = {}
+        """By lineage, where it has a function of its own."""
 
     def register(self, *, replaces: bool = True) -> None:
         """Offer the updates. Without `replaces` the workflow's own updates of the same names stay."""
@@ -142,7 +144,7 @@ class Operators:
 
     def _result(self, action: CompleteWorkItem) -> JsonValue:
         item = self._driver.state.work_item(action.work_item_id)
-        return self._driver.results_of.get(item.lineage, self._result_of)(item, action.result)
+        return self.results_of.get(item.lineage, self._result_of)(item, action.result)
 
     def _waiting(self) -> list[str]:
         driver = self._driver

@@ -104,6 +104,7 @@ class Task:
     """
 
     _replaces_handlers = True
+    _driver_type = TaskDriver
 
     def __init__(
         self,
@@ -134,7 +135,9 @@ class Task:
             started_at=info.workflow_start_time,
         )
         self._state.results_bytes = results_bytes
-        self._driver = TaskDriver(self._state, lambda: TaskScope.current().continue_as_new(), concurrency)
+        self._driver = self._driver_type(
+            self._state, lambda: TaskScope.current().continue_as_new(), concurrency
+        )
         carried = carried_task(info)
         if carried is not None:
             self._driver.resume(carried)
@@ -143,7 +146,8 @@ class Task:
             workflow.set_query_handler(
                 "work_items", lambda: [_listing(item) for item in self._state.work_items()]
             )
-        Operators(self._driver, result_of).register(replaces=self._replaces_handlers)
+        self._operators = Operators(self._driver, result_of)
+        self._operators.register(replaces=self._replaces_handlers)
 
     def _begin(self, on_ended: TaskEndHook | None) -> None:
         self._on_ended = on_ended
@@ -252,7 +256,7 @@ class Task:
             deadline = self.deadline_after(None if within is None else (begin + within).total_seconds())
         else:
             deadline = known.deadline
-        self._driver.results_of[lineage] = result_of
+        self._operators.results_of[lineage] = result_of
         attempts = self.attempts(payload, lineage=lineage, recipe=recipe, deadline=deadline, kind=kind)
         return attempts, deadline
 
@@ -315,6 +319,11 @@ class Task:
             raise task_error(ended.type, ended.message, ended.failure)
 
 
+class _StayingDriver(TaskDriver):
+    def _may_continue_as_new(self) -> bool:
+        return False
+
+
 class ImplicitTask(Task):
     """The task of a workflow that makes none itself. No backoff continues its workflow as new.
 
@@ -322,10 +331,7 @@ class ImplicitTask(Task):
     """
 
     _replaces_handlers = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._driver.continues_as_new = False
+    _driver_type = _StayingDriver
 
 
 _IDS = UUID("6f1d6c1e-2c0b-5c53-9a54-0d5f4e6f3a10")

@@ -142,6 +142,10 @@ class Endpoints:
             return self.default, model or self.default.default_model
         return endpoint, rest or endpoint.default_model
 
+    def all(self) -> list[Endpoint]:
+        """The default provider, and those of the file."""
+        return [self.default, *self._named.values()]
+
     def places(self, endpoint: Endpoint) -> asyncio.Semaphore | None:
         """The places for calls of this provider; None: there is no limit."""
         return self._places.get(endpoint.name)
