@@ -42,7 +42,7 @@ class BareAsk:
 
 @workflow.defn(name="BareFanOut")
 class BareFanOut:
-    """Many activities, so many at once. Input: prompts and concurrency. Result: the texts in order."""
+    """Runs many activities, some at a time. Input: prompts and concurrency. Result: the texts in order."""
 
     @workflow.run
     async def run(self, request: dict[str, Any]) -> list[str]:

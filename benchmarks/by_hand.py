@@ -1,7 +1,8 @@
-"""What people write by hand today to keep their attempts: a row before the AI call, its end after it.
+"""The usual hand-written way to keep attempts: a row before the AI call, and its end after the call.
 
-Two ways: inside the AI activity, around the call; or one activity for each write, so that the workflow knows
-that the row is there. The database is SQLite, as durable as the ledger's, written by one thread of its own.
+There are two variants: the writes happen inside the AI activity, around the call, or each write is its own
+activity, so that the workflow knows that the row exists. The database is SQLite, as durable as the ledger's,
+and one thread writes to it.
 """
 
 from __future__ import annotations

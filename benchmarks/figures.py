@@ -51,7 +51,7 @@ def positive(text: str) -> int:
 
 
 def known(server_version: str | None = None, **more: str) -> dict[str, str]:
-    """The machine, the versions, and what else is to be said about a run."""
+    """Return the machine, the versions, and other facts about a run."""
     told = _facts(server_version or "")
     if server_version is None:
         del told["temporal server"]
@@ -101,7 +101,7 @@ def fsync_seconds(tries: int = 50) -> float:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The smallest of the values that so many percent of them do not exceed."""
+    """Return the percentile: the smallest value that this percentage of the values does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, ceil(percent / 100 * len(ordered)) - 1)]
 

@@ -89,7 +89,7 @@ class Comparison:
     prompts: int = 1
 
     def tasks(self, wanted: int) -> int:
-        """Tasks of a round, of so many wanted: a quarter where each takes long."""
+        """Return the number of tasks of a round: the wanted number, or a quarter of it if each takes long."""
         if self.prompts > 1:
             return 1
         return max(1, wanted // 4) if self.failures or self.pause_seconds else wanted
@@ -198,7 +198,7 @@ class Bench:
         return info.server_version
 
     async def round(self, side: Side, comparison: Comparison, tasks: int, concurrency: int) -> Round:
-        """Run tasks, so many at once, and check that each made the requests it should and no more."""
+        """Run tasks, a limited number at a time, and check that each made exactly the expected requests."""
         failures, prompts = comparison.failures, comparison.prompts
         requests, recorded = await self._requests(), self._recorded()
         name, numbers, latencies = uuid4().hex, iter(range(tasks)), []

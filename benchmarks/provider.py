@@ -23,7 +23,7 @@ def failing(times: int, name: str) -> str:
 
 
 def waiting(milliseconds: int, name: str) -> str:
-    """A prompt that the provider answers so much later."""
+    """Return a prompt that the provider answers after this delay."""
     return f"wait {milliseconds} {name}"
 
 

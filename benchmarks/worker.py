@@ -144,6 +144,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for option in ("--address", "--base-url", "--ledger"):
         parser.add_argument(option, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="for what it keeps besides")
+    parser.add_argument("--folder", type=Path, required=True, help="for its other files")
     options = parser.parse_args()
     asyncio.run(serve(options.address, options.base_url, options.ledger, options.folder))

@@ -1,12 +1,12 @@
-"""`python -m benchmarks.peers`: tasks per second beside native retry, DBOS and Restate, in one run.
+"""`python -m benchmarks.peers`: compares tasks per second with native retry, DBOS and Restate, in one run.
 
-Each task is one AI call that fails twice, 50 ms backoff before each retry, against the same provider with the
-same number of tasks under way. Each side has a worker process of its own; the client is one process for all.
+Each task is one AI call that fails twice, with 50 ms backoff before each retry, against the same provider and
+with the same number of running tasks. Each side has its own worker process. One client process serves all.
 The sides take turns, round by round, and each round begins with another side.
 
-Temporal runs twice: as it comes, where a timer and a native retry fire up to a second late, and with exact
-timers, as the peers' are. Its dev server keeps the histories in memory; with `--temporal-on-disk`, in a
-SQLite file.
+Temporal runs twice: with its default timers, where a timer and a native retry fire up to a second late, and
+with exact timers, like the peers. Its dev server keeps the histories in memory, or with `--temporal-on-disk`
+in a SQLite file.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def _table(sides: Sequence[Side], measured: dict[str, list[Round]]) -> str:
 
 
 async def _round(side: Side, tasks: int, at_once: int, origin: str) -> Round:
-    """Run tasks, so many at once, and check that each made the requests it should and no more."""
+    """Run tasks, a limited number at a time, and check that each made exactly the expected requests."""
     before = await _requests(origin)
     name, numbers, latencies = uuid4().hex, iter(range(tasks)), list[float]()
 

@@ -50,7 +50,7 @@ class Scene:
         return result, name
 
     async def rows(self, task_id: str, number: int) -> list[WorkItem]:
-        """The work items, once there are so many and all have ended."""
+        """Return the work items when there is this number of them and all have ended."""
 
         async def probe() -> bool:
             rows = await self.ledger.work_items_of(task_id)

@@ -49,9 +49,9 @@ class BatchAccount:
     """What is known of the batch at the end.
 
     Attributes:
-        history: Of the batch's own workflow.
-        result: What the client was told; None: nothing, until time was up.
-        query_error: Why it does not tell its progress at the end.
+        history: The history of the batch's own workflow.
+        result: The result that the client got. None if it got none before the time was up.
+        query_error: Why the batch does not report its progress at the end.
         recorded: The state of each row in the ledger, by the row's id.
         tasks: How the workflow of each row's task ended.
     """

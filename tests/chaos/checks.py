@@ -1,7 +1,7 @@
-"""Finds what is wrong in the accounts of one task.
+"""Finds problems in the accounts of one task.
 
-What holds whatever is killed, `tests.stories` knows already; the checks here add what only shows between the
-accounts, and what a fault excuses and what it does not. All are pure functions from an account to sentences.
+`tests.stories` has the checks that hold after any fault. The checks here compare the accounts with each
+other, and know the effects that a fault excuses. All are pure functions from an account to sentences.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ALWAYS: Sequence[Callable[[Story], Iterator[str]]] = (
 """What holds in every story."""
 
 SILENCERS = (*DEATHS, *PAUSES, BUSY, "kill temporal", "worker ended by itself")
-"""Events after which a worker's heartbeats may be missing, besides a disturbed connection to Temporal."""
+"""Events after which a worker's heartbeats may be missing, as after a disturbed connection to Temporal."""
 
 DEADLOCK = timedelta(seconds=2)
 """A workflow that decides for longer counts as deadlocked: the SDK fails its workflow task."""
@@ -73,9 +73,9 @@ def the_task_ended(account: Account) -> Iterator[str]:
         yield from _timed_out(account)
     state, result, kind, message = account.outcome
     if (state, dict(result)) != (history.state, dict(history.result)):
-        yield f"the client was told {state} {result}, the history says {history.state} {history.result}"
+        yield f"the client got {state} {result}, the history says {history.state} {history.result}"
     if state == "failed" and (kind, message) != (history.error_type, history.message):
-        yield f"the client was told {kind} {message}, the history says {history.error_type} {history.message}"
+        yield f"the client got {kind} {message}, the history says {history.error_type} {history.message}"
 
 
 def _timed_out(account: Account) -> Iterator[str]:
@@ -164,15 +164,15 @@ def no_more_calls_at_once_than_allowed(account: Account) -> Iterator[str]:
 def the_workflow_never_stumbles(account: Account) -> Iterator[str]:
     """I8 and I10: no workflow task fails, and what is in the history can be replayed."""
     yield from _stumbles(account.history, account.events)
-    never = ("closed before WorkflowTaskStarted", "the task is about to decide on news")
+    never = ("closed before WorkflowTaskStarted", "the task is about to process new events")
     undecided = account.is_cut_off and any(words in account.query_error for words in never)
     if account.query_error and not undecided:
         yield f"I10: the closed task does not answer its query: {account.query_error}"
 
 
 def _stumbles(history: History, events: Iterable[Event]) -> Iterator[str]:
-    """Workflow tasks that failed, but for those of a worker that was stopped for so long that its decision
-    passed for deadlocked, or of a busy machine: they are decided again."""
+    """Workflow tasks that failed, except those of a stopped worker or a busy machine, whose decision looked
+    deadlocked: they are decided again."""
     excuses = [event for event in events if event.kind in (*PAUSES, BUSY)]
     for trouble in history.troubles:
         began_at, failed_at = trouble.began_at - LAG, trouble.failed_at
@@ -186,9 +186,9 @@ def _stumbles(history: History, events: Iterable[Event]) -> Iterator[str]:
 
 
 def the_query_agrees(account: Account) -> Iterator[str]:
-    """What the task tells of itself at its end is what the ledger tells, except of what it forgot.
+    """The task's own answer at its end agrees with the ledger, except for work items that it forgot.
 
-    A task that was cut off tells what it would have decided next.
+    A task that was cut off reports the decision that it would have made next.
     """
     if account.listed is None or account.history.state == "open" or account.is_cut_off:
         return
@@ -209,7 +209,7 @@ def the_query_agrees(account: Account) -> Iterator[str]:
 
 
 def each_end_has_its_cause(account: Account) -> Iterator[str]:
-    """A crash burns no attempt that was not made: what a work item ended with, somebody has caused."""
+    """A crash uses up no attempt that was not made: each end of a work item has a cause."""
     story = account.story
     for item in story.items:
         if item.started_at is None or item.ended_at is None or item.state is WorkItemState.CANCELED:
@@ -340,5 +340,5 @@ def batch_violations(batch: BatchAccount, events: Iterable[Event]) -> list[str]:
     counts = Counter(batch.recorded.values())
     told = {state: batch.result[state] for state in ("completed", "failed", "canceled")}
     if told != {state: counts[state] for state in told} or batch.result["rows"] != len(batch.tasks):
-        wrong.append(f"the batch was told to have {dict(batch.result)}, its rows are {dict(counts)}")
+        wrong.append(f"the client got {dict(batch.result)} for the batch, its rows are {dict(counts)}")
     return wrong

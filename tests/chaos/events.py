@@ -47,11 +47,11 @@ class Event:
         return " ".join(word for word in [*words, lasted, f"(pid {self.pid})" if self.pid else ""] if word)
 
     def overlaps(self, begin: datetime, end: datetime) -> bool:
-        """Whether it, or what it led to, was under way at some time from begin to end."""
+        """Return whether it, or its effect, lasted at some time from begin to end."""
         return self.at <= end and (self.until is None or self.until >= begin)
 
     def lasts(self, duration: timedelta, *, until: datetime) -> bool:
-        """Whether it was under way for so long by then."""
+        """Return whether it had lasted for this duration by then."""
         return min(self.until or until, until) - self.at >= duration
 
 
@@ -79,7 +79,7 @@ class Events:
         return [event for event in self if event.kind in kinds]
 
     def end_of_faults(self) -> datetime | None:
-        """When the last of them was over, but for those that are nobody's doing."""
+        """Return the end of the last of them, except those that no fault caused."""
         return max((event.until or event.at for event in self if event.kind != BUSY), default=None)
 
     def save(self, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A good account, made by hand: a task whose first call a kill has ended, and whose retry was answered."""
+"""A good account: a task whose first call ended with a kill, and whose retry was answered."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def good_account() -> Account:
 
 
 def operated() -> Account:
-    """The same where somebody has completed the retry by hand."""
+    """The same, but a person completed the retry."""
     account = good_account()
-    second = account.story.items[1].model_copy(update={"result": {"text": "by hand"}})
-    account = change_item(account, "second", result={"text": "by hand"})
+    second = account.story.items[1].model_copy(update={"result": {"text": "from a person"}})
+    account = change_item(account, "second", result={"text": "from a person"})
     last = account.story.transitions["second"][-1].model_copy(
         update={"actor": "anna", "reason": "because anna says so"}
     )
@@ -91,7 +91,7 @@ def operated() -> Account:
     act = Act(
         "complete_work_item", "anna", "update-anna", "second", at(6.5), at(7.05), Reply.ACCEPTED, "", told
     )
-    result = {"text": "by hand", "work_item_id": "second", "attempts": 2}
+    result = {"text": "from a person", "work_item_id": "second", "attempts": 2}
     account = change_story(
         account,
         transitions={

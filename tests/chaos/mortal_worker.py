@@ -1,14 +1,14 @@
-"""The real worker, with a will: it dies or stops at the moment that somebody has written down for it.
+"""The real worker with a will: it dies or stops at the moment that a file names.
 
-`python -m tests.chaos.mortal_worker` runs `worker.py` with its options and settings. Besides, it looks for
-wills (`tests.chaos.wills`) in the folder `CHAOS_WILLS`. One of `die`, `after failed`, 0.2 seconds kills
-the process 0.2 s after it has committed entries in which a work item failed; with `pause` it stops (SIGSTOP)
-until somebody else continues it. The moments are `tests.chaos.plan.MOMENTS`:
+`python -m tests.chaos.mortal_worker` runs `worker.py` with its options and settings. It also looks for wills
+(`tests.chaos.wills`) in the folder `CHAOS_WILLS`. The will `die`, `after failed`, 0.2 seconds kills the
+process 0.2 s after it has committed entries in which a work item failed. With `pause` it stops (SIGSTOP)
+until another process continues it. The moments are `tests.chaos.plan.MOMENTS`:
 
 - `before STATE`, `after STATE`: around the commit of entries in which a work item comes to that state;
-- `before settled`, `after settled`: around the settlement of what a task has forgotten;
-- `request`, `response`: as the request leaves, as its answer begins to arrive;
-- `continue-as-new`: as a task goes on in a new run.
+- `before settled`, `after settled`: around the settlement of forgotten work items;
+- `request`, `response`: when the request is sent, when its answer begins to arrive;
+- `continue-as-new`: when a task continues in a new run.
 
 Each deed is noted in the file `CHAOS_DEEDS` before it is done. While the file `CHAOS_DISK_FULL` exists, the
 SQLite ledger may not grow.
@@ -58,7 +58,7 @@ def _act(will: Will) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     # To this thread: so nothing of it runs before the whole process has stopped.
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
-    _deeds.write(will, "go on")
+    _deeds.write(will, "continue")
 
 
 class _MortalLedger(SqlLedger):

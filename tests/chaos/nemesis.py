@@ -17,15 +17,15 @@ from tests.chaos.workers import WorkerPart
 __all__ = ["Nemesis"]
 
 _WILL_SECONDS = 10.0
-"""A worker that has not come to the moment of its will by then goes on as if there were none."""
+"""A worker that has not reached the moment of its will after this time continues without it."""
 
 _LAG_SECONDS = 12.0
-"""From the moment of a will to the deed: the worker may be paused in between. Or it dies."""
+"""The longest time from the moment of a will to the deed. The worker may be paused in between, or die."""
 
 
 @dataclass
 class Nemesis:
-    """Does what it is told to the parts.
+    """Applies faults to the parts.
 
     Args:
         disk_full: While this file exists, SQLite ledgers cannot grow.
@@ -42,12 +42,12 @@ class Nemesis:
 
     @property
     def done(self) -> int:
-        """How many faults there were so far."""
+        """The number of faults so far."""
         return len(self.events.of_kinds(list(FAULTS)))
 
     async def work(self, faults: Iterable[Fault], wanted: int) -> None:
-        """Do one after the other, each when its gap is over, until so many were done; then wait until all
-        parts are back."""
+        """Apply one after the other, each after its gap, until the wanted number is reached. Then wait until
+        all parts are back."""
         for fault in faults:
             if self.done >= wanted or self._failed:
                 break

@@ -54,7 +54,7 @@ class Operators:
             target = await self._pick(plan.pick)
             payload["work_item_id"] = target
         if plan.name == "complete_work_item":
-            payload["result"] = {"text": f"by hand of {actor}"}
+            payload["result"] = {"text": f"from {actor}"}
         sent_at = datetime.now(UTC)
         reply, says, value = await self._until_answered(plan.name, payload, actor)
         act = Act(plan.name, actor, f"update-{actor}", target, sent_at, datetime.now(UTC), reply, says, value)

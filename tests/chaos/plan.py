@@ -54,7 +54,7 @@ MOMENTS = (
     "response",
     "continue-as-new",
 )
-"""Moments in a worker's life at which it can be told to die or stop; see `tests.chaos.mortal_worker`."""
+"""Moments in a worker's life at which a will can make it die or stop. See `tests.chaos.mortal_worker`."""
 
 BY_WILL = ("die at", "pause at")
 """Faults that a worker does to itself, at one of these moments."""

@@ -77,7 +77,7 @@ def table(outcome: Outcome) -> str:
     lines.append(("faults", _counted(faults)))
     lines.extend((f"  {kind}", _moments(outcome, kind)) for kind in BY_WILL)
     others = Counter(event.kind for event in outcome.events if event.kind not in FAULTS)
-    lines.append(("  besides", _counted(others)))
+    lines.append(("  others", _counted(others)))
     lost = sum(len(account.history.lost_at) for account in outcome.accounts)
     lines.append(("workflow tasks lost", str(lost)))
     lines.append(("snapshots of ended work items", str(outcome.sightings)))
@@ -138,11 +138,11 @@ _CALLING, _QUIET, _DECIDING = "recovery of calls after SIGKILL", "  nothing else
 
 
 def recoveries(outcome: Outcome) -> dict[str, list[float]]:
-    """Seconds from the SIGKILL of a worker until a task that it was working on went on elsewhere.
+    """Return the seconds from the SIGKILL of a worker until another worker continued its task.
 
-    A task whose call was under way goes on when its heartbeats have been missing for long enough; one that
-    was being decided, when Temporal gives its workflow task up (10 s). So does one whose call had just ended,
-    and one of which another call was under way.
+    A task with a running call continues when its heartbeats have been missing for long enough. A task that
+    was being decided continues when Temporal gives up its workflow task (10 s). The same holds if its call
+    had just ended, or another call of it was running.
     """
     found: dict[str, list[float]] = {_CALLING: [], _QUIET: [], _DECIDING: []}
     for name, seconds, _ in _recovered(outcome):

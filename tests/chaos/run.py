@@ -71,10 +71,10 @@ _RECONCILED_WITHIN = timedelta(seconds=PATIENCE_SECONDS)
 _NAP_SECONDS = 0.1
 
 _BUSY_SECONDS = 0.5
-"""A machine that is so late for a nap, or takes so long to write a small file, counts as busy."""
+"""A machine that is this late for a nap, or takes this time to write a small file, counts as busy."""
 
 _ANSWERED_SECONDS = 60
-"""Whoever acts on a task has an answer so long after its end; Temporal's long polls alone take 20 s."""
+"""An action on a task has its answer this time after the task's end. Temporal's long polls take 20 s."""
 
 
 @dataclass
@@ -383,7 +383,7 @@ async def _reconcile(stage: _Stage) -> Reconciliation:
 
 
 async def _answer(handle: Handle, query: str) -> tuple[Any, str]:
-    """What a workflow tells of itself, or None and why it does not."""
+    """Return a workflow's own answer, or None and the reason why it gives none."""
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             return await handle.query(query), ""

@@ -1,7 +1,7 @@
-"""What a worker is told to do to itself at a chosen moment, and what it says that it did.
+"""Orders for a worker to die or stop at a chosen moment, and its reports about them.
 
-A will is a file in the folder of its worker, a deed a line in a file of all workers: the nemesis writes the
-one and reads the other, `tests.chaos.mortal_worker` the other way round.
+A will is a file in the folder of its worker. A deed is a line in a file of all workers. The nemesis writes
+wills and reads deeds, `tests.chaos.mortal_worker` reads wills and writes deeds.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Wills:
 
 @dataclass(frozen=True)
 class Deed:
-    """That a process did it, or goes on after it.
+    """The report that a process carried out a will, or continues after it.
 
     Attributes:
-        what: `die`, `pause` or `go on`.
+        what: `die`, `pause` or `continue`.
         at: Seconds since 1970.
     """
 

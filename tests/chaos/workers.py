@@ -30,16 +30,16 @@ _UNREACHABLE = 3
 """Exit status of a worker that finds its ledger or Temporal gone when it starts."""
 
 _ENDING_SECONDS = 30.0
-"""A worker that was told to end, or has told the error it ends with, has ended by then."""
+"""A worker that was stopped, or has printed its last error, has ended after this time."""
 
 
 class WorkerPart:
-    """A worker, its connections, and whoever starts it again.
+    """A worker, its connections, and the supervisor that starts it again.
 
     Args:
         name: `worker 0`, or `witness`.
         wires: Its connections, by the other end's name: `temporal`, `provider`, `postgres`.
-        environment: What it needs besides its addresses.
+        environment: Further variables that it needs in addition to its addresses.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WorkerPart:
         return self.is_running and not self._gone
 
     async def start(self) -> None:
-        """Start it, and go on starting it until `end`; return once it polls."""
+        """Start it, and restart it until `end`. Return when it polls."""
         self._spawn()
         assert self._process is not None
         await self._process.wait_ready(self._is_ready, timeout_seconds=PATIENCE_SECONDS)
@@ -105,7 +105,7 @@ class WorkerPart:
             self._process.kill()
 
     def kill(self, event: Event, back_after: float) -> None:
-        """SIGKILL; another process takes its place after so many seconds."""
+        """Send SIGKILL. Another process replaces it after this number of seconds."""
         self._leave(event, back_after)
         if self._process is not None:
             self._process.send(signal.SIGKILL)
@@ -118,7 +118,7 @@ class WorkerPart:
             self._process.send(signal.SIGTERM)
 
     async def pause(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after so many seconds."""
+        """Send SIGSTOP, and SIGCONT after this number of seconds."""
         process = self._process
         if process is None:
             return
@@ -131,12 +131,12 @@ class WorkerPart:
             self.paused = False
 
     async def let_pause(self, deed: Deed, will: Will, seconds: float) -> None:
-        """SIGCONT after so many seconds, for a process that has stopped by its will."""
+        """Send SIGCONT after this number of seconds to a process that has stopped by its will."""
         self.paused = True
         try:
             await asyncio.sleep(seconds)
         finally:
-            while self.is_running and self.pid == deed.pid and self.deeds.of_will(will, "go on") is None:
+            while self.is_running and self.pid == deed.pid and self.deeds.of_will(will, "continue") is None:
                 assert self._process is not None
                 self._process.send(signal.SIGCONT)
                 await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Tasks that are told through their decisions: a ledger's entries, and the work items they leave."""
+"""Tasks described by their decisions: a ledger's entries, and the resulting work items."""
 
 from __future__ import annotations
 

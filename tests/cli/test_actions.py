@@ -83,10 +83,10 @@ async def test_retry_now_ends_the_backoff_and_says_who_did_it(environment: Envir
 
 async def test_complete_gives_the_answer_by_hand(environment: Environment) -> None:
     item = await task_in(environment, "by-hand", "hangs", "started")
-    acted = await finish("complete", "by-hand", "by hand", "--yes", environment=environment)
+    acted = await finish("complete", "by-hand", "from a person", "--yes", environment=environment)
     assert (acted.code, acted.stderr) == (0, f"work item {item['id']} is completed\n")
     watched = await finish("watch", "by-hand", environment=environment)
-    assert (watched.code, watched.stdout) == (0, "by hand\n")
+    assert (watched.code, watched.stdout) == (0, "from a person\n")
 
 
 async def test_fail_lets_the_recipe_decide(environment: Environment) -> None:
@@ -112,7 +112,7 @@ async def test_cancel_ends_the_task_and_stops_its_call(environment: Environment)
     assert (acted.code, acted.stderr) == (0, "task canceled is being canceled\n")
     log = await transitions(environment, "canceled", "canceled")
     assert log[-1]["reason"] == "the task was canceled"
-    # The ledger knows it a moment before the task is closed; who watches is told after that.
+    # The ledger has it a moment before the task is closed. `tasq watch` returns after that.
     assert (await finish("watch", "canceled", environment=environment)).code == 1
     again = await finish("cancel", "canceled", "--yes", environment=environment)
     assert (again.code, again.stderr) == (1, "error: task 'canceled' has already ended: canceled\n")

@@ -46,7 +46,7 @@ def test_what_the_encoding_cannot_show_is_replaced(environment: dict[str, str], 
         assert b"\x1b" not in ran.stdout + ran.stderr
     ran = run(environment, "show", "task-1-é", "--json")
     shown = json.loads(ran.stdout.decode(encoding))
-    assert shown["work_items"][0]["failure_message"] == " ".join(SAID.split())  # a program gets what was said
+    assert shown["work_items"][0]["failure_message"] == " ".join(SAID.split())
 
 
 def test_a_failure_cannot_print_a_line_of_its_own(environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""`tasq reconcile`: by hand, and the schedule that lets the workers do it."""
+"""`tasq reconcile`: the command, and the schedule that makes the workers do it."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ async def test_an_answer_is_no_decision_and_the_refusal_says_what_is(environment
     acted = await finish("complete", "answered", "a better one", "--yes", environment=environment)
     assert acted.code == 1
     assert acted.stderr == (
-        "error: result.decision: required; the work item is a review, it takes "
+        "error: result.decision: required; the work item is a review, so its result is "
         '{"decision": "approve"} or {"decision": "reject", "comments": "…"}\n'
     )
     assert (await finish("cancel", "answered", "--yes", environment=environment)).code == 0

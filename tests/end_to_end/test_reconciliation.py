@@ -1,4 +1,4 @@
-"""The schedule that the worker creates, so that nothing dangles without anybody's doing."""
+"""The schedule that the worker creates, so that open work items are settled automatically."""
 
 from __future__ import annotations
 

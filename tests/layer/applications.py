@@ -49,7 +49,7 @@ FLAKY = RetryPolicy(initial_interval=timedelta(milliseconds=50), backoff_coeffic
 
 
 class Greeter:
-    """An activity that fails so many times first."""
+    """An activity that fails this number of times first."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures

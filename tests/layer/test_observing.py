@@ -322,8 +322,8 @@ async def test_an_activity_that_is_completed_elsewhere_is_settled_by_the_reconci
         await scene.has(handle, "started")
         await eventually(lambda: has_token(scripted), "the token")
         assert await scene.reconcile() == []
-        await scene.client.get_async_activity_handle(task_token=scripted.token).complete("by hand")
-        assert await handle.result() == "by hand"
+        await scene.client.get_async_activity_handle(task_token=scripted.token).complete("from a person")
+        assert await handle.result() == "from a person"
         await scene.reconcile()
         (row,) = await scene.rows(handle)
         assert (row.state, row.result) == (WorkItemState.COMPLETED, None)
@@ -331,7 +331,7 @@ async def test_an_activity_that_is_completed_elsewhere_is_settled_by_the_reconci
         handle = await scene.start("work")
         await eventually(lambda: has_token(scripted), "the token")
         token = scene.client.get_async_activity_handle(task_token=scripted.token)
-        await token.fail(ApplicationError("not by hand", type="Refused"))
+        await token.fail(ApplicationError("not like this", type="Refused"))
         await handle.result()
         assert states(await scene.has(handle, "failed", "completed")) == ["Refused", "completed"]
 
@@ -371,7 +371,7 @@ async def test_standalone_activities_are_observed(dev_server: EmbeddedTemporal) 
 
 
 class Broken(InMemoryLedger):
-    """Out of order until it is mended."""
+    """Fails until it is repaired."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -631,7 +631,7 @@ async def test_a_closed_ledger_can_be_opened_again(ledger: Ledger) -> None:
 
 
 def _decided(entry: LedgerEntry, minute: float, **facts: Any) -> LedgerEntry:
-    """The entry as a workflow task has decided it that began so many minutes after noon."""
+    """Return the entry as the decision of a workflow task that began this number of minutes after noon."""
     return entry.model_copy(update={"as_of": after(60 * minute), **facts})
 
 

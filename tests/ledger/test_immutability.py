@@ -1,4 +1,4 @@
-"""The database itself refuses to change what has ended, whoever asks (I3)."""
+"""The database itself refuses changes of ended work items from every user (I3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Migrations make the schema that the code declares, once, whoever comes first."""
+"""Migrations make the schema that the code declares, exactly once, also if several processes start."""
 
 from __future__ import annotations
 

@@ -213,16 +213,16 @@ def test_sqlite_keeps_a_time_as_sqlalchemy_writes_it(at: datetime) -> None:
 
 
 @pytest.mark.parametrize("rounds", [10])
-async def test_the_same_batches_delivered_by_two_workers_at_once_end_as_one_set(
+async def test_the_same_entries_from_two_workers_at_the_same_time_end_as_one_set(
     database: str, rounds: int
 ) -> None:
     async with SqlLedger(database) as one, SqlLedger(database) as two:
         for number in range(rounds):
             lives = [Life(id=f"w{number}-{n}", run_id=f"r{number}-{n}") for n in range(5)]
             for step in ("initialized", "started", "failed"):
-                batch = [getattr(life, step)(record=ai_job("started")) for life in lives]
+                entries = [getattr(life, step)(record=ai_job("started")) for life in lives]
                 await asyncio.gather(
-                    one.record(batch), two.record(batch), one.record(batch), two.record(batch[::-1])
+                    one.record(entries), two.record(entries), one.record(entries), two.record(entries[::-1])
                 )
             for life in lives:
                 assert [step.sequence for step in await two.transitions(life.id)] == [0, 1, 2]

@@ -43,7 +43,7 @@ class FallingPostgres:
             os.kill(pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let the processes go on."""
+        """Let the processes continue."""
         for pid in self._paused:
             os.kill(pid, signal.SIGCONT)
         self._paused = []
@@ -152,7 +152,7 @@ class Way:
         self._silent: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
-        """Reset all connections, and every new one, until `mend`."""
+        """Reset all connections, and every new one, until `repair` is called."""
         self._closed = True
         for writer, _ in self._open:
             writer.transport.abort()
@@ -161,14 +161,14 @@ class Way:
         """Reset all connections, and carry new ones to this port."""
         self.cut()
         self._to = port
-        self.mend()
+        self.repair()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Let new connections through."""
         self._closed = False
 
     def silence(self) -> None:
-        """Carry nothing any more on the connections that are open now."""
+        """Carry nothing further on the connections that are open now."""
         self._silent.update(writer for pair in self._open for writer in pair)
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

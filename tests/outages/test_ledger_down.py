@@ -1,4 +1,4 @@
-"""The ledger's database is down, slow or full while tasks run: they wait, burn no attempt, and go on."""
+"""The ledger's database is down, slow or full while tasks run. They wait, use up no attempt, and continue."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_connections_that_are_cut_and_refused(
         async with scene(SqlLedger(url)) as now:
             way.cut()
             await now.waits("")
-            way.mend()
+            way.repair()
             await now.goes_on()
 
 
@@ -340,7 +340,7 @@ async def test_a_file_in_the_place_of_the_ledger_is_left_alone(file: Path) -> No
 
 
 class DownFor(FallingLedger):
-    """Is down for so many tries."""
+    """Is down for this number of tries."""
 
     def __init__(self, state: WorkItemState, tries: int) -> None:
         super().__init__(leading_to(state))
@@ -348,7 +348,7 @@ class DownFor(FallingLedger):
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         if self.refused >= self._tries:
-            self.mend()
+            self.repair()
         await super().record(entries)
 
 

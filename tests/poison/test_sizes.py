@@ -39,7 +39,7 @@ def script(request: ProviderRequest) -> Answer:
 
 
 def asking(answer: int, prompt_bytes: int = 10) -> str:
-    """A prompt of this size that gets an answer of so many characters."""
+    """Return a prompt of this size that gets an answer of this number of characters."""
     return f"{answer} ".ljust(prompt_bytes, "p")
 
 
@@ -123,9 +123,9 @@ async def test_an_update_that_is_too_much_is_refused_in_a_few_words_and_the_task
     assert says in said
     assert len(said) < 8_000
     await handle.execute_update(
-        "complete_work_item", {"actor": "anna", "work_item_id": item.id, "result": {"text": "by hand"}}
+        "complete_work_item", {"actor": "anna", "work_item_id": item.id, "result": {"text": "from a person"}}
     )
-    assert (await finished(handle))["text"] == "by hand"
+    assert (await finished(handle))["text"] == "from a person"
 
 
 async def test_a_fan_out_omits_the_texts_for_which_its_result_has_no_room(ground: Ground) -> None:

@@ -81,14 +81,14 @@ async def _by_hand(ground: Ground) -> None:
     good = {"actor": "anna", "work_item_id": item.id, "reason": "enough"}
     for odd in (b'"a\\u0000"', b'"\\ud800"'):
         for place in ("actor", "reason", "work_item_id", "result", "result.text", "result.model"):
-            given = json.dumps(good | {"result": {"text": "by hand"}}).encode()
+            given = json.dumps(good | {"result": {"text": "from a person"}}).encode()
             written = {
                 "actor": given.replace(b'"anna"', odd),
                 "reason": given.replace(b'"enough"', odd),
                 "work_item_id": given.replace(json.dumps(item.id).encode(), odd),
                 "result": given.replace(b'"text"', odd),
-                "result.text": given.replace(b'"by hand"', odd),
-                "result.model": given.replace(b'"by hand"', b'"by hand", "model": ' + odd),
+                "result.text": given.replace(b'"from a person"', odd),
+                "result.model": given.replace(b'"from a person"', b'"from a person", "model": ' + odd),
             }[place]
             payload = RawValue(Payload(metadata={"encoding": b"json/plain"}, data=written))
             with pytest.raises(WorkflowUpdateFailedError) as caught:

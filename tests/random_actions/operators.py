@@ -98,7 +98,7 @@ class Operators:
         return f"update-{next(self._names)}"
 
     async def _act(self, style: str) -> bool:
-        """Act once, in this style; False: the task has ended, or answers no more."""
+        """Act once, in this style. Return False if the task has ended or no longer answers."""
         items = await self._look()
         name, target = self._random_action(items)
         update_id = self._new_update_id()
@@ -138,7 +138,7 @@ class Operators:
         if target is not None:
             payload["work_item_id"] = target
         if name == "complete_work_item":
-            payload["result"] = {"text": f"by hand of {actor}"}
+            payload["result"] = {"text": f"from {actor}"}
         sent_at = datetime.now(UTC)
         reply, says, value = await self._reply(name, payload, update_id)
         answered_at = datetime.now(UTC)
@@ -182,6 +182,6 @@ class Operators:
                 if error.status is RPCStatusCode.NOT_FOUND:
                     return Reply.GONE, error.message, {}
                 # The workflow task with which the update came failed, because a cancel met the task's end.
-                # The server gives the update up, and whoever sent it sends it again.
+                # The server gives up the update, and the sender repeats it.
                 if error.status is not RPCStatusCode.FAILED_PRECONDITION:
                     raise

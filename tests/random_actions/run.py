@@ -50,7 +50,7 @@ _POLICIES: Sequence[Any] = (
 async def random_stories(
     server: EmbeddedTemporal, ledger: Ledger, seed: int, tasks: int, at_once: int = 25
 ) -> list[Story]:
-    """Run so many tasks and gather what is known of each."""
+    """Run this number of tasks and gather the facts about each."""
     provider = RandomProvider(str(seed), ledger)
     async with provider.server, _worker(server, ledger, provider.server.base_url) as worker:
         slots = asyncio.Semaphore(at_once)

@@ -165,7 +165,7 @@ def _acting(update: str, state: WorkItemState) -> Meanwhile:
         if update != "retry_now":
             payload["work_item_id"] = item.id
         if update == "complete_work_item":
-            payload["result"] = {"text": "by hand"}
+            payload["result"] = {"text": "from a person"}
         await handle.execute_update(update, payload)
 
     return act

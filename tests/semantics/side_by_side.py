@@ -26,9 +26,9 @@ Handle = WorkflowHandle[Any, Any]
 
 
 class Work:
-    """The activity `work`: `answers`, `fails` (a retry may mend it), `refuses` (none does), or `hangs`.
+    """The activity `work`: `answers`, `fails` (a retry may help), `refuses` (no retry helps), or `hangs`.
 
-    A call that refuses waits until it may.
+    A call that refuses waits for permission first.
     """
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ async def test_a_task_goes_on_without_a_canceled_work_item_where_its_policy_says
         await until(tasks, handle, {"hangs 1": ["canceled"], "hangs 2": ["started"]})
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
         await handle.execute_update(
-            "complete_work_item", {"work_item_id": second.id, "actor": "anna", "result": "by hand"}
+            "complete_work_item", {"work_item_id": second.id, "actor": "anna", "result": "from a person"}
         )
         assert await handle.result() == ["hangs 2"]
 

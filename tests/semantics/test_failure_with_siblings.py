@@ -69,6 +69,6 @@ async def test_where_the_policy_absorbs_the_failure_the_siblings_go_on(dev_serve
 
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
         await handle.execute_update(
-            "complete_work_item", {"work_item_id": hanging.id, "actor": "anna", "result": "by hand"}
+            "complete_work_item", {"work_item_id": hanging.id, "actor": "anna", "result": "from a person"}
         )
         assert await handle.result() == ["hangs"]

@@ -25,7 +25,7 @@ async def end_of(tasks: Tasks, handle: Handle, action: str, **more: object) -> N
 
 @pytest.mark.parametrize(
     ("action", "more"),
-    [("cancel_work_item", {}), ("fail_work_item", {}), ("complete_work_item", {"result": "by hand"})],
+    [("cancel_work_item", {}), ("fail_work_item", {}), ("complete_work_item", {"result": "from a person"})],
 )
 async def test_the_call_of_a_work_item_is_stopped_however_the_work_item_ends(
     dev_server: EmbeddedTemporal, action: str, more: dict[str, object]

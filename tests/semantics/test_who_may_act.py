@@ -1,4 +1,4 @@
-"""Whoever reaches Temporal may act on a work item; the actor is written down as said."""
+"""Every client of Temporal may act on a work item. The actor is recorded as given."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Check = Callable[[Story], Iterator[str]]
 CHECKS: Sequence[Check] = (
     record_checks.paths_are_legal,
     record_checks.what_ended_never_changed,
-    record_checks.nothing_dangles,
+    record_checks.nothing_stays_open,
     record_checks.the_query_agrees_with_the_ledger,
     record_checks.the_ai_jobs_agree,
     record_checks.the_history_replays,

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def retried_by_hand() -> Story:
-    """Rate limited (w0), hurried and failed by hand (w1), answered (w2)."""
+    """Rate limited (w0), hurried and failed by a person (w1), answered (w2)."""
     play = Play(prompt="?", retry={"initial_interval_seconds": 10})
     play.fails("w0", 0, 3, FailureKind.RATE_LIMITED, 30.0)
     play.look()

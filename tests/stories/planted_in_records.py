@@ -9,7 +9,7 @@ from tests.stories.good import canceled, decided_again, forgotten, retried_by_ha
 from tests.stories.planting import Planted, both, call, item, job, step, story_with, without_step
 from tests.stories.playing import at
 from tests.stories.record_checks import (
-    nothing_dangles,
+    nothing_stays_open,
     paths_are_legal,
     the_ai_jobs_agree,
     the_history_replays,
@@ -61,16 +61,19 @@ IN_RECORDS = [
     Planted(what_ended_never_changed, "was failed and has changed", retried_by_hand, item(0, worker="x")),
     Planted(
         what_ended_never_changed,
-        "retry 1 was in the ledger and is no more",
+        "retry 1 has disappeared from the ledger",
         canceled,
         story_with(sightings=retried_by_hand().items[1:2]),
     ),
-    Planted(nothing_dangles, "the task is closed, first try is started", canceled, NEVER_SETTLED),
+    Planted(nothing_stays_open, "the task is closed, first try is started", canceled, NEVER_SETTLED),
     Planted(
-        nothing_dangles, "the task is closed, request w0 went on", retried_by_hand, call(0, ended_at=at(39))
+        nothing_stays_open,
+        "the task is closed, request w0 went on",
+        retried_by_hand,
+        call(0, ended_at=at(39)),
     ),
     Planted(
-        nothing_dangles, "the task is closed, request w0 went on", retried_by_hand, call(0, ended_at=None)
+        nothing_stays_open, "the task is closed, request w0 went on", retried_by_hand, call(0, ended_at=None)
     ),
     Planted(the_query_agrees_with_the_ledger, "does not list retry 2", retried_by_hand, _lists_one_less),
     Planted(the_query_agrees_with_the_ledger, "the query lists w9", retried_by_hand, _lists_one_more),
@@ -86,7 +89,7 @@ IN_RECORDS = [
         the_query_agrees_with_the_ledger,
         "the query does not list retry 1",
         forgotten,
-        step(1, 1, reason="it was not wanted any more"),
+        step(1, 1, reason="it was no longer wanted"),
     ),
     Planted(the_ai_jobs_agree, "its AI job is None", retried_by_hand, _has_no_job),
     Planted(the_ai_jobs_agree, "its AI job is", retried_by_hand, job(0, prompt="!")),

@@ -11,7 +11,7 @@ from tests.stories.story import Story, label_of, text_of
 __all__ = [
     "LAG",
     "TICK",
-    "nothing_dangles",
+    "nothing_stays_open",
     "paths_are_legal",
     "the_ai_jobs_agree",
     "the_history_replays",
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 LAG = timedelta(seconds=5)
-"""A call is told to stop in the answer to a heartbeat, and the machine may be busy."""
+"""A call learns of its cancellation in the answer to a heartbeat, and the machine may be busy."""
 
 TICK = timedelta(microseconds=1)
 """What a time may lose on its way through a float."""
@@ -59,12 +59,12 @@ def what_ended_never_changed(story: Story) -> Iterator[str]:
     now = {item.id: item for item in story.items}
     for seen in story.sightings:
         if seen.id not in now:
-            yield f"I3: {label_of(seen)} was in the ledger and is no more"
+            yield f"I3: {label_of(seen)} has disappeared from the ledger"
         elif seen.state.is_terminal and seen != now[seen.id]:
             yield f"I3: {label_of(seen)} was {seen.state} and has changed since"
 
 
-def nothing_dangles(story: Story) -> Iterator[str]:
+def nothing_stays_open(story: Story) -> Iterator[str]:
     """I6."""
     for item in story.items:
         if not item.state.is_terminal:
@@ -75,7 +75,7 @@ def nothing_dangles(story: Story) -> Iterator[str]:
 
 
 def the_query_agrees_with_the_ledger(story: Story) -> Iterator[str]:
-    """The task tells of itself what the ledger tells of it."""
+    """The task's own answer agrees with the ledger."""
     told = {row["id"]: row for row in story.listed}
     for item in story.items:
         if item.id not in told and item.id not in story.forgotten:

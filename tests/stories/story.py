@@ -122,8 +122,8 @@ class Ending:
     started_at: datetime
     closed_at: datetime
     cancel_at: datetime | None = None
-    """When the history says that the task was to be canceled. A cancel that comes after the end is
-    accepted by the server all the same, and stands in no history."""
+    """The time of the cancel request in the history. The server also accepts a cancel after the end, but then
+    it is in no history."""
     result: Mapping[str, Any] = field(default_factory=dict)
     type: str = ""
     message: str = ""

@@ -59,4 +59,4 @@ def _call(name: str, call: Call) -> Iterator[tuple[datetime, str]]:
 
 def _act(name: str, act: Act) -> Iterator[tuple[datetime, str]]:
     yield act.sent_at, f"{act.actor} sends {act.name} {name} as {act.update_id}"
-    yield act.answered_at, f"{act.actor} is told: {act.reply} {act.says or dict(act.value)}"
+    yield act.answered_at, f"{act.actor} gets: {act.reply} {act.says or dict(act.value)}"

@@ -30,7 +30,7 @@ FAILING = (
 @pytest.mark.parametrize(
     "story",
     [
-        pytest.param(good.retried_by_hand(), id="retried by hand"),
+        pytest.param(good.retried_by_hand(), id="retried by a person"),
         pytest.param(good.exhausted(), id="exhausted"),
         pytest.param(good.too_late(), id="too late"),
         pytest.param(good.expired(), id="expired"),

@@ -1,4 +1,4 @@
-"""A scripted stand-in for the AI call: an activity `generate` that does as it is told."""
+"""A scripted stand-in for the AI call: an activity `generate` that follows a script."""
 
 from __future__ import annotations
 

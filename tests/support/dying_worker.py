@@ -31,7 +31,7 @@ from workflows.ai_fan_out import AiFanOutTask
 __all__ = ["DEAD", "Orders", "dying_worker"]
 
 DEAD = 77
-"""Exit status of a worker that died as it was told to."""
+"""Exit status of a worker that died as ordered."""
 
 _WORKS = b"works\n"
 
@@ -60,11 +60,11 @@ class DeadlyLedger(SqlLedger):
 
 @dataclass(frozen=True)
 class Orders:
-    """When to die: once so many work items of this attempt have come together to this state.
+    """The moment to die: when this number of work items of this attempt reach this state together.
 
     Attributes:
-        hold: A batch that completes something returns only when this file is there.
-        news_seconds: How long an action waits for news before it is carried out.
+        hold: A write that completes a work item returns only when this file exists.
+        news_seconds: How long an action waits for new events before it is carried out.
     """
 
     state: WorkItemState

@@ -1,4 +1,4 @@
-"""Ledgers that hold a write, or are down, from a chosen batch on."""
+"""Ledgers that hold a write, or are down, from a chosen write on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.patience import PATIENCE_SECONDS
 
 
 class Gate:
-    """A place where something waits until the test lets it go on, and where it shows that it is there."""
+    """A gate where code waits until the test opens it. The test can wait until code has reached it."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
@@ -35,7 +35,7 @@ Wanted = Callable[[Sequence[LedgerEntry]], Awaitable[bool]]
 
 
 def leading_to(state: WorkItemState, attempt: int = 0, together: int = 1) -> Wanted:
-    """The batch in which this attempt, of so many lineages, comes to this state."""
+    """Select the write in which this attempt, of this number of lineages, reaches this state."""
 
     async def is_it(entries: Sequence[LedgerEntry]) -> bool:
         steps = [(one.work_item.attempt, one.transition.next_state) for one in entries]
@@ -45,7 +45,7 @@ def leading_to(state: WorkItemState, attempt: int = 0, together: int = 1) -> Wan
 
 
 class HeldLedger(InMemoryLedger):
-    """Holds one batch at its gate, before it writes it or, with `committed`, between that and its return."""
+    """Holds one write at its gate, before the commit or, with `committed`, after it."""
 
     def __init__(self, wanted: Wanted, *, committed: bool) -> None:
         super().__init__()
@@ -63,19 +63,19 @@ class HeldLedger(InMemoryLedger):
 
 
 class FallingLedger(InMemoryLedger):
-    """Is down from the wanted batch on, until `mend` is called."""
+    """Is down from the wanted write on, until `repair` is called."""
 
     def __init__(self, wanted: Wanted) -> None:
         super().__init__()
         self.refused = 0
         self._wanted = wanted
-        self._mended = False
+        self._repaired = False
 
-    def mend(self) -> None:
-        self._mended = True
+    def repair(self) -> None:
+        self._repaired = True
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        if not self._mended and (self.refused or await self._wanted(entries)):
+        if not self._repaired and (self.refused or await self._wanted(entries)):
             self.refused += 1
             raise LedgerUnavailable("a database", "connection refused")
         await super().record(entries)

@@ -88,9 +88,9 @@ async def history(handle: WorkflowHandle[Any, Any]) -> list[HistoryEvent]:
 
 
 async def comes_to(handle: WorkflowHandle[Any, Any], attributes: str) -> None:
-    """Return once the history has an event with these attributes.
+    """Return when the history has an event with these attributes.
 
-    What the ledger is told comes first: what follows it, such as a timer, may wait for a slow write.
+    The write to the ledger comes first. The next step, such as a timer, may wait for a slow write.
     """
 
     async def probe() -> bool:

@@ -42,12 +42,12 @@ def task(
 
 
 def rate_limited(retry_after_seconds: float | None = None) -> Failure:
-    """A failure that another try may mend."""
+    """A failure for which another try may help."""
     return Failure.of(FailureKind.RATE_LIMITED, "slow down", retry_after_seconds=retry_after_seconds)
 
 
 def refused() -> Failure:
-    """A failure that another try does not mend."""
+    """A failure for which another try does not help."""
     return Failure.of(FailureKind.REFUSED, "no")
 
 

@@ -58,7 +58,7 @@ def a_task_whose_work_item_is(state: WorkItemState) -> TaskState:
 def act(on: TaskState, action: str) -> None:
     check_transition(on, "w0", LEADS_TO[action])
     if action == "complete_work_item":
-        on.complete("w0", "by hand", now=after(2), actor="anna")
+        on.complete("w0", "from a person", now=after(2), actor="anna")
     elif action == "fail_work_item":
         failure = operator_failure(FailWorkItem(actor="anna", work_item_id="w0"))
         on.fail("w0", failure, now=after(2), actor="anna")

@@ -163,10 +163,10 @@ def test_the_result_of_a_task_is_that_of_its_last_work_item() -> None:
 
 
 def test_a_result_given_by_hand_needs_only_a_text() -> None:
-    item = item_in(WorkItemState.COMPLETED, result={"text": "by hand"})
+    item = item_in(WorkItemState.COMPLETED, result={"text": "from a person"})
     result = AiAgentResult.of(item, [item])
 
-    assert (result.text, result.model, result.cost_usd) == ("by hand", None, None)
+    assert (result.text, result.model, result.cost_usd) == ("from a person", None, None)
 
 
 def test_a_result_without_a_text_is_refused() -> None:

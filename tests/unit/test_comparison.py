@@ -80,7 +80,7 @@ def extra(told: Told, state: WorkItemState) -> Told:
 
 
 def settled(told: Told) -> Told:
-    """The last work item is canceled besides."""
+    """The last work item is also canceled."""
     one = told["w1"]
     last = one.transitions[-1]
     step = Transition(

@@ -1,4 +1,4 @@
-"""A task that continues as new goes on exactly where it was."""
+"""A task that continues as new continues exactly where it was."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_attempt_numbers_and_counts_go_on() -> None:
         ("w0", 0, 0),
         ("w1", 1, 1),
         ("w2", 2, 2),
-        ("x0", 3, 4),  # 1 × 2²: the backoff goes on too
+        ("x0", 3, 4),  # 1 × 2²: the backoff continues too
     ]
     failed(onward, "x0")
     assert onward.failure().type == "RetriesExhausted"

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Run | None, Run | None, tuple[Cause | None, bool, str | N
         None, a_run("b", COMPLETED), (Cause.UNKNOWN, False, None)),
     "the run is forgotten, a later one has just closed": (None, a_run("b", COMPLETED, TOO_LATE), leave()),
     # Continued as new
-    "the chain goes on": (a_run("a", CONTINUED), a_run("b", RUNNING), leave()),
+    "the chain continues": (a_run("a", CONTINUED), a_run("b", RUNNING), leave()),
     "the chain has completed": (a_run("a", CONTINUED), a_run("b", COMPLETED), (Cause.ENDED, False, "b")),
     "the chain was terminated": (
         a_run("a", CONTINUED), a_run("b", TERMINATED), (Cause.TERMINATED, False, "b")),

@@ -241,11 +241,11 @@ def test_a_wrong_decision_is_refused_by_the_name_of_the_field(raw: JsonValue, ex
 
 def test_a_review_takes_a_decision_and_a_draft_takes_an_answer() -> None:
     assert result_of(item("review-1"), {"decision": "approve"}) == {"decision": "approve"}
-    assert result_of(item("draft-1"), {"text": "by hand"}) == {"text": "by hand"}
+    assert result_of(item("draft-1"), {"text": "from a person"}) == {"text": "from a person"}
     with pytest.raises(InvalidRequest):
         result_of(item("draft-1"), {"decision": "approve"})
     with pytest.raises(InvalidRequest):
-        result_of(item("review-1"), {"text": "by hand"})
+        result_of(item("review-1"), {"text": "from a person"})
 
 
 def test_only_ai_work_items_have_a_row_in_ai_jobs() -> None:

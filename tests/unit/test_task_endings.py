@@ -137,9 +137,9 @@ def test_a_canceled_work_item_ends_in_task_failed_with_its_reason(step: str) -> 
     state.begin("job", now=NOON)
     if step == "started":
         state.start("w0", now=NOON)
-    state.cancel("w0", now=NOON, reason="not wanted any more", actor="anna")
+    state.cancel("w0", now=NOON, reason="no longer wanted", actor="anna")
 
-    assert state.failure() == TaskFailure("TaskFailed", "first try was canceled: not wanted any more", None)
+    assert state.failure() == TaskFailure("TaskFailed", "first try was canceled: no longer wanted", None)
 
 
 def test_a_policy_that_allows_no_retry_ends_in_task_failed() -> None:

@@ -1,4 +1,4 @@
-"""Random histories of a task, checked against the invariants by an oracle of its own.
+"""Random histories of a task, checked against the invariants by an independent oracle.
 
 A history drives `TaskState` through random outcomes over several lineages, records every entries in the
 ledger (some of them twice), and sometimes lets the task continue as new with only JSON crossing over.
@@ -9,7 +9,7 @@ After each step it compares what the ledger holds with the invariants, each comp
   backoff and Retry-After.
 - I5: no lineage has more than `max_retries + 1` work items.
 - I6: once the task is closed, nothing is open.
-- I7: the verdict is the one that reading the lineages by hand gives.
+- I7: the verdict is the one that follows from the lineages, computed independently.
 
 Random histories are worth only what they reach, so the test also counts the endings it has seen.
 """
@@ -316,7 +316,7 @@ class History:
         assert mine == {item.id: (item.state, item.attempt, item.lineage) for item in self.stored()}
 
     def a_retry_follows_exactly_if_it_should(self, item: WorkItem, failure: Failure) -> None:
-        """The recipe, read by hand: a retry follows iff one is left, it qualifies, and it fits."""
+        """The recipe, computed independently: a retry follows if one is left, it qualifies, and it fits."""
         items = self.lineage(item.lineage)
         followed = len(items) == item.attempt + 2
         left = item.attempt < self.recipe.max_retries

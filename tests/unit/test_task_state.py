@@ -638,7 +638,7 @@ def test_entries_come_in_the_order_of_the_transitions_and_only_once() -> None:
     assert state.take_entries() == []
 
 
-def test_a_failure_and_its_retry_come_in_one_batch() -> None:
+def test_a_failure_and_its_retry_are_taken_together() -> None:
     state = task()
     state.begin("job", now=NOON)
     state.start("w0", now=NOON)
@@ -685,7 +685,7 @@ def test_each_entry_carries_the_domain_record_of_that_moment() -> None:
     ]
 
 
-async def test_the_ledger_takes_every_batch_twice() -> None:
+async def test_the_ledger_takes_all_entries_twice() -> None:
     state = task(
         record_of=lambda item, recipe: DomainRecord(table="jobs", values={"state": item.state.value})
     )
@@ -697,8 +697,8 @@ async def test_the_ledger_takes_every_batch_twice() -> None:
     second = state.take_entries()
 
     ledger = InMemoryLedger()
-    for batch in (first, first, second, first, second):
-        await ledger.record(batch)
+    for entries in (first, first, second, first, second):
+        await ledger.record(entries)
 
     assert [transition.next_state for transition in await ledger.transitions("w1")] == [
         "initialized",

@@ -1,4 +1,4 @@
-"""`verify` beside a task that goes on writing: the ledger is read while it changes."""
+"""`verify` while a task continues to write: the ledger changes while it is read."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Deployment:
         await eventually(holds, f"the task queues know that build {build_id} is current")
 
     async def drained(self, build_id: str) -> None:
-        """Return once no task needs the build any more."""
+        """Return when no task needs the build any longer."""
 
         async def probe() -> bool:
             options = (*self._version(build_id), "--output", "json")

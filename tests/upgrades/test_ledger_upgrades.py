@@ -112,7 +112,7 @@ async def connected(url: str) -> AsyncIterator[Any]:
 
 
 class Writers:
-    """Record one work item after the other, from beginning to end, until they are told to stop."""
+    """Record one work item after the other, from beginning to end, until a signal stops them."""
 
     def __init__(self, ledger: SqlLedger) -> None:
         self._ledger = ledger
@@ -130,7 +130,7 @@ class Writers:
             self._stopping = True
 
     async def have_written(self, more: int) -> None:
-        """Return once they have recorded so many more."""
+        """Return when they have recorded this number of further work items."""
         wanted = len(self.recorded) + more
 
         async def probe() -> bool:

@@ -1,4 +1,4 @@
-"""Workflow code that changes under tasks in their backoff: with a patch all go on, without one none."""
+"""Workflow code changes while tasks are in their backoff. With a patch all continue, without one none."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ async def after_a_while(request: ProviderRequest) -> Answer:
 
 
 class Stream:
-    """Starts one task after the other until it is told to stop."""
+    """Starts one task after the other until it is stopped."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage

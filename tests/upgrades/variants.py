@@ -56,7 +56,7 @@ class First:
 
 @workflow.defn(name="Letter", sandboxed=False)
 class Patched:
-    """As it should be changed: a task that has begun without an address goes on without."""
+    """The correct change: a task that has begun without an address continues without one."""
 
     @workflow.run
     async def run(self) -> list[str]:

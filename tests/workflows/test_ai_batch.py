@@ -499,13 +499,13 @@ async def test_rows_that_somebody_has_deleted_end_it(scene: Scene) -> None:
 
 
 class FallingBatches(InMemoryBatches):
-    """Is down from its first outcome on, until it is mended."""
+    """Is down from its first outcome on, until it is repaired."""
 
-    mended = False
+    repaired = False
     refused = 0
 
     async def save(self, batch_id: str, outcomes: Sequence[RowOutcome]) -> dict[int, Usage]:
-        if not self.mended:
+        if not self.repaired:
             self.refused += 1
             raise LedgerUnavailable("a database", "connection refused")
         return await super().save(batch_id, outcomes)
@@ -527,6 +527,6 @@ async def test_an_outage_of_the_ledger_is_waited_for(dev_server: EmbeddedTempora
             return batches.refused >= 2
 
         await eventually(refused, "two tries")
-        batches.mended = True
+        batches.repaired = True
         assert (await asyncio.wait_for(handle.result(), PATIENCE_SECONDS))["completed"] == 2
     assert sum(echo.asked.values()) == 2

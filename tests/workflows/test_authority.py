@@ -1,4 +1,4 @@
-"""Bookkeeping takes orders from the task's own run only, whoever can reach the task queue."""
+"""Only the task's own run may use the bookkeeping, not every client that can reach the task queue."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ async def test_an_answer_beyond_temporal_s_payload_limit_is_too_large(dev_server
 async def test_a_look_at_a_task_that_was_terminated_writes_nothing(
     dev_server: EmbeddedTemporal, monkeypatch: pytest.MonkeyPatch, outcome: Step
 ) -> None:
-    """For a query a worker replays the run. What its last workflow task had not decided stays undecided."""
+    """For a query a worker replays the run. Decisions that its last workflow task did not reach stay open."""
     monkeypatch.setattr(bookkeeping, "_OLD", timedelta(0))  # each write asks whether the run is open
     begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -223,7 +223,7 @@ async def test_cancelling_while_the_ledger_is_down_settles_the_work_item_once_it
 
         await eventually(down, "the first write to fail")
         await handle.cancel()
-        ledger.mend()
+        ledger.repair()
         await canceled(handle)
         items = await tasks.work_items(handle)
     # The cancel comes after the workflow task that waits for the ledger: a first call may be made.
@@ -272,7 +272,7 @@ class Mended:
         return len(self._task.work_items)
 
 
-async def test_a_bug_in_the_workflow_pauses_the_task_until_it_is_mended_and_burns_no_attempt(
+async def test_a_bug_in_the_workflow_pauses_the_task_until_it_is_repaired_and_burns_no_attempt(
     dev_server: EmbeddedTemporal,
 ) -> None:
     ledger = InMemoryLedger()
@@ -393,8 +393,8 @@ async def test_a_task_that_no_worker_takes_up_before_its_deadline_makes_no_call(
 async def test_an_answer_that_meets_the_cancel_is_recorded_and_the_task_ends_canceled(
     dev_server: EmbeddedTemporal,
 ) -> None:
-    # A deploy: the first worker lets its call end but takes no workflow tasks any more, so that the next one
-    # sees the answer and the cancel at once.
+    # A deploy: the first worker lets its call end but takes no further workflow tasks, so that the next one
+    # sees the answer and the cancel at the same time.
     ledger, queue = InMemoryLedger(), "answer-meets-cancel"
     under_way, answer = asyncio.Event(), asyncio.Event()
 

@@ -76,7 +76,7 @@ JOB = {"messages": [{"role": "user", "content": "?"}]}
 
 
 async def told_by(tasks: Tasks, handle: Handle) -> Any:
-    """What the follow-up was told; it is still running after the task has ended."""
+    """Return the input of the follow-up. It is still running after the task has ended."""
     assert (await handle.describe()).status is not WorkflowExecutionStatus.RUNNING
     follow_up = tasks.client.get_workflow_handle(f"{handle.id}/follow-up")
     assert (await follow_up.describe()).status is WorkflowExecutionStatus.RUNNING
@@ -144,7 +144,7 @@ async def test_where_the_follow_up_is_there_already_the_task_ends_all_the_same(
 
 
 async def test_a_cancel_that_meets_the_last_moments_gets_one_truth(dev_server: EmbeddedTemporal) -> None:
-    """However the cancel falls, the follow-up is told the state that the task ends in."""
+    """At any time of the cancel, the follow-up gets the state in which the task ends."""
     async with tasks_on(dev_server.address, [Noticed, Notice], [ScriptedCalls().generate]) as tasks:
         for number in range(15):
             handle = await tasks.start("Noticed", JOB)

@@ -63,7 +63,7 @@ class Stage:
     dying: asyncio.subprocess.Process
 
     async def death(self) -> None:
-        """Wait until the worker has died as it was told to."""
+        """Wait until the worker has died as ordered."""
         assert await asyncio.wait_for(self.dying.wait(), PATIENCE_SECONDS) == DEAD
 
     async def passes(self, since_start: timedelta) -> None:
@@ -157,7 +157,7 @@ async def test_a_cancel_that_comes_meanwhile_leaves_nothing_open(
 
 
 ACTIONS = {
-    "complete_work_item": (COMPLETED, {"result": {"text": "by hand"}}),
+    "complete_work_item": (COMPLETED, {"result": {"text": "from a person"}}),
     "fail_work_item": (FAILED, {}),
     "cancel_work_item": (CANCELED, {}),
 }
@@ -192,7 +192,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_that_came_aft
         await scene.provider.wait_for_requests(1)
         item_id = scene.provider.requests[0].idempotency_key
         await scene.death()
-        payload = {"actor": "anna", "work_item_id": item_id, "result": {"text": "by hand"}}
+        payload = {"actor": "anna", "work_item_id": item_id, "result": {"text": "from a person"}}
         acting = asyncio.create_task(scene.handle.execute_update("complete_work_item", payload))
         await asyncio.sleep(0.2)  # it is on the server before the next worker is there
         async with scene.next_worker() as now:
@@ -253,7 +253,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_whose_turn_ca
 async def test_a_start_that_was_written_counts_before_a_retry_now_that_came_after(
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
-    """The wait was over, so there is nothing to end any more."""
+    """The wait was over, so there is no wait left to end."""
     request = ASK | {"retry": {"initial_interval_seconds": 0.5}}
     refusal = Hold()
     script = [answers.status(503), answers.stall(refusal, answers.ok())]

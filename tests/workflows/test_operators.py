@@ -55,7 +55,7 @@ async def act(handle: Handle, action: str, work_item_id: str | None, **more: obj
     """Send the update as any client would: one JSON object."""
     payload = {**BY_ANNA, **({"work_item_id": work_item_id} if work_item_id else {}), **more}
     if action == "complete_work_item":
-        payload = {"result": {"text": "by hand"}, **payload}
+        payload = {"result": {"text": "from a person"}, **payload}
     return await handle.execute_update(action, payload)
 
 
@@ -204,7 +204,7 @@ async def test_a_wait_that_is_over_ends_by_itself_though_its_timer_is_late(
             assert (second.delay_reason, second.delay_seconds, start.actor) == ("backoff", 0.2, "task")
             told = [event.WhichOneof("attributes") for event in (await handle.fetch_history()).events]
             if ["timer_fired_event_attributes"] * 2 in [told[n : n + 2] for n in range(len(told))]:
-                assert "nothing waits any more" in str(refused.value.__cause__)
+                assert "no attempt is waiting" in str(refused.value.__cause__)
                 return
     pytest.fail("in none of ten tries did both timers fire in one workflow task")
 
@@ -216,7 +216,7 @@ async def test_a_result_by_hand_completes_the_task(dev_server: EmbeddedTemporal)
             "state": "completed",
         }
         result = await handle.result()
-    assert (result["text"], result["work_item_id"]) == ("by hand", item.id)
+    assert (result["text"], result["work_item_id"]) == ("from a person", item.id)
 
 
 async def test_after_a_failure_by_hand_the_recipe_decides(dev_server: EmbeddedTemporal) -> None:

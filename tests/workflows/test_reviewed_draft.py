@@ -45,7 +45,7 @@ async def started(tasks: Tasks, handle: Handle, lineage: str) -> WorkItem:
 
 
 async def reminds(handle: Handle, reviews: int) -> None:
-    """Return once so many reviews have their reminder and their time limit, which may follow a slow write."""
+    """Return when this number of reviews have a reminder and a time limit, which may follow a slow write."""
 
     async def probe() -> bool:
         return len(timers(await history(handle))) == 2 * reviews
@@ -192,11 +192,11 @@ async def test_a_draft_written_by_hand_is_reviewed_too(dev_server: EmbeddedTempo
         handle = await tasks.start("ReviewedDraft", REQUEST)
         draft = await started(tasks, handle, "draft-1")
         said = await refusal(complete(handle, draft, APPROVE))
-        await complete(handle, draft, {"text": "by hand"})
+        await complete(handle, draft, {"text": "from a person"})
         await decide(tasks, handle, "review-1", APPROVE)
         result = await handle.result()
     assert said == 'InvalidRequest: result: must be an object such as {"text": "…"}'
-    assert result["text"] == "by hand"
+    assert result["text"] == "from a person"
 
 
 async def test_a_review_that_nobody_decides_in_time_fails_the_task() -> None:
@@ -343,7 +343,7 @@ async def test_it_survives_continuing_as_new_with_drafts_too_large_to_travel_alo
 
 
 class Pager:
-    """The activity that reminds: keeps what it is told, after it has done as the test says."""
+    """The activity that reminds. It follows the test's script and keeps its arguments."""
 
     def __init__(self, then: Callable[[], Awaitable[None]] | None = None) -> None:
         self.reminders: list[Reminder] = []

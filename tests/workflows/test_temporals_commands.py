@@ -275,11 +275,11 @@ async def test_complete_ends_the_attempt_with_the_given_answer(
         await now.call_under_way()
         if is_paused:
             await now.pause()
-        await now.command("complete", "--result", '{"text": "by hand"}')
+        await now.command("complete", "--result", '{"text": "from a person"}')
         result = await now.handle.result()
         (item,) = await now.work_items()
         request = await now.provider.wait_for_end(0)
-    assert (result["text"], item.state, request.client_left) == ("by hand", COMPLETED, True)
+    assert (result["text"], item.state, request.client_left) == ("from a person", COMPLETED, True)
     assert now.keys == [item.id]
 
 

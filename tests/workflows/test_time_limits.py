@@ -1,4 +1,4 @@
-"""Time limits of a task besides that of the call: the queue, the deadline, Temporal's own timeouts."""
+"""Other time limits of a task than that of the call: the queue, the deadline, Temporal's own timeouts."""
 
 from __future__ import annotations
 

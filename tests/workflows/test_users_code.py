@@ -54,7 +54,7 @@ async def carry_out(task: Task, name: str, recipe: RetryRecipe = ONE_TRY) -> Non
 
 @workflow.defn(sandboxed=False)
 class FirstCompleted:
-    """Ends with the first of two lineages; the other one would go on with its next attempt."""
+    """Ends with the first of two lineages. The other one would continue with its next attempt."""
 
     @workflow.run
     async def run(self) -> str:

@@ -1,20 +1,21 @@
-"""What reaches a task's code, and in which order: a guard between the SDK and each workflow instance.
+"""A guard between the SDK and each workflow instance, which controls the order of events for a task's code.
 
-A query must never change what a task decides. The SDK (temporalio 1.35) breaks that rule in two ways, both
+A query must never change a task's decisions. The SDK (temporalio 1.35) breaks this rule in two ways. Both
+were
 seen on a real server with plain workflows:
 
 - A workflow task that also carries a query ends before its local activities do. Their results then come in
-  one activation with new events, and the commands that follow from both get an order that no replay repeats
-  (`TMPRL1100`). On replay, results can also come in other groups than live. So the guard hands the results of
-  local activities over first, and one by one.
-- A query that reaches a worker before the workflow task does moves the run on: events that no workflow task
+  one activation with new events, and the resulting commands get an order that no replay repeats
+  (`TMPRL1100`). On replay, results can also come in other groups than live. So the guard delivers the results
+  of local activities first, one by one.
+  - A query that reaches a worker before the workflow task advances the run: events that no workflow task
   has delivered yet start local activities, at a time that has passed. The guard refuses such an activation.
-  The SDK then fails that query and drops the run from its cache, and the workflow task finds it as it was.
-  A run that has been terminated gets no further workflow task: it answers as it was before those events.
+  The SDK then fails that query and drops the run from its cache, and the workflow task finds it unchanged.
+  A terminated run gets no further workflow task, so it answers with its state before those events.
 
-The guard acts only on workflows that keep books, so all others run as without it. Which behaviours a run has
-is kept as an SDK flag of its workflow tasks, which costs no event: a history recorded without a flag replays
-without it.
+The guard acts only on workflows that keep books, so all others run as without it. SDK flags of the workflow
+tasks store the behaviours of a run. They cost no event, and a history that was recorded without a flag
+replays without it.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _EXTERN = "tasquencer_activations"
 
 
 class Behaviour(IntEnum):
-    """Ways in which a task behaves since the release that introduced them; the number is the SDK flag's."""
+    """Behaviours of a task since the release that introduced them. The number is that of the SDK flag."""
 
     RESULTS_FIRST = 72_001
-    """Results of local activities come before the other news of their activation."""
+    """Results of local activities come before the other events of their activation."""
     SECOND_EDITION = 72_002
-    """Ids and jitter follow from run, lineage and attempt; the end of a run begins nothing new."""
+    """Ids and jitter depend on run, lineage and attempt. The end of a run begins nothing new."""
     NEW_RUN_ON_NEWS = 72_003
     """Only an activation with events can make a new run due, never the result of a local activity alone."""
     OPERATORS_COMMANDS = 72_004
@@ -58,15 +59,15 @@ class Behaviour(IntEnum):
 def behaves(behaviour: Behaviour) -> bool:
     """Return whether the current run has the behaviour.
 
-    The first call decides it for the rest of the run: yes in a new decision, and in a replay what its history
-    says. False on a worker whose runner is not guarded.
+    The first call decides for the rest of the run: yes for a new decision, and in a replay as in its history.
+    False on a worker whose runner has no guard.
     """
     guard = _current()
     return guard is not None and guard.decides(behaviour)
 
 
 def workflow_task_began() -> datetime:
-    """Return when the current workflow task began, by Temporal's clock; aware UTC."""
+    """Return when the current workflow task began, by Temporal's clock (aware UTC)."""
     guard = _current()
     return workflow.now() if guard is None else guard.began
 
@@ -74,8 +75,8 @@ def workflow_task_began() -> datetime:
 def is_new_run_due() -> bool:
     """Return whether Temporal suggests that the run continues as new.
 
-    The SDK's own answer can differ on replay: a local activity that runs on into the next workflow task gives
-    its result with that task's suggestion there, and live with the one before it.
+    The SDK's own answer can differ on replay. If a local activity continues into the next workflow task, its
+    result comes with that task's suggestion on replay, but live with the previous one.
     """
     guard = _current()
     if guard is None or not behaves(Behaviour.NEW_RUN_ON_NEWS):
@@ -84,9 +85,10 @@ def is_new_run_due() -> bool:
 
 
 def report_bug(error: BaseException) -> None:
-    """Fail the current workflow task because of a bug in the task's code, whatever other code does about it.
+    """Fail the current workflow task because of a bug in the task's code, even if other code catches the
+    error.
 
-    Else a `TaskGroup` would first cancel what runs beside the bug, and those cancellations would be in the
+    Otherwise a `TaskGroup` would first cancel its other tasks, and those cancellations would be in the
     history when the bug is fixed.
     """
     guard = _current()
@@ -98,8 +100,8 @@ def report_bug(error: BaseException) -> None:
 def guarded(runner: WorkflowRunner) -> WorkflowRunner:
     """Return a runner of the same type whose workflow instances have the guard.
 
-    It stays an instance of its class, and `dataclasses.replace` keeps the guard, so other plugins can still
-    configure it.
+    It stays an instance of its class, and `dataclasses.replace` keeps the guard, so that other plugins can
+    still configure it.
     """
     if isinstance(runner, _GuardedRunner):
         return runner
@@ -129,7 +131,7 @@ def _current() -> _Guard | None:
 
 
 class _Guard:
-    """Stands before one workflow instance and sees each of its activations."""
+    """Wraps one workflow instance and sees each of its activations."""
 
     def __init__(self, is_closed: Callable[[], bool] = lambda: False) -> None:
         self._is_closed = is_closed
@@ -158,7 +160,7 @@ class _Guard:
         return self._decided[behaviour]
 
     def activate(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
-        """Activate the instance, in the order and only for the news that a task may depend on."""
+        """Activate the instance in the right order, and only with events that a task may depend on."""
         self._flags = frozenset(activation.available_internal_flags)
         self._is_replaying = activation.is_replaying
         born_of_a_query = self._is_born_of_a_query(activation)
@@ -179,7 +181,7 @@ class _Guard:
     def _without_news(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         """Answer an activation that came with a query, and decide nothing."""
         if not self._is_closed():
-            return _failed(activation, "the task is about to decide on news: ask again in a moment")
+            return _failed(activation, "the task is about to process new events: ask again in a moment")
         nothing = WorkflowActivationCompletion(run_id=activation.run_id)
         nothing.successful.SetInParent()
         return nothing
@@ -217,7 +219,7 @@ class _Guard:
         self._seen = place
 
     def _is_born_of_a_query(self, activation: WorkflowActivation) -> bool:
-        """Return whether its events came with a query: only a workflow task moves the time and the size."""
+        """Return whether its events came with a query. Only a workflow task changes the time and the size."""
         if self._is_replaying or self._seen is None:
             return False
         if all(job.HasField("query_workflow") for job in activation.jobs):
@@ -231,7 +233,7 @@ class _Guard:
 
 @dataclass(frozen=True)
 class _Place:
-    """How far an activation's history goes."""
+    """Return the position in the history that an activation reaches."""
 
     length: int
     size: int
@@ -267,7 +269,7 @@ _ENDS = (
 def _joined(
     first: WorkflowActivationCompletion, second: WorkflowActivationCompletion
 ) -> WorkflowActivationCompletion:
-    """Return the second completion with the first one's commands and flags before its own."""
+    """Return the second completion, preceded by the first one's commands and flags."""
     commands = list(first.successful.commands)
     if not any(command.WhichOneof("variant") in _ENDS for command in commands):
         commands += second.successful.commands

@@ -1,10 +1,10 @@
-"""Adopted activities: each attempt of an activity becomes an activity and a work item of its own.
+"""Adopted activities: each attempt of an activity becomes its own activity and work item.
 
-An interceptor returns a task of ours in place of the SDK's handle. The workflow's code sees what it would see
-natively, and the retries are decided as Temporal's server would.
+An interceptor returns our own task instead of the SDK's handle. The workflow's code sees the same as
+natively, and the retries are decided as Temporal's server would decide them.
 
 A run decides once for each activity type, and its history keeps the decision as a patch
-(`workflow.patched`). So adopting can be switched on and off while workflows are under way.
+(`workflow.patched`). So adopting can be switched on and off while workflows are running.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from tasquencer.temporal.scope import TaskScope, to_the_end
 __all__ = ["Adopting", "AdoptingInterceptor"]
 
 _FUNCTION = "tasquencer.adopting"
-"""Name of the function by which a workflow in the sandbox learns what is adopted."""
+"""Name of the function that tells a workflow in the sandbox which activities are adopted."""
 
 _ATTRIBUTE = "__tasquencer_adopting__"
-"""Of the run's event loop: by activity type, what the run has decided. See `TaskScope`."""
+"""Attribute of the run's event loop: the run's decisions by activity type. See `TaskScope`."""
 
 _PATCH = "tasquencer-adopt"
 _BARE = "tasquencer-adopt-bare"
-"""The same, where the ledger keeps neither arguments nor results: a rebuild then knows it, too."""
+"""The same if the ledger keeps neither arguments nor results, so that a rebuild knows it, too."""
 
 
 def _no_price(_url: str | None) -> None:
@@ -53,13 +53,13 @@ def _no_price(_url: str | None) -> None:
 
 @dataclass(frozen=True)
 class Adopting:
-    """What is adopted, and how.
+    """The options of adopted activities.
 
     Attributes:
-        patterns: Of activity types, as in `fnmatch`.
-        keeps_payloads: Keep arguments and results.
-        keeps_messages: Keep the messages of failures.
-        never: Activity types of ours.
+        patterns: Patterns of activity types, as in `fnmatch`.
+        keeps_payloads: True to keep arguments and results.
+        keeps_messages: True to keep the messages of failures.
+        never: Our own activity types.
         price_of: Prices of model requests.
     """
 
@@ -77,13 +77,13 @@ class Adopting:
         record_payloads: bool | None,
         never: Collection[str],
     ) -> Adopting:
-        """What holds for a client with this data converter.
+        """Return the options for a client with this data converter.
 
         Args:
-            converter: The client's.
-            patterns: Of activity types.
-            record_payloads: None: only if the client has no payload codec.
-            never: Activity types of ours.
+            converter: The client's converter.
+            patterns: Patterns of activity types.
+            record_payloads: None means only if the client has no payload codec.
+            never: Our own activity types.
         """
         keeps = converter.payload_codec is None if record_payloads is None else record_payloads
         return cls(
@@ -96,10 +96,11 @@ class Adopting:
 
 
 class AdoptingInterceptor(Interceptor):
-    """Adopts activities in the workflows of a worker. The last of the interceptors: it is next to the code.
+    """Adopts activities in the workflows of a worker. It is the last interceptor, next to the workflow's
+    code.
 
     Args:
-        adopting: What is adopted.
+        adopting: The options.
     """
 
     def __init__(self, adopting: Adopting) -> None:
@@ -166,7 +167,7 @@ class _Outbound(WorkflowOutboundInterceptor):
 
 
 def _decision(given: StartActivityInput) -> Keeping | None:
-    """What the run keeps of the activity, if it adopts it; None: it leaves it to Temporal."""
+    """Return what the run keeps of the activity if it adopts it, or None if Temporal runs it natively."""
     scope = TaskScope.find()
     find: Callable[[], Adopting] | None = workflow.extern_functions().get(_FUNCTION)
     if scope is None or find is None or RUN_HEADER in given.headers:
@@ -175,7 +176,7 @@ def _decision(given: StartActivityInput) -> Keeping | None:
     if given.activity in adopting.never:
         return None
     if scope.driver is not None and scope.driver.is_calling(given.activity_id):
-        return None  # the call of a work item of the task's own
+        return None  # the call of one of the task's own work items
     decided: dict[str, Keeping | None] = vars(asyncio.get_running_loop()).setdefault(_ATTRIBUTE, {})
     if given.activity not in decided:
         decided[given.activity] = _decide(adopting, given.activity)
@@ -183,7 +184,7 @@ def _decision(given: StartActivityInput) -> Keeping | None:
 
 
 def _decide(adopting: Adopting, kind: str) -> Keeping | None:
-    """Decide for a type whose first activity of the run starts now; in a replay as the history says."""
+    """Decide for a type whose first activity of the run starts now. In a replay the history decides."""
     ids = (f"{_PATCH}-{kind}", True), (f"{_BARE}-{kind}", False)
     if not workflow.unsafe.is_replaying():
         if not matches(adopting.patterns, kind):

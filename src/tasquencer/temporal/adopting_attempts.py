@@ -1,4 +1,4 @@
-"""The attempts of one adopted activity, and what the workflow's code sees of them."""
+"""The attempts of one adopted activity, and the workflow's view of them."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ Start = Callable[[StartActivityInput], "workflow.ActivityHandle[Any]"]
 
 
 class Keeping:
-    """What of an activity the ledger keeps.
+    """The parts of an activity that the ledger keeps.
 
     Attributes:
-        payloads: Arguments, results and the details of failures.
-        messages: Of failures.
+        payloads: True for arguments, results and the details of failures.
+        messages: True for the messages of failures.
         price_of: Prices of model requests.
     """
 
@@ -70,7 +70,7 @@ class Keeping:
         self.price_of = price_of
 
     def arguments(self, kind: str, values: Sequence[Any], payloads: Sequence[Payload]) -> JsonValue:
-        """The payload of the work items."""
+        """Return the payload of the work items."""
         kept: dict[str, JsonValue] = {"adopted": kind}
         if self.payloads:
             left, arguments = MOST_BYTES, []
@@ -81,15 +81,15 @@ class Keeping:
         return kept
 
     def result(self, value: object, converter: PayloadConverter) -> JsonValue:
-        """The result of a work item."""
+        """Return the result of a work item."""
         return as_json(value, converter) if self.payloads else None
 
     def given(self, value: JsonValue) -> JsonValue:
-        """A result that comes from outside."""
+        """Return a result that comes from outside."""
         return any_json(value, "the result") if self.payloads else None
 
     def failure(self, failure: Failure) -> Failure:
-        """The failure of a work item."""
+        """Return the failure of a work item."""
         if self.payloads:
             return failure
         return without_details(failure, message=None if self.messages else "hidden")
@@ -106,13 +106,13 @@ class AdoptedActivity:
     """One adopted activity: its attempts, one after the other.
 
     Args:
-        run: Of the workflow.
-        given: What the workflow's code asked for.
+        run: The adopted activities of the workflow run.
+        given: The options from the workflow's code.
         start: Starts an activity natively.
-        keeping: What the ledger keeps.
+        keeping: The parts that the ledger keeps.
 
     Raises:
-        ValueError: the options are wrong, as the SDK would say.
+        ValueError: the options are wrong, with the SDK's message.
     """
 
     def __init__(self, run: AdoptedRun, given: StartActivityInput, start: Start, keeping: Keeping) -> None:
@@ -121,7 +121,7 @@ class AdoptedActivity:
         if given.retry_policy is not None:
             given.retry_policy.apply_to_proto(RetryPolicyMessage())  # checks it
         self._converter = _converter_for(given)
-        # Now, as natively: what the code changes later is not sent.
+        # Encode now, as the SDK does, so that later changes by the code are not sent.
         payloads = self._converter.to_payloads(given.args) if given.args else []
         self._run = run
         self._start = start
@@ -155,7 +155,7 @@ class AdoptedActivity:
         return bool(one) and (not whole or one < whole)  # type: ignore[operator] # `bool(one)` says that it is
 
     async def carry_out(self) -> Any:
-        """Make attempts until one succeeds or none is left; the result, or the error as natively."""
+        """Make attempts until one succeeds or none is left. Return the result or raise the native error."""
         state = self._run.state
         await self._unless_the_run_ends()
         self._run.begin(self._lineage, self._payload, self._policy, self._deadline, self._check)
@@ -170,14 +170,14 @@ class AdoptedActivity:
         raise self._error_of(item)
 
     async def _unless_the_run_ends(self) -> None:
-        """Never return if the run is ending: as natively, nothing more comes of its activities."""
+        """Never return if the run is ending, because natively its activities have no further effect."""
         if self._run.driver.is_ending:
             await self._run.driver.nothing_more()
 
     async def _attempt(self, item: WorkItem) -> None:
         driver = self._run.driver
         await driver.wait_for(item)
-        if not driver.still_waits(item):  # ended by an operator meanwhile, or replaced after a reset
+        if not driver.still_waits(item):  # an operator has ended it, or a reset has replaced it
             return
         if driver.is_left_behind(item):
             await driver.replace(item)
@@ -213,7 +213,7 @@ class AdoptedActivity:
         else:
             await self._failed(item, error, may_retry=not is_canceled)
         if is_canceled and not was_asked:
-            # The outcome was there when the cancel came: natively the code then sees the cancel alone.
+            # The outcome arrived before the cancel. Natively the code then sees only the cancel.
             raise asyncio.CancelledError
         if is_canceled:
             self._is_canceled = True
@@ -239,7 +239,7 @@ class AdoptedActivity:
         await driver.fail(item, failure, worker=worker_of(error), may_retry=may_retry)
 
     async def _canceled(self) -> None:
-        """The handle was canceled while no attempt was under way, or as one ended."""
+        """The handle was canceled while no attempt was running, or when one ended."""
         await self._unless_the_run_ends()
         item = self._run.state.latest(self._lineage)
         if item.state in (WorkItemState.COMPLETED, WorkItemState.FAILED):
@@ -254,7 +254,7 @@ class AdoptedActivity:
         return present is None or present.state.is_terminal
 
     def _options(self, item: WorkItem) -> StartActivityInput:
-        """How the attempt is started: once."""
+        """Return the options that start the attempt once."""
         given, deadline = self._given, self._deadline
         left = None if deadline is None else max(deadline - workflow.now(), timedelta(milliseconds=1))
         note = AttemptNote(
@@ -272,7 +272,7 @@ class AdoptedActivity:
         summary = self._lineage if self._step is not None else given.summary or self._lineage
         return replace(
             given,
-            # The id that the code has chosen: others may use it to complete the activity.
+            # The id that the code has chosen, because others may use it to complete the activity.
             activity_id=given.activity_id if self._may_use_the_id(item) else item.id,
             retry_policy=NEVER_RETRY,
             schedule_to_close_timeout=left,
@@ -281,9 +281,9 @@ class AdoptedActivity:
         )
 
     def _may_use_the_id(self, item: WorkItem) -> bool:
-        """Return whether the attempt gets the id that the code has given.
+        """Return whether the attempt gets the id from the code.
 
-        After an operator has ended an attempt, its call may still be there, under this id.
+        After an operator has ended an attempt, its call may still exist under this id.
         """
         lineage = self._run.state.lineages[self._lineage]
         before = lineage.work_item_ids[: item.attempt]
@@ -292,7 +292,7 @@ class AdoptedActivity:
     # What the code sees
 
     def _error_of(self, item: WorkItem) -> ActivityError:
-        """The error of the activity whose last attempt this is."""
+        """Return the error of the activity whose last attempt this is."""
         kind, error = self._given.activity, self._errors.get(item.id)
         before = self._causes[-2] if len(self._causes) > 1 else None
         if item.state is WorkItemState.CANCELED:
@@ -334,14 +334,14 @@ class AdoptedActivity:
 
 
 def _uncancel() -> None:
-    """As the SDK's handle does: the cancel has had its effect."""
+    """Do the same as the SDK's handle after the cancel has had its effect."""
     running = asyncio.current_task()
     while running is not None and running.cancelling():
         running.uncancel()
 
 
 def _converter_for(given: StartActivityInput) -> PayloadConverter:
-    """The payload converter, in the context of the activity as the SDK gives it."""
+    """Return the payload converter with the context of the activity, as in the SDK."""
     converter = workflow.payload_converter()
     if isinstance(converter, WithSerializationContext):
         info = workflow.info()

@@ -1,9 +1,8 @@
-"""What an attempt of an adopted activity learns of the attempts before it.
+"""Tells an attempt of an adopted activity about the earlier attempts.
 
-To Temporal each attempt is an activity of its own, whose first attempt it is. A header says which attempt it
-is really, and hands on the last heartbeat details, so `activity.info()` tells the activity what it would tell
-natively. An attempt that fails hands its last heartbeat details back below its error, where the workflow
-takes them away again.
+For Temporal each attempt is the first attempt of a separate activity. A header contains the real number and
+the last heartbeat details, so that `activity.info()` returns the same as natively. A failed attempt returns
+its last heartbeat details below its error, and the workflow removes them there.
 """
 
 from __future__ import annotations
@@ -54,17 +53,17 @@ _DETAILS = "tasquencer.HeartbeatDetails"
 """Type of the error below a failure that carries the last heartbeat details."""
 
 MOST_DETAILS = 64 * 1024
-"""Bytes of heartbeat details that are handed on."""
+"""Maximum bytes of heartbeat details that are passed on."""
 
 
 class AttemptNote(BaseModel):
-    """What the header says.
+    """The contents of the header.
 
     Attributes:
-        attempt: From 1, as Temporal counts.
+        attempt: The number of the attempt from 1, as in Temporal.
         scheduled_at: When the first attempt was scheduled.
         policy: The activity's retry policy, with intervals in seconds.
-        details: The last heartbeat details, as serialized `Payloads` in base64; None: there are none.
+        details: The last heartbeat details, as serialized `Payloads` in base64. None: there are none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,7 +75,7 @@ class AttemptNote(BaseModel):
 
     @staticmethod
     def described(policy: RetryPolicy | None) -> dict[str, Any] | None:
-        """A retry policy as the header carries it."""
+        """Return a retry policy for the header."""
         if policy is None:
             return None
         longest = policy.maximum_interval
@@ -89,11 +88,11 @@ class AttemptNote(BaseModel):
         }
 
     def payload(self) -> Payload:
-        """The note as the payload of a header."""
+        """Return the note as the payload of a header."""
         return json_payload(self)
 
     def applied(self, info: activity.Info, converter: PayloadConverter) -> activity.Info:
-        """The info of the activity as it would be natively."""
+        """Return the info of the activity as it would be natively."""
         policy = info.retry_policy
         if self.policy is not None:
             longest = self.policy["maximum_interval"]
@@ -117,7 +116,7 @@ class AttemptNote(BaseModel):
 
 
 def packed_details(details: Sequence[Any], converter: PayloadConverter) -> str | None:
-    """Heartbeat details as the header carries them; None for none, and for too many bytes."""
+    """Return heartbeat details for the header, or None if there are none or too many bytes."""
     if not details:
         return None
     packed = Payloads(payloads=converter.to_payloads(details)).SerializeToString()
@@ -125,14 +124,14 @@ def packed_details(details: Sequence[Any], converter: PayloadConverter) -> str |
 
 
 def take_heartbeat_details(error: FailureError) -> Sequence[Any]:
-    """Take the last heartbeat details of the attempt away from its error; empty if there are none."""
+    """Remove the attempt's last heartbeat details from its error and return them. Empty if there are none."""
     parent: BaseException = error
     child = parent.__cause__
     while child is not None:
         if isinstance(child, ApplicationError) and child.type == _DETAILS:
             parent.__cause__ = None
             if isinstance(parent, FailureError) and parent.failure is not None:
-                parent.failure.ClearField("cause")  # else it would be in the failure of the workflow
+                parent.failure.ClearField("cause")  # otherwise it would be in the failure of the workflow
             return child.details
         if isinstance(child, TemporalTimeout) and child.last_heartbeat_details:
             return child.last_heartbeat_details
@@ -141,7 +140,7 @@ def take_heartbeat_details(error: FailureError) -> Sequence[Any]:
 
 
 class AttemptInterceptor(Interceptor):
-    """Tells adopted attempts, on the activity side, what their header says.
+    """Applies the headers of adopted attempts on the activity side.
 
     Args:
         headers: The client's codec.

@@ -1,7 +1,7 @@
 """The adopted activities of one workflow run: their work items, their driver, their names.
 
-They have books of their own beside those of a `Task`. A task's policy neither counts them nor ends them, its
-new run does not carry them along, and a workflow needs no `Task` to have them.
+Their books are separate from those of a `Task`. A task's policy neither counts nor ends them, its new run
+does not carry them along, and a workflow without a `Task` can have them.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from tasquencer.temporal.operators import Operators
 __all__ = ["AdoptedDriver", "AdoptedRun"]
 
 _ATTRIBUTE = "__tasquencer_adopted__"
-"""Of the run's event loop. See `TaskScope`."""
+"""Attribute of the run's event loop. See `TaskScope`."""
 
 _IDS = UUID("0d2f1f6a-9c39-5a0e-8a65-2f1f5e1f2a77")
 """Namespace of the work items' ids."""
 
 
 class AdoptedDriver(TaskDriver):
-    """Carries out attempts of adopted activities. The workflow's code decides what its cancellation means."""
+    """Runs attempts of adopted activities. The workflow's code decides about its own cancellation."""
 
     def is_being_canceled(self, lineage: str) -> bool:
-        """Return False: as natively, only a cancel of the activity's handle cancels the activity."""
+        """Return False, because natively only a cancel of the activity's handle cancels the activity."""
         return False
 
     async def close(self, reason: str) -> None:
-        """Record everything that is open as canceled: the workflow is ending.
+        """Record the open work items as canceled, because the workflow is ending.
 
-        As natively, the end of the workflow neither waits for its activities nor cancels them.
+        As in Temporal, the end of the workflow neither waits for its activities nor cancels them.
         """
         self.is_ending = True
         self.state.close(now=workflow.now(), reason=reason)
@@ -60,11 +60,11 @@ class AdoptedDriver(TaskDriver):
             super()._stop_what_ended()
 
     def _may_continue_as_new(self) -> bool:
-        return False  # the workflow is not ours to continue
+        return False  # the workflow belongs to the user
 
 
 class AdoptedRun:
-    """What a run knows of its adopted activities. Made when the first one starts."""
+    """A run's adopted activities. Created when the first one starts."""
 
     def __init__(self) -> None:
         info = workflow.info()
@@ -95,13 +95,13 @@ class AdoptedRun:
 
     @classmethod
     def find(cls) -> AdoptedRun | None:
-        """Those of the current run, if it has any."""
+        """Return those of the current run, if it has any."""
         found: AdoptedRun | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
         return found
 
     @classmethod
     def current(cls) -> AdoptedRun:
-        """Those of the current run."""
+        """Return those of the current run."""
         found = cls.find()
         if found is None:
             found = cls()
@@ -145,11 +145,11 @@ class AdoptedRun:
         """Begin a lineage.
 
         Args:
-            lineage: From `next_name`.
-            payload: As it is kept.
-            policy: How it retries.
+            lineage: Its name, from `next_name`.
+            payload: The payload to keep.
+            policy: Its retry policy.
             deadline: The end of the schedule-to-close timeout.
-            check: Of a result that comes from outside.
+            check: Checks a result that comes from outside.
         """
         self._policies[lineage] = policy
         self._checks[lineage] = check
@@ -180,7 +180,7 @@ def _the_code_decides(transition: Transition, counts: Counts) -> Verdict:
 
 
 def _new_id(lineage: str, attempt: int) -> str:
-    """The id of a work item. As in a task, it follows from the run, and differs after a reset."""
+    """Return the id of a work item. As in a task, it depends on the run, and differs after a reset."""
     name = f"{workflow.info().workflow_id}/{workflow.random_seed()}/{lineage}/{attempt}"
     return str(uuid5(_IDS, name))
 

@@ -1,4 +1,4 @@
-"""Agents of other frameworks on the activity side of a worker: what an activity is for an agent."""
+"""Recognizes the activities of other frameworks' agents, on the activity side of a worker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AgentSteps:
     def step(
         self, activity_type: str, args: Sequence[Any], headers: Mapping[str, Payload], function: object
     ) -> AgentStep | None:
-        """The step that the activity carries out, or None if it belongs to no agent that is known here."""
+        """Return the agent's step in the activity, or None if it belongs to no known agent."""
         is_in_agent_run = _is_in_agent_run(headers)
         if step_of(activity_type, None, is_in_agent_run=is_in_agent_run) is None:
             return None  # as most activities: without looking at what it was given
@@ -60,17 +60,17 @@ class AgentSteps:
         return step
 
     def answer(self, step: AgentStep, result: object) -> dict[str, JsonValue]:
-        """What the result of a model request reports, in the names of `AiAnswer`."""
+        """Return the facts in the result of a model request, in the names of `AiAnswer`."""
         return answer_facts(step, as_json(result, self._converter, sys.maxsize), self._price_of)
 
     def failure(self, error: BaseException, native: Failure) -> Failure:
-        """Why a model request failed."""
+        """Return the failure of a model request."""
         return failure_of_agent(error, native, now=datetime.now(UTC))
 
     def facts_of_failure(
         self, step: AgentStep, error: BaseException, failure: Failure
     ) -> dict[str, JsonValue]:
-        """What is known of a model request that failed, in the names of `AiAnswer`."""
+        """Return the facts about a failed model request, in the names of `AiAnswer`."""
         return facts_of_failure(error, failure, step, self._price_of)
 
 
@@ -88,7 +88,7 @@ def prices_here() -> Callable[[str | None], Price | None]:
     def price_of(url: str | None) -> Price | None:
         return price_list(url or "", own)
 
-    price_of(None)  # importing the list takes a while, which belongs into the worker's start
+    price_of(None)  # the import of the list is slow, so do it at the worker's start
     return price_of
 
 
@@ -136,9 +136,9 @@ _CLIENTS = ("openai", "anthropic", "groq")
 
 
 def client_retries(function: object) -> int:
-    """How often the client of a model activity repeats a request by itself, as far as that can be seen.
+    """Return how often the client of a model activity repeats a request automatically, if that can be found.
 
-    Looks for the client among what the activity's function holds. 0 if none is found.
+    Looks for the client among the objects of the activity's function. 0 if there is none.
     """
     for one in _held_by(function):
         package = type(one).__module__.partition(".")[0]

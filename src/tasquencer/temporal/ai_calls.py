@@ -1,8 +1,8 @@
 """The AI call: one work item, one activity, one request.
 
 Nothing here tries again. Temporal runs the activity once (`maximum_attempts=1`), the OpenAI client sends its
-request once (`max_retries=0`), and the task creates the next work item if there is to be one. What goes wrong
-becomes a `Failure` and crosses Temporal's border as `tasquencer.temporal.failures` says.
+request once (`max_retries=0`), and the task creates the next work item if there is one. An error becomes a
+`Failure`, which `tasquencer.temporal.failures` passes to the workflow.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ come often. The `max_heartbeat_throttle_interval` of the worker decides how many
 the same interval."""
 
 _QUICKLY_JUDGED = 64 * 1024
-"""Bytes of a body that are judged in less time than it takes another thread to start."""
+"""A body of at most this number of bytes is judged faster than a thread starts."""
 
 CONNECT_LIMIT = timedelta(seconds=10)
-"""A provider that cannot be connected to by then is not waited for as long as one that is working."""
+"""The time limit for the connection, which is shorter than that for the answer."""
 
 
 class ClientRetries(TasquencerError):
-    """The OpenAI client would repeat a request by itself, behind the back of the work item."""
+    """The OpenAI client would repeat a request automatically, without a work item."""
 
     def __init__(self, max_retries: int) -> None:
         super().__init__(
@@ -85,13 +85,13 @@ class AiCalls:
     """The activity `generate`: give it to the plugin, `TasquencerPlugin(ledger, calls=AiCalls())`.
 
     Args:
-        client: Must have `max_retries=0`. From now on it reads errors with a cap and stores no cookies. None
-            stands for a client that the environment describes (`OPENAI_API_KEY`, `OPENAI_BASE_URL`). It is
-            made when the worker starts and closed when it has stopped.
-        default_model: For jobs that name none; None: `TASQ_MODEL`, else `gpt-5-mini`.
-        price: From model, input and output tokens to US dollars. The default is the file that `TASQ_PRICES`
-            names, then the list of `genai-prices`. A cost that the provider reports counts first.
-        heartbeat_interval: Time between two heartbeats of a call; at most a third of its heartbeat timeout.
+        client: Must have `max_retries=0`. From now on it limits the size of errors and stores no cookies.
+        None means the client that the environment describes (`OPENAI_API_KEY`, `OPENAI_BASE_URL`). It is
+        created when the worker starts and closed when it has stopped.
+        default_model: The model for jobs that name none. None: `TASQ_MODEL`, else `gpt-5-mini`.
+        price: Returns US dollars for model, input and output tokens. The default is the file that
+        `TASQ_PRICES` names, then the list of `genai-prices`. A cost that the provider reports counts first.
+        heartbeat_interval: Time between two heartbeats of a call, at most a third of its heartbeat timeout.
             Where the server pushes cancels, it is always that third.
         tools: What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`.
         mcp_servers: Servers whose tools models may call, too, by name. None: those in the file that
@@ -136,16 +136,16 @@ class AiCalls:
         )
 
     def check_in(self, ledger: Ledger) -> None:
-        """Make a call only for a work item that this ledger holds as started; the plugin asks for it."""
+        """Make calls only for work items that this ledger holds as started. The plugin calls this."""
         self._ledger = self._tool_activity.ledger = ledger
 
     @property
     def activities(self) -> list[Callable[..., Awaitable[Any]]]:
-        """What a worker registers."""
+        """Return the activities for a worker."""
         return [self.generate, self._tool_activity.call_tool]
 
     def stops_within(self, grace_period: timedelta) -> None:
-        """Note how long a call may run on after its worker began to stop; the plugin says so."""
+        """Set how long a call may still run after its worker began to stop. The plugin calls this."""
         self._grace_period = self._tool_activity.grace_period = grace_period
 
     def cancels_are_pushed(self, pushed: bool) -> None:
@@ -185,21 +185,21 @@ class AiCalls:
 
     @activity.defn(name=AI_CALL)
     async def generate(self, job: AiJob) -> AiAnswer:
-        """Ask the model once. The activity's id is the work item's and goes along as `Idempotency-Key`.
+        """Ask the model once. The activity's id is the work item's and is sent as `Idempotency-Key`.
 
         The request ends `CALL_MARGIN` before the activity's start-to-close timeout. A cancellation closes the
-        connection immediately and propagates, so that Temporal records it as what it is (a cancel, or the end
-        of the worker's grace period as `WorkerShutdown`). A pause changes nothing, a reset is a failure.
+        connection immediately and propagates, so that Temporal records it correctly (a cancel, or the end of
+        the worker's grace period as `WorkerShutdown`). A pause changes nothing, a reset is a failure.
 
         Raises:
-            ApplicationError: of the failure's kind, with the `Failure` as its detail; `NotAllowed` for a
-                caller whose work item is not started.
+            ApplicationError: of the failure's kind, with the `Failure` as its detail. `NotAllowed` for a
+            caller whose work item is not started.
         """
         outcome = await through_pauses(
             self._checked_attempt(job), interval=self._heartbeat_interval, grace_period=self._grace_period
         )
         if isinstance(outcome, Failure):
-            # Not raised where the cause was caught: the history would keep the chain, with all it quotes.
+            # Not raised within `except`, because the history would keep the cause, with all its quotes.
             raise as_application_error(outcome, is_final=True)
         return outcome
 
@@ -246,7 +246,7 @@ class AiCalls:
                     else:
                         reply = _without_a_place(endpoint)
                 latency = time.monotonic() - begin
-                # What is left until Temporal gives up on the activity, and a second for the way to it.
+                # The time until Temporal gives up on the activity, and a second for the transport.
                 whole = info.start_to_close_timeout
                 left = None if whole is None else max(1.0, whole.total_seconds() - latency - 1)
                 if isinstance(reply, Failure):
@@ -256,7 +256,7 @@ class AiCalls:
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
             clean = Redactor.of(
                 endpoint.client, endpoint.secrets
-            )  # only now: the client may have fetched its key meanwhile
+            )  # only now, because the client may just have fetched its key
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
             if outcome.kind == FailureKind.UNEXPECTED:
                 activity.logger.error("%s\n%s", outcome, clean("".join(traceback.format_exception(error))))
@@ -334,7 +334,7 @@ class AiCalls:
             now=datetime.now(UTC),
             offers_tools=bool(job.tools),
         )
-        # Two megabytes of JSON would hold up every other call.
+        # Two megabytes of JSON would block every other call.
         outcome = judging() if len(reply.body) <= _QUICKLY_JUDGED else await asyncio.to_thread(judging)
         if job.output_schema is None or isinstance(outcome, Failure) or outcome.tool_calls:
             return outcome
@@ -359,7 +359,7 @@ class AiCalls:
         else:
             path, limit_field = "/chat/completions", output_limit_field(client.base_url, model)
             body = chat_body(job, model, limit_field, offering, takes_schemas=takes_schemas)
-        # Not `chat.completions.create`: it matches the body with its types, a fifth of a call's CPU time.
+        # Not `chat.completions.create`, which checks the body's types, a fifth of a call's CPU time.
         posting = client.post(
             path,
             body=body,

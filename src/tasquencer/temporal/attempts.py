@@ -1,4 +1,4 @@
-"""The attempts of a lineage, and the block in which one of them is carried out."""
+"""The attempts of a lineage, and the block that runs one of them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 
 class Attempts:
-    """Asynchronous iterator over the work items of one lineage, each handed out when it may start.
+    """Asynchronous iterator over the work items of one lineage. It returns each when it may start.
 
-    An iterator, not a generator: a generator that is left early is finalized whenever garbage is
-    collected, which is no place for a workflow's effects.
+    It is not a generator, because the garbage collector would finalize a generator that is left early, at a
+    time that is not deterministic.
     """
 
     def __init__(self, driver: TaskDriver, lineage: str) -> None:
@@ -60,7 +60,7 @@ class Attempts:
             if item is None:
                 raise StopAsyncIteration
             await driver.wait_for(item)
-            if not driver.still_waits(item):  # ended by an operator meanwhile, or replaced after a reset
+            if not driver.still_waits(item):  # an operator has ended it, or a reset has replaced it
                 continue
             await driver.take_place(item)
             if not driver.still_waits(item):
@@ -85,7 +85,7 @@ class Attempts:
 
 
 class ActiveWorkItem:
-    """A work item whose turn it is. Entering it records the start, leaving it the outcome."""
+    """A work item that can start now. Entering its block records the start, leaving it the outcome."""
 
     def __init__(self, driver: TaskDriver, item: WorkItem) -> None:
         self._driver = driver
@@ -102,7 +102,7 @@ class ActiveWorkItem:
 
     @property
     def _is_stopped(self) -> bool:
-        """Return whether the code of this block was asked to end, and has not done so yet."""
+        """Return whether the code of this block was canceled but has not ended yet."""
         return cancels_seen() > self._cancels_before
 
     @property
@@ -117,7 +117,7 @@ class ActiveWorkItem:
 
     @property
     def payload(self) -> JsonValue:
-        """What this attempt has to do; a hook may have changed it from the attempt before."""
+        """The input of this attempt. A hook may have changed it since the previous attempt."""
         return self._item.payload
 
     @overload
@@ -154,7 +154,7 @@ class ActiveWorkItem:
         result_type: type | None = None,
         **config: Unpack[workflow.ActivityConfig],
     ) -> Any:
-        """Execute the activity that does the work: once, its id the work item's.
+        """Execute the activity that does the work, once, with the work item's id.
 
         Temporal never retries it. When the task is canceled, the activity learns of it at its next heartbeat,
         and the task ends after it.
@@ -162,11 +162,11 @@ class ActiveWorkItem:
         Args:
             activity: The activity, or its name.
             args: Its arguments.
-            result_type: What to read the result as; needed where the activity is given by name.
+            result_type: The type of the result. Needed if the activity is given by name.
             config: The options of `workflow.execute_activity`: timeouts, `task_queue`, `priority` and others.
-                `schedule_to_start_timeout` fails the attempt as `not_picked_up`. A `heartbeat_timeout` says
-                how long a silent worker counts as alive. `retry_policy`, `activity_id` and
-                `cancellation_type` are the work item's own and cannot be given.
+                `schedule_to_start_timeout` fails the attempt as `not_picked_up`. `heartbeat_timeout` is the
+                time for which a silent worker counts as alive. The work item sets `retry_policy`,
+                `activity_id` and `cancellation_type` itself, so you cannot give them.
 
         Raises:
             TaskMisused: outside `async with work_item`, a second time in one block, or with an option that
@@ -175,7 +175,7 @@ class ActiveWorkItem:
         self._check_call(config)
         if self._driver.is_ending:
             await self._driver.nothing_more()
-        if self._driver.is_left_behind(self._item):  # an action may have started it as the reset came
+        if self._driver.is_left_behind(self._item):  # an action may have started it during the reset
             raise left_behind()
         if self._has_ended:
             raise _ended("before its call was made")
@@ -202,18 +202,18 @@ class ActiveWorkItem:
         if self._has_called:
             raise TaskMisused(
                 f"work item {self.id!r} executes a second activity: one work item makes one call; "
-                "use a lineage of its own for the other one"
+                "use a separate lineage for the other one"
             )
         if given := sorted(_OF_THE_WORK_ITEM & config.keys()):
             raise TaskMisused(f"execute_activity does not take {', '.join(given)}: the work item sets it")
 
     async def outcome(self, within: timedelta | None = None) -> JsonValue:
-        """Wait for a person or another program to do the work: `complete_work_item` gives its result.
+        """Wait for a person or another program to do the work and report it with `complete_work_item`.
 
-        The block is left, and the loop goes on, if they fail or cancel the work item instead.
+        If they fail or cancel the work item instead, the block ends and the loop continues.
 
         Args:
-            within: How long to wait; the work item then fails as `timed_out`.
+            within: How long to wait. After that the work item fails as `timed_out`.
         """
         try:
             item = await asyncio.wait_for(
@@ -231,11 +231,11 @@ class ActiveWorkItem:
         return item.result
 
     def complete(self, result: object) -> None:
-        """The attempt succeeded; recorded when the block is left, as JSON (see `as_json`)."""
+        """Report success. The result is recorded as JSON (see `as_json`) at the end of the block."""
         self._give((as_json(result, f"the result of lineage {self._item.lineage!r}"),))
 
     def fail(self, failure: Failure) -> None:
-        """The attempt failed; recorded when the block is left."""
+        """Report a failure. It is recorded at the end of the block."""
         self._give(failure)
 
     def _give(self, outcome: tuple[JsonValue] | Failure) -> None:
@@ -250,7 +250,7 @@ class ActiveWorkItem:
         self._cancels_before = cancels_seen()
         if self._driver.replaces_at_the_start(self._item):
             self._item = await self._driver.replace(self._item)
-        if not self._has_ended:  # by an operator or the policy, since the loop handed it out
+        if not self._has_ended:  # by an operator or the policy, since the loop returned it
             await self._driver.start(self._item)
         return self
 
@@ -260,17 +260,17 @@ class ActiveWorkItem:
         self._is_entered = False
         swallowed = await self._leave(error)
         if swallowed and self._is_stopped and not self._driver.is_being_canceled(self._item.lineage):
-            # The outcome counts though it met a cancellation of this code, which now goes its way.
+            # The outcome counts although this code was canceled. The cancellation now propagates.
             raise asyncio.CancelledError(STOPPED)
         return swallowed
 
     async def _leave(self, error: BaseException | None) -> bool:
-        """Record the outcome of the block. Return whether its error stays here."""
+        """Record the outcome of the block. Return whether to swallow its error."""
         driver, item = self._driver, self._item
         if self._has_ended and (
             error is None
             or isinstance(error, FailureError)
-            # A call that was stopped before it was scheduled ends so, though the task was not canceled.
+            # A call that was stopped before it was scheduled ends like this without a cancel of the task.
             or (isinstance(error, asyncio.CancelledError) and not self._is_asked_to_end())
         ):
             await driver.ended(item)
@@ -299,7 +299,7 @@ class ActiveWorkItem:
         if isinstance(error, FailureError):
             await self._fail_with(error)
             return True
-        if isinstance(error, Exception):  # not the end of an instance that leaves the cache
+        if isinstance(error, Exception):  # an instance that leaves the cache raises another kind
             report_bug(error)
         return False
 

@@ -1,17 +1,18 @@
-"""Drives a task's decisions on Temporal: ids, times, records, durable sleeps, cancellation.
+"""Carries out a task's decisions on Temporal: ids, times, records, durable sleeps, cancellation.
 
-`TaskState` decides, the driver carries out. Its rule: every transition is in the ledger before the
-workflow continues, that is before a durable sleep begins, before an activity is scheduled, before the
+`TaskState` decides, and the driver acts. Its rule is that every transition is in the ledger before the
+workflow continues, that is before a durable sleep begins, before an activity is scheduled, and before the
 task ends.
 
-A worker may die between a write and the end of its workflow task. Then the ledger holds decisions that no
-history knows, and the next worker decides again:
+A worker may die between a write and the end of its workflow task. Then the ledger holds decisions that are in
+no
+history, and the next worker decides again:
 
-- The ledger skips what it decides alike, and lets a later decision take the place of an earlier one
-  (`tasquencer.ledger.rules`).
+- The ledger skips equal decisions, and replaces an earlier decision by a different later one
+(`tasquencer.ledger.rules`).
 - An action that ends a work item waits until it is in the history (`news`), and an outcome counts before a
-  cancellation that came with it.
-- When the task ends, `Ledger.settle` cancels what only the lost workflow task had begun.
+cancellation that came with it.
+- When the task ends, `Ledger.settle` cancels work items that only the lost workflow task had begun.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ from tasquencer.temporal.writing import CANCELED, Writing
 __all__ = ["STOPPED", "TaskDriver", "cancels_seen"]
 
 STOPPED = "the code around it was canceled"
-"""Why a work item ends whose code was canceled though the task was not."""
+"""The reason for the end of a work item whose code was canceled, but not its task."""
 
 T = TypeVar("T")
 
 _NEWS = timedelta(milliseconds=1)
-"""A timer so short that it only ends the workflow task, and brings the next one. The server may fire it a
-second late; there is no quicker way that does not depend on a free place for an activity."""
+"""A very short timer that only ends the workflow task and brings the next one. The server may fire it a
+second late. All faster ways depend on a free slot for an activity."""
 
 
 def cancels_seen() -> int:
-    """How often the code that runs now has been canceled and has seen it, as a `CancelledError`."""
+    """Return how many cancels the current code has received as a `CancelledError`."""
     running = asyncio.current_task()
     if running is None:
         return 0
@@ -58,12 +59,12 @@ def cancels_seen() -> int:
 
 
 class TaskDriver:
-    """Carries out what a `TaskState` decides.
+    """Carries out the decisions of a `TaskState`.
 
     Args:
-        state: Decides.
-        continue_as_new: Ends this run and begins the next one, which takes the task along.
-        concurrency: How many work items may be started at once; None: any number.
+        state: The task's state, which decides.
+        continue_as_new: Ends this run and begins the next one, which continues the task.
+        concurrency: How many work items may be started at the same time. None: no limit.
     """
 
     def __init__(
@@ -88,20 +89,20 @@ class TaskDriver:
         workflow.register_random_seed_callback(self._on_reset)
 
     def _on_reset(self, seed: int) -> None:
-        # Temporal gives a run a new seed when a reset has made it: what was open then has a past of its own,
-        # in the run that was abandoned, and under its id a request may have left.
+        # A run made by a reset gets a new seed from Temporal. Work items that were open at the reset also
+        # belong to the abandoned run, which may have sent requests under their ids.
         self.state.left_behind.update(item.id for item in self.state.open_work_items())
 
     def is_left_behind(self, item: WorkItem) -> bool:
-        """Whether the work item was open when a reset made this run."""
+        """Return whether the work item was open when a reset made this run."""
         return item.id in self.state.left_behind
 
     def successor(self, work_item_id: str) -> str:
-        """The work item that a reset has put in this one's place; else itself."""
+        """Return the work item that replaces this one after a reset, or else this one."""
         return self._successors.get(work_item_id, work_item_id)
 
     async def replace(self, item: WorkItem) -> WorkItem:
-        """Record a new work item in the place of one that a reset has left behind, and return it."""
+        """Record and return a new work item in the place of one that a reset has left behind."""
         fresh = self._replaced(item)
         if (sleeping := self._sleeping.get(item.id)) is not None:
             sleeping.cancel()
@@ -123,15 +124,15 @@ class TaskDriver:
             self._sleeping[work_item_id].cancel()
 
     def is_ready(self, work_item_id: str) -> bool:
-        """Return whether the work item waits for nothing but a place, or for the next run."""
+        """Return whether the work item waits only for a place or for the next run."""
         return self._places.is_waiting(work_item_id) or work_item_id in self._drained
 
     def is_hurried(self, work_item_id: str) -> bool:
-        """Whether the work item's wait is being ended."""
+        """Return whether the work item's wait is being ended."""
         return work_item_id in self._hurried
 
     async def outcome(self, item: WorkItem) -> WorkItem:
-        """Wait until somebody outside ends the work item, and that is recorded."""
+        """Wait until an action from outside ends the work item and the end is recorded."""
         await workflow.wait_condition(
             lambda: self.state.work_item(item.id).state.is_terminal or self.is_left_behind(item)
         )
@@ -139,7 +140,7 @@ class TaskDriver:
         return self.state.work_item(item.id)
 
     def is_calling(self, activity_id: str | None) -> bool:
-        """Whether an activity of this id is the call of a started work item."""
+        """Return whether an activity with this id is the call of a started work item."""
         item = self.state.find(activity_id) if activity_id is not None else None
         return item is not None and item.state is WorkItemState.STARTED
 
@@ -153,11 +154,11 @@ class TaskDriver:
             await self._go_on_in_a_new_run()
 
     async def wait_for(self, item: WorkItem) -> None:
-        """Sleep the work item's delay, or go on in a new run that will."""
+        """Sleep the work item's delay, or continue in a new run that does."""
         await self.continue_if_due()
         is_replacement = item.id in self._successors.values()
         if item.run_id == workflow.info().run_id and not is_replacement:
-            # Just recorded: the whole delay from here.
+            # It was just recorded, so the whole delay starts here.
             delay = timedelta(seconds=item.delay_seconds)
         else:
             delay = item.not_before - workflow.now()
@@ -165,7 +166,7 @@ class TaskDriver:
             return
         before = self.state.before(item)
         kind = before.failure.kind if before is not None and before.failure is not None else None
-        # A task of its own, so that an operator can end the sleep without canceling the lineage.
+        # A separate asyncio task, so that an operator can end the sleep without canceling the lineage.
         sleeping = asyncio.create_task(workflow.sleep(delay, summary=delay_label(item, kind)))
         sleeping.add_done_callback(lambda _: self.calls.arrive(item))
         self._sleeping[item.id] = sleeping
@@ -179,7 +180,7 @@ class TaskDriver:
             del self._sleeping[item.id]
 
     async def _stop_sleeping(self, work_item_id: str) -> None:
-        """Cancel the timer of a work item; those of several in the order in which they were started."""
+        """Cancel the timers of work items, in the order in which they were started."""
         self._waking.add(work_item_id)
         if self.is_second_edition:
             with contextlib.suppress(asyncio.CancelledError):
@@ -190,7 +191,7 @@ class TaskDriver:
         self._waking.clear()
 
     async def take_place(self, item: WorkItem) -> None:
-        """Return when fewer work items than allowed are started, or go on in a new run if one is due."""
+        """Wait for a free place, or continue in a new run if one is due."""
         try:
             has_place = await self._places.take(item.id)
             if not has_place and not self.state.work_item(item.id).state.is_terminal:
@@ -203,10 +204,10 @@ class TaskDriver:
             raise
 
     async def _go_on_in_a_new_run(self) -> NoReturn:
-        """End this run: the next one takes the task up where it is.
+        """End this run. The next one continues the task from here.
 
-        The run ends here and now, whatever waits for this lineage: an exception would have to find its way
-        through a `TaskGroup` or a `gather` of the user's.
+        The run ends immediately, even if other code waits for this lineage. An exception would have to pass
+        through a `TaskGroup` or a `gather` of the user's code.
         """
         try:
             self._continue_as_new()
@@ -218,13 +219,13 @@ class TaskDriver:
         await self.nothing_more()
 
     async def nothing_more(self) -> NoReturn:
-        """Wait until the run is gone: for code that the end of the run has left behind."""
-        # A plain future would not notice that the instance leaves the cache, if the code swallows the cancel.
+        """Wait until the run is gone, for code that is left over at the end of the run."""
+        # If the code swallows the cancel, a plain future would not notice that the instance leaves the cache.
         await workflow.wait_condition(lambda: False)
         raise AssertionError("the run has ended")
 
     def _stop_what_ended(self) -> None:
-        """Of the work items that have just ended, stop the wait or the call, whoever ended them."""
+        """Stop the waits and calls of work items that have just ended, for any reason."""
         for work_item_id in self.state.just_ended():
             if work_item_id in self._sleeping:
                 self._sleeping[work_item_id].cancel()
@@ -232,7 +233,7 @@ class TaskDriver:
             self._places.drop(work_item_id)
 
     async def expire(self, item: WorkItem) -> bool:
-        """Give the work item up if its deadline has passed, and record that; whether it has."""
+        """Cancel the work item if its deadline has passed, and record that. Return whether it has."""
         if not self.state.expire(item.id, now=workflow.now()):
             return False
         self._places.leave(item.id)
@@ -240,25 +241,25 @@ class TaskDriver:
         return True
 
     def replaces_at_the_start(self, item: WorkItem) -> bool:
-        """Return whether the work item was left behind after the loop had handed it out."""
+        """Return whether the work item was left behind after the loop had returned it."""
         return self.is_second_edition and self.is_left_behind(item) and self.still_waits(item)
 
     def still_waits(self, item: WorkItem) -> bool:
-        """Return whether the work item is still to be started."""
+        """Return whether the work item still has to start."""
         present = self.state.find(item.id)
         return present is not None and present.state is WorkItemState.INITIALIZED
 
     def leave_place(self, item: WorkItem) -> None:
-        """Give the place of a work item away that is not started after all."""
+        """Free the place of a work item that does not start."""
         self._places.leave(item.id)
 
     def begins(self, lineage: str) -> None:
-        """Note that a lineage begins. One that begins after its code has seen a cancel compensates for it."""
+        """Note that a lineage begins. One that begins after its code has seen a cancel may compensate."""
         if self.is_second_edition and workflow.cancellation_reason() is not None and cancels_seen():
             self._compensating.add(lineage)
 
     def is_being_canceled(self, lineage: str) -> bool:
-        """Return whether the task was canceled while the lineage was under way."""
+        """Return whether the task was canceled while the lineage was running."""
         return workflow.cancellation_reason() is not None and lineage not in self._compensating
 
     async def start(self, item: WorkItem) -> None:
@@ -272,24 +273,24 @@ class TaskDriver:
         await self._record(item)
 
     async def complete(self, item: WorkItem, result: JsonValue) -> None:
-        """Record the work item as completed, and what follows from it."""
+        """Record the work item as completed, with the consequences."""
         self.state.complete(item.id, result, now=workflow.now())
         await self.ended(item)
 
     async def fail(self, item: WorkItem, failure: Failure, *, may_retry: bool, **facts: Any) -> None:
-        """Record the work item as failed, and what follows from it: a retry, or the end.
+        """Record the work item as failed, with the consequences: a retry, or the end.
 
-        Facts are the `worker`, `actor` and `reason` that `TaskState.fail` takes.
+        The facts are the arguments `worker`, `actor` and `reason` of `TaskState.fail`.
         """
         may_retry = may_retry and not self.is_ending and not self.is_being_canceled(item.lineage)
         self.state.fail(item.id, failure, now=workflow.now(), may_retry=may_retry, **facts)
         await self.ended(item)
 
     async def ended(self, item: WorkItem) -> None:
-        """Return once the end of the work item is recorded, and its place is free.
+        """Return when the end of the work item is recorded and its place is free.
 
-        The end of a call and the cancellation of the task can meet. The call keeps its outcome (it was
-        made, and billed), nothing new begins, and the task ends canceled.
+        A call may end when its task is canceled. The call then keeps its outcome (it was made and billed),
+        nothing new begins, and the task ends as canceled.
         """
         canceled = self.is_being_canceled(item.lineage)
         if not canceled:
@@ -299,10 +300,10 @@ class TaskDriver:
             raise asyncio.CancelledError(CANCELED)
 
     async def stopped(self, item: WorkItem) -> None:
-        """Record that the code which carries the work item out was canceled.
+        """Record that the work item's code was canceled.
 
-        If the task was, `close` records that for all lineages together. If only this code was, by a timeout
-        around it or a `TaskGroup`, the policy decides.
+        If the task was canceled, `close` records that for all lineages together. If only this code was, by a
+        timeout around it or a `TaskGroup`, the policy decides.
         """
         if self.is_ending:
             return  # `close` records it
@@ -318,20 +319,20 @@ class TaskDriver:
             await self.flush()
 
     def cancel(self, lineage: str) -> None:
-        """Cancel what is open in the lineage: its task was. `close` records it, for all lineages together."""
+        """Cancel the lineage's open work items, because its task was canceled. `close` records it."""
         self.state.close(now=workflow.now(), reason=CANCELED, lineage=lineage)
 
     async def give_up(self, item: WorkItem, reason: str) -> None:
-        """Record the work item as canceled though its task was not; the policy decides."""
+        """Record the work item as canceled although its task was not. The policy decides."""
         self.state.cancel(item.id, now=workflow.now(), reason=reason)
         self._places.leave(item.id)
         await self._record(item)
 
     async def close(self, reason: str) -> None:
-        """Record everything that is open as canceled, and settle what is forgotten: the task is ending.
+        """Record the open work items as canceled, and settle forgotten ones, because the task is ending.
 
-        A task does not end before its requests do, and what they come to counts: of several lineages only the
-        first one canceled may have said so yet.
+        A task does not end before its requests do, and their outcomes count. Of several canceled lineages,
+        only the first one may have reported it yet.
         """
         self.is_ending = self.is_second_edition
         await self.calls.stop_all()
@@ -342,16 +343,16 @@ class TaskDriver:
         await self.flush()
 
     async def news(self) -> None:
-        """Return in the next workflow task, in its turn among what came with it."""
+        """Return in the next workflow task, in the order of its events."""
         await workflow.sleep(_NEWS, summary="look for news")
-        # One turn of the loop later the ends of calls and waits are told, in the order of the history.
+        # One turn of the loop later the ends of calls and waits are delivered, in the order of the history.
         await asyncio.sleep(0)
 
     async def catch_up_with_timers(self) -> None:
-        """As `catch_up`, and once the waits that are over have had their effect, too.
+        """Do the same as `catch_up`, and also wait for the effects of ended waits.
 
-        Of the timers that fired with this workflow task the SDK tells after what came from outside: whether
-        one has shows in the next. Its start may be in the ledger already, by a worker that has died since.
+        The SDK delivers the timers of a workflow task after the events from outside, so a fired timer shows
+        only in the next one. A worker that has died may already have written its start to the ledger.
         """
         await self.calls.catch_up()
         now = workflow.now()
@@ -360,20 +361,20 @@ class TaskDriver:
             await self.calls.catch_up()
 
     def carry(self) -> CarriedTask:
-        """The state for the next run."""
+        """Return the state for the next run."""
         if not self._may_continue_as_new():
             raise TaskMisused("a task cannot continue as new while one of its work items is started")
         marks = {"hurried": dict(self._hurried), "left_behind": set(self.state.left_behind)}
         return self.state.carry().model_copy(update=marks)
 
     def resume(self, carried: CarriedTask) -> None:
-        """Take up what the run before carried along."""
+        """Continue from the state that the previous run carried along."""
         self.state.resume(carried)
         self._hurried.update(carried.hurried)
         self.state.left_behind.update(carried.left_behind)
 
     async def flush(self) -> None:
-        """Return once every transition so far is in the ledger. A cancellation is raised afterwards."""
+        """Return when every transition so far is in the ledger. A cancellation is raised afterwards."""
         self._stop_what_ended()
         self._places.hand_out()
         await self._writing.flush()
@@ -386,7 +387,7 @@ class TaskDriver:
             raise
 
     def _may_continue_as_new(self) -> bool:
-        # What is not yet in the ledger would be lost: the next run only records what it decides itself.
+        # Unwritten entries would be lost, because the next run only records its own decisions.
         idle = self.actions_under_way == 0 if self.is_second_edition else workflow.all_handlers_finished()
         return (
             idle

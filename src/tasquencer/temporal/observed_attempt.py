@@ -1,4 +1,4 @@
-"""A native attempt of an activity: which one it is, and its work item."""
+"""A native attempt of an activity: its identity and its work item."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 __all__ = ["ACTIVITY_ID", "STANDALONE", "TEMPORAL", "Attempt"]
 
 TEMPORAL = "temporal"
-"""The actor of what happens to observed attempts."""
+"""The actor of the transitions of observed attempts."""
 
 ACTIVITY_ID = "activity_id"
-"""The activity's id in the payload of a work item whose lineage has a name of its own."""
+"""The activity's id in the payload of a work item whose lineage has another name."""
 
 STANDALONE = "activity:"
-"""What the task id of an activity begins with that belongs to no workflow."""
+"""The prefix of the task id for an activity without a workflow."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A native attempt of an activity: which one it is.
+    """The identity of a native attempt of an activity.
 
     Attributes:
-        number: Temporal's less one.
+        number: 0-based. Temporal's number minus one.
         scheduled_at: When Temporal scheduled this attempt.
     """
 
@@ -50,7 +50,7 @@ class Attempt:
 
     @classmethod
     def of(cls, info: activity.Info, client: Client) -> Attempt:
-        """The attempt that is running."""
+        """Return the attempt that is running."""
         scheduled_at = info.current_attempt_scheduled_time.astimezone(UTC)
         return cls(
             namespace=info.namespace,
@@ -79,12 +79,12 @@ class Attempt:
 
     @property
     def id_again(self) -> str:
-        """The id where the activity was reset, and has had an attempt of this number before."""
+        """The id for an activity that was reset and has already had an attempt with this number."""
         return observed_id(self.id, self.scheduled_at.isoformat())
 
     @property
     def was_begun_again(self) -> bool:
-        """Whether it is a first attempt that was not scheduled when the activity was: after a reset."""
+        """Return whether it is the first attempt after a reset, scheduled later than the activity."""
         return self.number == 0 and not self.is_local and self.scheduled_at > self.first_scheduled_at
 
     def _id_of(self, number: int) -> str:
@@ -93,12 +93,12 @@ class Attempt:
 
     @property
     def most_retries(self) -> int:
-        """How many retries the policy allows."""
+        """The number of retries that the policy allows."""
         most = self.policy.maximum_attempts if self.policy is not None else 0
         return most - 1 if most > 0 else MOST_RETRIES
 
     def expected_wait(self) -> timedelta:
-        """The backoff before this attempt, as the retry policy has it."""
+        """The backoff before this attempt according to the retry policy."""
         policy = self.policy
         if policy is None or self.number == 0:
             return timedelta(0)
@@ -110,7 +110,7 @@ class Attempt:
         return min(wait, most)
 
     def work_item(self, payload: JsonValue, lineage: str) -> WorkItem:
-        """Its work item, started."""
+        """Return its work item, started."""
         return WorkItem(
             id=self.id,
             task_id=self.task_id,

@@ -1,7 +1,7 @@
-"""Ends of observed attempts that their worker did not see: found with what Temporal knows.
+"""Finds the ends of observed attempts that their worker did not see, by asking Temporal.
 
-A worker dies, an attempt times out, or somebody completes it asynchronously in another process. The next
-attempt settles the one before. What has no next attempt is left to the reconciler.
+A worker may die, an attempt may time out, or another process may complete it asynchronously. The next attempt
+settles the previous one. The reconciler settles attempts without a next one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tasquencer.temporal.observed_attempt import ACTIVITY_ID, STANDALONE, TEMPOR
 __all__ = ["Ends", "end_entry"]
 
 _LOOK_SECONDS = 1.0
-"""How long the next attempt waits for Temporal to tell how the one before failed."""
+"""How long the next attempt waits for Temporal's failure of the previous one."""
 
 _LOST = Failure.of(
     FailureKind.WORKER_LOST, "no outcome was recorded: its worker died or was cut off", outcome_unknown=True
@@ -54,7 +54,7 @@ def end_entry(
     reason: str | None = None,
     actor: str = TEMPORAL,
 ) -> LedgerEntry:
-    """The entry that ends a started work item."""
+    """Return the entry that ends a started work item."""
     update = {"state": state, "result": result, "failure": failure, "ended_at": at}
     return LedgerEntry(
         transition=Transition(
@@ -71,10 +71,10 @@ def end_entry(
 
 
 class Ends:
-    """Settles observed attempts with what Temporal knows of them.
+    """Settles observed attempts with their state in Temporal.
 
     Args:
-        client: For the namespace of the activities.
+        client: A client for the namespace of the activities.
         ledger: An open ledger.
     """
 
@@ -83,7 +83,7 @@ class Ends:
         self._ledger = ledger
 
     async def settle_before(self, open_item: WorkItem, next_one: Attempt, wait: timedelta) -> WorkItem:
-        """End the attempt before this one, which nobody did; the work item as it is now."""
+        """End the previous attempt, which is still open. Return its work item."""
         failure = None
         if not next_one.is_local:
             with contextlib.suppress(RPCError, TimeoutError):
@@ -93,16 +93,16 @@ class Ends:
         entry = end_entry(open_item, WorkItemState.FAILED, at=at, failure=failure or _LOST)
         try:
             await self._ledger.record([await self._with_job(entry)])
-        except LedgerConflict:  # it has just ended by itself
+        except LedgerConflict:  # it has just ended
             (known,) = await self._ledger.work_items(WorkItemFilter(work_item_id=open_item.id))
             return known
         return entry.work_item
 
     async def of_open(self, items: Sequence[OpenWorkItem], *, is_closed: bool) -> list[LedgerEntry]:
-        """How these attempts of one run ended, as far as Temporal knows; those under way are left out.
+        """Return how these attempts of one run ended according to Temporal, without running ones.
 
         Args:
-            is_closed: The run is; what Temporal knows no end of is left to whoever settles the run.
+            is_closed: True if the run is closed. Attempts without a known end are settled with the run.
         """
         ends: list[LedgerEntry] = []
         events: list[HistoryEvent] | None = None
@@ -131,7 +131,7 @@ class Ends:
         return ends
 
     async def _with_job(self, entry: LedgerEntry) -> LedgerEntry:
-        """The entry with the row of `ai_jobs`, if the work item has one: it ends, too."""
+        """Return the entry with the row of `ai_jobs`, if the work item has one, which ends, too."""
         item = entry.work_item
         rows = await self._ledger.domain_records(AI_JOBS, [item.id])
         if item.id not in rows:
@@ -152,7 +152,7 @@ class Ends:
         return {pending.activity_id: pending for pending in found.pending_activities}
 
     async def _last_failure(self, item: WorkItem) -> Failure | None:
-        """Why the attempt failed, where Temporal's last failure of the activity is that of this attempt."""
+        """Return the attempt's failure if Temporal's last failure of the activity belongs to this attempt."""
         if item.task_id.startswith(STANDALONE):
             described = await self._describe_standalone(item)
             attempt, failure = described.info.attempt, described.info.last_failure
@@ -199,7 +199,7 @@ class Ends:
         return await self._failed(item, found.outcome.failure, at)
 
     async def _closing_events(self, item: WorkItem) -> list[HistoryEvent]:
-        """The events of the run, none where Temporal no longer has it."""
+        """Return the events of the run, or none if Temporal no longer has it."""
         handle = self._client.get_workflow_handle(item.task_id, run_id=item.run_id)
         try:
             return [event async for event in handle.fetch_history_events()]
@@ -209,7 +209,7 @@ class Ends:
             return []
 
     async def _end_in(self, events: Sequence[HistoryEvent], item: WorkItem) -> LedgerEntry | None:
-        """How the history says that the attempt ended; None if it says nothing."""
+        """Return how the attempt ended according to the history, or None."""
         scheduled = [event.event_id for event in events if _schedules(event, item)]
         if not scheduled:
             return None
@@ -270,7 +270,7 @@ def _closing(event: HistoryEvent, scheduled: int) -> str | None:
 
 
 def _activity_ids(item: WorkItem) -> tuple[str, str]:
-    """What the activity's id may be: the lineage, or that without what sets a second use of an id apart."""
+    """Return the possible ids of the activity: the lineage, with and without the suffix of a second use."""
     if isinstance(item.payload, dict) and isinstance(known := item.payload.get(ACTIVITY_ID), str):
         return known, known
     return item.lineage, item.lineage.rpartition("@")[0]

@@ -1,4 +1,4 @@
-"""Observed attempts as their worker sees them: under way, and how they ended."""
+"""Running and ended observed attempts, as their worker sees them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["Begun", "End", "a_failure", "canceled_end", "start_entries", "waited
 
 
 class Begun:
-    """An attempt under way.
+    """A running attempt.
 
     Args:
-        step: Of an agent, if it is one.
-        keeps_texts: Keep prompt and answer of a model request.
+        step: The agent's step, if it is one.
+        keeps_texts: True to keep prompt and answer of a model request.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Begun:
         self._began = monotonic()
 
     def other_lineages(self) -> list[str]:
-        """Lineages for a work item whose own is taken by an earlier use of its activity id or of its name."""
+        """Other lineages for a work item, if an earlier use of its activity id or name has taken its own."""
         at = f"{self.attempt.scheduled_at:%Y-%m-%dT%H:%M:%S.%f}"
         if self.step is None:
             return [f"{self.work_item.lineage}@{at}"]
@@ -50,10 +50,10 @@ class Begun:
         return [own, f"{own}@{at}"]
 
     def with_job(self, entry: LedgerEntry, facts: Mapping[str, JsonValue]) -> LedgerEntry:
-        """The entry with the row of `ai_jobs`, if it is a model request.
+        """Return the entry with the row of `ai_jobs`, if it is a model request.
 
         Args:
-            facts: What is known of the attempt so far, in the names of `AiAnswer`.
+            facts: The facts about the attempt so far, in the names of `AiAnswer`.
         """
         if self.step is None:
             return entry
@@ -63,22 +63,22 @@ class Begun:
 
     @property
     def elapsed(self) -> timedelta:
-        """How long it has been running."""
+        """The time that it has been running."""
         return timedelta(seconds=monotonic() - self._began)
 
     @property
     def is_too_late(self) -> bool:
-        """Return whether Temporal has given it up by its start-to-close timeout."""
+        """Return whether Temporal has given up the attempt because of its start-to-close timeout."""
         limit = activity.info().start_to_close_timeout
         return limit is not None and limit > timedelta(0) and self.elapsed > limit
 
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended.
+    """The end of an attempt.
 
     Attributes:
-        facts: What is known of a model request, in the names of `AiAnswer`.
+        facts: The facts about a model request, in the names of `AiAnswer`.
     """
 
     at: datetime
@@ -89,7 +89,7 @@ class End:
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
 
     def of(self, begun: Begun) -> LedgerEntry:
-        """The entry that ends the attempt."""
+        """Return the entry that ends the attempt."""
         entry = end_entry(
             begun.work_item,
             self.state,
@@ -102,10 +102,10 @@ class End:
 
 
 def canceled_end(now: datetime, begun: Begun) -> End:
-    """How an attempt ended that was canceled: Temporal tells why."""
+    """Return the end of a canceled attempt, with Temporal's reason."""
     details = activity.cancellation_details()
     if details is None:
-        failure = a_failure(FailureKind.UNEXPECTED, "it raised CancelledError though nobody canceled it")
+        failure = a_failure(FailureKind.UNEXPECTED, "it raised CancelledError without a cancel")
         return End(now, WorkItemState.FAILED, failure=failure)
     if details.timed_out:
         limit = activity.info().start_to_close_timeout
@@ -126,18 +126,18 @@ def canceled_end(now: datetime, begun: Begun) -> End:
 
 
 def a_failure(kind: FailureKind, message: str) -> Failure:
-    """A failure of which only Temporal's word is known."""
+    """Return a failure that only Temporal reported."""
     return Failure.of(kind, message, outcome_unknown=kind is not FailureKind.UNEXPECTED)
 
 
 def waited(item: WorkItem, wait: timedelta, failure: Failure | None, backoff: timedelta) -> WorkItem:
-    """The work item with the wait before it and its reason.
+    """Return the work item with the wait before it and the reason of the wait.
 
     Args:
-        wait: From the end of the attempt before to the time for which this one was scheduled.
-        failure: Of the attempt before.
-        backoff: What the retry policy asks for. A provider may have asked for another wait, but only the
-            activity can make Temporal keep it.
+        wait: The time from the end of the previous attempt to the scheduled time of this one.
+        failure: The failure of the previous attempt.
+        backoff: The backoff of the retry policy. A provider may have asked for another wait, but only the
+        activity can make Temporal obey it.
     """
     asked = failure.retry_after_seconds if failure is not None else None
     seconds = wait.total_seconds()
@@ -147,7 +147,7 @@ def waited(item: WorkItem, wait: timedelta, failure: Failure | None, backoff: ti
 
 
 def start_entries(begun: Begun) -> list[LedgerEntry]:
-    """The entries that create the work item and start it."""
+    """Return the entries that create the work item and start it."""
     item = begun.work_item
     created = item.model_copy(update={"state": WorkItemState.INITIALIZED, "started_at": None})
     steps = [

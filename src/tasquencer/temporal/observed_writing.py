@@ -1,4 +1,4 @@
-"""Writes of observed attempts: the ledger must not hold up somebody's activity."""
+"""Writes of observed attempts. The ledger must not delay a user's activity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE = timedelta(seconds=2)
 """How long a write may take before it counts as an outage."""
 
 _REST_SECONDS = 5.0
-"""In an outage the ledger is tried so often. Activities in between do not wait for it."""
+"""The time between two tries in an outage of the ledger. Activities in between do not wait for it."""
 
 _AGAIN_SECONDS = 0.5
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("tasquencer.temporal.observing")
 
 
 class ObservedWriter:
-    """Writes to the ledger, or lets it be where that would hold up somebody's activity."""
+    """Writes to the ledger, unless that would delay a user's activity."""
 
     def __init__(self, on_outage: OnOutage) -> None:
         self._waits = on_outage == "wait"
@@ -37,10 +37,10 @@ class ObservedWriter:
         self.missed = 0
 
     async def write(self, writing: Callable[[], Awaitable[None]], *, is_last: bool = False) -> bool:
-        """Return whether it is written.
+        """Write, and return whether that succeeded.
 
         Args:
-            is_last: If it is not written, nobody writes it later: the attempt counts as missed.
+            is_last: True if there is no later write. If it fails, the attempt counts as missed.
         """
         while not await self._try(writing):
             if not self._waits:
@@ -59,14 +59,14 @@ class ObservedWriter:
             async with asyncio.timeout(_PATIENCE.total_seconds()):
                 await writing()
         except LedgerConflict as conflict:
-            # The next attempt, the reconciler or the end of its task has settled it meanwhile.
-            _log.debug("an observed attempt is settled already: %s", conflict)
+            # The next attempt, the reconciler or the end of its task has just settled it.
+            _log.debug("an observed attempt is already settled: %s", conflict)
         except (LedgerUnavailable, TimeoutError) as error:
             self._went_down(str(error) or f"no answer within {_PATIENCE.total_seconds():g} s")
             return False
         except Exception:
             if not self._waits:
-                # A bug of ours must not fail somebody else's activity.
+                # Our bug must not fail a user's activity.
                 _log.exception("an observed attempt could not be recorded")
                 return False
             raise

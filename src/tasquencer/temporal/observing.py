@@ -4,7 +4,7 @@ An interceptor on the activity side writes the work item before the attempt runs
 changes no command and adds no event. It does not see everything, for example the death of its worker. Then
 the next attempt settles the work item, or the reconciler does (`tasquencer.temporal.observed_ends`).
 
-The ledger does not stop somebody's activities: in an outage they run unrecorded, unless the application wants
+The ledger does not stop a user's activities. In an outage they run unrecorded, unless the application wants
 them to wait.
 """
 
@@ -56,13 +56,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Observing:
-    """What is observed, and how.
+    """The options of observed activities.
 
     Attributes:
-        patterns: Of activity types, as in `fnmatch`.
-        on_outage: What becomes of an attempt when the ledger cannot be written.
-        record_payloads: Keep arguments and results; None: only if the client has no payload codec.
-        most_bytes: Of the arguments, or of the result, that are kept.
+        patterns: Patterns of activity types, as in `fnmatch`.
+        on_outage: What an attempt does while the ledger cannot be written.
+        record_payloads: True to keep arguments and results. None: only if the client has no payload codec.
+        most_bytes: The maximum bytes of the arguments or of the result that are kept.
     """
 
     patterns: Sequence[str]
@@ -75,9 +75,9 @@ class ActivityObserver(Interceptor):
     """Writes a work item for each attempt of the activities that are observed. One per worker.
 
     Args:
-        ledger: Open while the worker runs.
-        client: The worker's.
-        not_observed: Activity types of ours.
+        ledger: A ledger that is open while the worker runs.
+        client: The worker's client.
+        not_observed: Our own activity types.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ActivityObserver(Interceptor):
 
     @property
     def missed(self) -> int:
-        """How many attempts the ledger has not, or not whole, because it could not be written."""
+        """The number of attempts that are missing or incomplete in the ledger after an outage."""
         return self._writer.missed
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
@@ -105,13 +105,13 @@ class ActivityObserver(Interceptor):
         return _Inbound(next, self)
 
     def observes(self, given: ExecuteActivityInput) -> bool:
-        """Return whether the running activity is to be observed: not if it is one of ours."""
+        """Return whether to observe the running activity. Our own activities are not observed."""
         kind = activity.info().activity_type
         is_ours = kind in self._not_observed or RUN_HEADER in given.headers
         return not is_ours and matches(self._observing.patterns, kind)
 
     async def began(self, given: ExecuteActivityInput) -> Begun:
-        """Write that the attempt begins."""
+        """Write the beginning of the attempt."""
         info, args = activity.info(), _arguments(given.args)
         step = self._agents.step(info.activity_type, args, given.headers, given.fn)
         attempt = Attempt.of(info, self._client)
@@ -120,9 +120,9 @@ class ActivityObserver(Interceptor):
         return begun
 
     async def ended(self, begun: Begun, result: object, error: BaseException | None) -> None:
-        """Write how the attempt ended."""
+        """Write the end of the attempt."""
         if isinstance(error, activity._CompleteAsyncError):
-            return  # it goes on elsewhere
+            return  # it continues elsewhere
         item = begun.work_item
         now = max(datetime.now(UTC), item.started_at or item.created_at)
         end = self._end(begun, now, result, error)
@@ -140,7 +140,7 @@ class ActivityObserver(Interceptor):
             try:
                 await self._ledger.record(start_entries(begun))
             except LedgerConflict:
-                # The run has had an activity with this id or name before, or an operator has reset this one.
+                # The run has already had an activity with this id or name, or an operator has reset this one.
                 if other is None:
                     raise
                 begun.work_item = begun.work_item.model_copy(update={"lineage": other})
@@ -148,7 +148,7 @@ class ActivityObserver(Interceptor):
                 return
 
     async def _placed(self, begun: Begun) -> WorkItem:
-        """The work item in its lineage: after the attempt before, which is settled if it is still open."""
+        """Return the work item in its lineage. Settles the previous attempt if it is still open."""
         attempt, item = begun.attempt, begun.work_item
         if attempt.was_begun_again:
             before = await self._ledger.work_items(WorkItemFilter(work_item_id=item.id))
@@ -209,7 +209,7 @@ class ActivityObserver(Interceptor):
 
 
 def _arguments(args: Sequence[Any]) -> Sequence[Any]:
-    """An activity's arguments; a dynamic activity gets all of them in one list."""
+    """Return an activity's arguments. A dynamic activity gets all of them in one list."""
     is_dynamic = len(args) == 1 and isinstance(args[0], list) and bool(args[0])
     if is_dynamic and all(isinstance(value, RawValue) for value in args[0]):
         return list(args[0])
@@ -226,19 +226,19 @@ class _Inbound(ActivityInboundInterceptor):
             return await super().execute_activity(input)
         begun, was_canceled = await _to_the_end(self._observer.began(input))
         if was_canceled and (running := asyncio.current_task()) is not None:
-            running.cancel()  # the activity sees it where it would have seen it without us
+            running.cancel()  # the activity sees it at the same place as natively
         try:
             result = await super().execute_activity(input)
         except BaseException as error:
             await _to_the_end(self._observer.ended(begun, None, error))
             raise
-        # A cancel that comes now is too late, as it would be without us: the activity has its result.
+        # A cancel that comes now is too late, as natively, because the activity has its result.
         await _to_the_end(self._observer.ended(begun, result, None))
         return result
 
 
 async def _to_the_end(doing: Awaitable[T]) -> tuple[T, bool]:
-    """Do it, whatever is canceled meanwhile; and whether something was."""
+    """Run it to its end despite cancels. Also return whether a cancel arrived."""
     task, was_canceled = asyncio.ensure_future(doing), False
     while not task.done():
         try:

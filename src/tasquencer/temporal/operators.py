@@ -1,8 +1,8 @@
 """The updates of every task: `retry_now`, `complete_work_item`, `fail_work_item`, `cancel_work_item`.
 
-Each takes one JSON object (see `tasquencer.actions`), is refused before anything changes if it cannot be
-carried out, and returns once its transitions are in the ledger, with what became of the work items. Temporal
-acts on the same update id once. It is checked twice: as it arrives, and when its turn has come.
+Each takes one JSON object (see `tasquencer.core.actions`). It is refused before anything changes if it cannot
+be carried out. It returns the new states of the work items when its transitions are in the ledger. Temporal
+executes the same update id once. An update is checked twice: when it arrives, and when its turn has come.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from tasquencer.temporal.failures import task_error
 __all__ = ["Operators", "ResultOf"]
 
 ResultOf = Callable[[WorkItem, JsonValue], JsonValue]
-"""Checks a result that comes from outside and returns it as the task keeps it. Raises `InvalidRequest`."""
+"""Checks a result from outside and returns it in the form that the task keeps. Raises `InvalidRequest`."""
 
 
 class Operators:
-    """Carries out actions from outside on a task's work items.
+    """Executes actions from outside on a task's work items.
 
     Args:
-        driver: Of the task.
+        driver: The task's driver.
         result_of: Checks the result of `complete_work_item`.
     """
 
@@ -50,8 +50,8 @@ class Operators:
 
     def register(self, *, replaces: bool = True) -> None:
         """Offer the updates. Without `replaces` the workflow's own updates of the same names stay."""
-        # What ends a work item must be in the history before the ledger hears of it: see `driver`. What only
-        # ends a wait need not, but what was on its way before comes first all the same.
+        # An action that ends a work item must be in the history before it is written to the ledger, see
+        # `driver`. One that only ends a wait need not be, but earlier events still come first.
         news = self._driver.news
         for name, act, check, first in (
             ("retry_now", self._retry_now, self._check_retry_now, self._ended_waits),
@@ -85,7 +85,7 @@ class Operators:
             check(raw)
             return await act(raw)
 
-        # The SDK would compile the text of the annotations for each task.
+        # Without annotations, because the SDK would compile their text for each task.
         handler.__annotations__ = {"raw": Any}
         return handler
 
@@ -93,9 +93,7 @@ class Operators:
         known = self._waiting()
         await self._driver.catch_up_with_timers()
         if not any(self._still_waits(work_item_id) for work_item_id in known):
-            raise task_error(
-                ActionRefused.__name__, "nothing waits any more: the wait has just ended by itself"
-            )
+            raise task_error(ActionRefused.__name__, "no attempt is waiting: the wait has just ended")
 
     async def _retry_now(self, raw: object = None) -> dict[str, Any]:
         action = parse_action(RetryNow, raw)
@@ -106,7 +104,7 @@ class Operators:
         await self._driver.flush()
         hurried = [self._driver.successor(known) for known in ids if self._was_hurried(known)]
         if not hurried:
-            raise task_error(ActionRefused.__name__, "nothing waits any more: the task has just ended")
+            raise task_error(ActionRefused.__name__, "no attempt is waiting: the task has just ended")
         return {"work_item_ids": hurried}
 
     async def _complete(self, raw: object = None) -> dict[str, Any]:
@@ -154,7 +152,7 @@ class Operators:
             if not driver.is_hurried(item.id) and not driver.is_ready(item.id)
         ]
         if not ids:
-            raise ActionRefused("nothing waits any more: somebody else has just ended the wait")
+            raise ActionRefused("no attempt is waiting: someone else already ended the wait")
         return ids
 
     def _still_waits(self, work_item_id: str) -> bool:

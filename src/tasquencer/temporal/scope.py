@@ -1,11 +1,11 @@
-"""What the plugin adds around each workflow run and each call: a scope, and that nothing dangles.
+"""The scope that the plugin puts around each workflow run and each call, so that nothing stays open.
 
-The interceptor settles the work items that are still open when the workflow returns, fails or is
-canceled, however the workflow's own code got there, and starts what is to follow the task's end. When a
-task continues as new, its state travels in a header, so that the workflow's signature stays its own.
+When the workflow returns, fails or is canceled, in any way, the interceptor settles the open work items and
+starts the workflow that follows the task's end. When a task continues as new, its state travels in a header,
+so that the workflow's signature does not change.
 
-So does the run with each call of a work item: when a task is reset, Temporal makes a call that was under way
-again, in the new run, under the same id. It is stopped before it begins; the task makes another work item.
+The id of the run travels in a header with each call of a work item. After a reset, Temporal repeats a running
+call in the new run, under the same id. It is stopped before it begins, and the task makes another work item.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ _MAKES_CALLS = "tasquencer_makes_calls"
 
 
 class TaskScope:
-    """One workflow run, as the package sees it: its arguments and its task.
+    """One workflow run: its arguments and its task.
 
-    It rests on the run's event loop: the package's modules keep no state of their own, and the workflow's
+    It is stored on the run's event loop, because the package's modules keep no state, and the workflow's
     instance belongs to its author.
     """
 
@@ -72,7 +72,7 @@ class TaskScope:
 
     @classmethod
     def current(cls) -> TaskScope:
-        """The scope of the current run. Raises `TaskMisused` if the worker lacks the plugin."""
+        """Return the scope of the current run. Raises `TaskMisused` if the worker lacks the plugin."""
         scope = cls.find()
         if scope is None:
             raise TaskMisused("the worker lacks TasquencerPlugin: give it to the client that the worker uses")
@@ -80,7 +80,7 @@ class TaskScope:
 
     @classmethod
     def find(cls) -> TaskScope | None:
-        """The scope of the current run, if the plugin made one."""
+        """Return the scope of the current run, if the plugin made one."""
         found: TaskScope | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
         return found
 
@@ -112,16 +112,16 @@ class TaskScope:
             driver.is_ending = True
 
     def ends_without_task(self) -> None:
-        """Note that the run ends before its task has begun anything: what it left behind begins nothing."""
+        """Note that the run ends before its task has begun anything. Left-over code must begin nothing."""
         self._is_over = True
 
     def continue_as_new(self) -> NoReturn:
-        """Go on in a new run, with the arguments of this one; the task travels along."""
+        """Continue in a new run with the same arguments, which carries the task along."""
         self.is_continuing = True
         workflow.continue_as_new(args=self._args)
 
     async def close(self, reason: str) -> None:
-        """End what is still open, and wait for the operators' actions that are under way."""
+        """End the open work items, and wait for running actions of operators."""
         driver = self.driver
         if driver is None:
             return
@@ -132,7 +132,7 @@ class TaskScope:
             await workflow.wait_condition(workflow.all_handlers_finished)
 
     async def follow_up(self, error: BaseException | None) -> None:
-        """Start what is to follow the task's end, and leave it to itself."""
+        """Start the workflow that follows the task's end. It runs independently."""
         if self.driver is None or self._on_ended is None:
             return
         info = workflow.info()
@@ -172,7 +172,7 @@ def makes_calls() -> bool:
 
 
 def carried_task(info: workflow.Info) -> CarriedTask | None:
-    """What the run before this one carried along, if it continued as new."""
+    """Return the state from the previous run, if that continued as new."""
     payload = info.headers.get(_HEADER)
     if payload is None or info.continued_run_id is None:
         return None
@@ -181,10 +181,10 @@ def carried_task(info: workflow.Info) -> CarriedTask | None:
 
 
 def _is_ours(carried: CarriedTask, info: workflow.Info) -> bool:
-    """Return whether the run before this one has carried the task along.
+    """Return whether the previous run has carried the task along.
 
-    Temporal hands a header to later runs as well, when it retries a workflow or starts it on a cron schedule.
-    A client can put one into a start request. Neither names the run before this one, whose id Temporal chose.
+    Temporal also passes a header to later runs when it retries a workflow or starts it on a cron schedule. A
+    client can put one into a start request. Neither header names the previous run, whose id Temporal chose.
     """
     if any(item.task_id != info.workflow_id for item in carried.work_items):
         return False
@@ -197,7 +197,7 @@ class TaskInterceptor(Interceptor):
     """Puts a `TaskScope` around each workflow run, and a `Delivery` behind each call.
 
     Args:
-        headers: Encodes what travels in headers; None: nothing does.
+        headers: Encodes our headers. None: there are none.
         closed_runs: Knows which runs have ended; None: nobody does.
         makes_calls: The plugin has `calls=`.
     """
@@ -277,16 +277,16 @@ class _Inbound(WorkflowInboundInterceptor):
             if scope.driver is None or not _ends_the_run(raised, scope.driver):
                 raise
             error = raised
-        if scope.driver is None:  # a workflow without a task ends as it would without the plugin
+        if scope.driver is None:  # a workflow without a task ends as without the plugin
             scope.ends_without_task()
             return result
         if isinstance(error, workflow.ContinueAsNewError):  # the user's own: the next run is another task
             await to_the_end(scope.close("the task continued as new"))
             raise error
-        # The code has seen a cancel that came before it ended, and has decided what follows from it.
+        # The code has seen a cancel before its end, and has decided about it.
         is_decided = scope.driver.is_second_edition and workflow.cancellation_reason() is not None
         await to_the_end(scope.close(_REASONS[_state_of(error)]))
-        # A cancel that came in time is obeyed, also where it met the last record of a task.
+        # A cancel in time is obeyed, even during the last write of a task.
         is_canceled = workflow.cancellation_reason() is not None and not is_decided
         if is_canceled and _state_of(error) is not TaskEndState.CANCELED:
             error = asyncio.CancelledError("the task was canceled")
@@ -297,7 +297,7 @@ class _Inbound(WorkflowInboundInterceptor):
 
 
 def _ends_the_run(raised: BaseException, driver: TaskDriver) -> bool:
-    """Return whether what the code raised ends the run. A bug repeats the workflow task instead."""
+    """Return whether the error ends the run. After a bug the workflow task is repeated instead."""
     if isinstance(raised, FailureError):
         return True
     if isinstance(raised, asyncio.CancelledError):
@@ -309,7 +309,7 @@ def _ends_the_run(raised: BaseException, driver: TaskDriver) -> bool:
 
 
 def _has_task() -> bool:
-    """Whether the workflow made a `Task` in its `__init__`: that offers its updates."""
+    """Return whether the workflow made a `Task` in its `__init__`, which offers its updates."""
     return workflow.get_update_handler("retry_now") is not None
 
 
@@ -347,7 +347,7 @@ def _state_of(error: BaseException | None) -> TaskEndState:
 
 
 async def to_the_end(doing: Coroutine[Any, Any, None]) -> None:
-    """Do it, whatever is canceled meanwhile."""
+    """Run it to its end despite cancels."""
     task = asyncio.create_task(doing)
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):

@@ -7,14 +7,14 @@ A workflow makes one `Task`, loops over its `attempts`, and gives each work item
             work_item.complete(await work_item.execute_activity("generate", job, …))
     return self._task.result()
 
-What happens when the block is left:
+At the end of the block:
 
-- after `complete` or `fail`: that is the outcome;
-- by the failure of an activity, a local activity or a child workflow: the work item fails with it,
-  the error is swallowed and the loop goes on, with a retry or to its end;
-- by cancellation of the workflow: the work item is canceled and the cancellation goes on;
-- by any other exception: it is a bug. Nothing is recorded, the exception propagates, Temporal fails
-  the workflow task and tries it again until the code is mended. No attempt is burnt.
+- After `complete` or `fail`, that is the outcome.
+- After the failure of an activity, a local activity or a child workflow, the work item fails with it. The
+error is swallowed, and the loop continues with a retry or ends.
+- If the workflow is canceled, the work item is canceled and the cancellation propagates.
+- Any other exception is a bug. Nothing is recorded, and the exception propagates. Temporal fails the workflow
+task and tries it again until the code is fixed. No attempt is used up.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from tasquencer.temporal.scope import TaskScope, carried_task
 __all__ = ["ImplicitTask", "Task", "accept"]
 
 _END_MARGIN = timedelta(seconds=30)
-"""How long before Temporal's own timeout of a run its task ends by itself."""
+"""How long before Temporal's own timeout of a run its task ends."""
 
 _ATTRIBUTE = "__tasquencer_task__"
 """Of the run's event loop: its task. See `TaskScope`."""
@@ -60,13 +60,13 @@ T = TypeVar("T")
 
 
 def accept(parse: Callable[[object], T], raw: object) -> T:
-    """The workflow's raw input, parsed; input that does not validate ends the task at once.
+    """Parse the workflow's raw input. Input that is not valid ends the task immediately.
 
-    Take the input as `raw: Any = None` and parse it in `run`: what Temporal itself cannot
-    convert would leave the workflow stuck instead of failed.
+    Declare the input as `raw: Any = None` and parse it in `run`. With another type, input that Temporal
+    cannot convert would leave the workflow stuck instead of failed.
 
     Raises:
-        ApplicationError: of type `InvalidRequest`; the message names each wrong field.
+        ApplicationError: of type `InvalidRequest`. The message names each wrong field.
     """
     try:
         return parse(raw)
@@ -79,28 +79,28 @@ def _any_result(work_item: WorkItem, result: JsonValue) -> JsonValue:
 
 
 class Task:
-    """The task that this workflow run carries out. Make it in the workflow's `__init__`.
+    """The task of this workflow run. Make it in the workflow's `__init__`.
 
-    It offers the query `work_items`: all work items of the task, oldest first, as JSON with the
-    ledger's names, without the two large columns `payload` and `result`. And the updates `retry_now`,
-    `complete_work_item`, `fail_work_item` and `cancel_work_item`, see `tasquencer.actions`.
+    It offers the query `work_items`, which returns all work items of the task, oldest first, as JSON with the
+    ledger's names, without the two large columns `payload` and `result`. It also offers the updates
+    `retry_now`, `complete_work_item`, `fail_work_item` and `cancel_work_item`, see `tasquencer.core.actions`.
 
     Args:
-        recipe: How a lineage retries that brings no recipe of its own.
-        policy: Decides after each transition whether the task goes on, completes or fails.
-        on_work_item_state_changed: Called after each transition, before the policy; what it
-            returns is the next attempt. By default it retries by the recipe.
-        record: Makes the domain record that is written beside each transition.
-        result_of: Checks a result that comes from outside (`complete_work_item`) for this work item and
-            returns it as the task keeps it; raises `InvalidRequest`.
-        on_ended: Called when the task has ended and all its work items, too. The workflow that it returns is
-            started, and runs on after the task. Not called for a task that has begun no work item.
-        concurrency: How many work items may be started at once, over all lineages; None: any number. The
-            others wait as `initialized`. Run the lineages side by side with `asyncio.gather`.
-        results_bytes: Bytes of results, as JSON, that travel along when the task continues as new. `result`
-            refuses those that do not fit. All that travels along must fit into Temporal's 2 MiB.
-        rules: By kind, what holds for independent lineages. The policy does not count them: your code reads
-            how one ended (`last`) and decides.
+        recipe: The recipe of lineages that have no recipe of their own.
+        policy: Decides after each transition whether the task continues, completes or fails.
+        on_work_item_state_changed: Called after each transition, before the policy. It returns the next
+        attempt or None. By default it retries by the recipe.
+        record: Makes the domain record that is written with each transition.
+        result_of: Checks a result from outside (`complete_work_item`) for this work item and returns it in
+        the form that the task keeps. Raises `InvalidRequest`.
+        on_ended: Called when the task and all its work items have ended. The workflow that it returns is
+        started and runs independently. Not called for a task that has begun no work item.
+        concurrency: How many work items may be started at the same time, over all lineages. None: no limit.
+        The others wait as `initialized`. Run the lineages side by side with `asyncio.gather`.
+        results_bytes: Bytes of results, as JSON, that the task carries along when it continues as new.
+        `result` refuses those that do not fit. All carried state must fit into Temporal's 2 MiB.
+        rules: The rules of independent lineages, by kind. The policy does not count these lineages. Your
+        code reads their end (`last`) and decides.
     """
 
     _replaces_handlers = True
@@ -142,7 +142,7 @@ class Task:
         if carried is not None:
             self._driver.resume(carried)
         if self._replaces_handlers or workflow.get_query_handler("work_items") is None:
-            # A lambda has no annotations: the SDK would compile their text for each task.
+            # A lambda has no annotations, whose text the SDK would compile for each task.
             workflow.set_query_handler(
                 "work_items", lambda: [_listing(item) for item in self._state.work_items()]
             )
@@ -168,13 +168,13 @@ class Task:
 
     @property
     def started_at(self) -> datetime:
-        """When the task began, also after it continued as new; aware UTC."""
+        """When the task began (aware UTC), also after it continued as new."""
         return self._state.started_at or workflow.info().workflow_start_time
 
     def deadline_after(self, seconds: float | None) -> datetime | None:
-        """When the task has to end: so long after it began, and in time before Temporal's own timeouts.
+        """Return when the task has to end: this time after it began, but before Temporal's own timeouts.
 
-        A run that Temporal times out has no chance to settle its work items, so the task ends before it.
+        A run that Temporal times out has no chance to settle its work items, so the task ends earlier.
         """
         info = workflow.info()
         ends = [] if seconds is None else [self.started_at + timedelta(seconds=seconds)]
@@ -200,16 +200,16 @@ class Task:
         deadline: datetime | None = None,
         kind: str | None = None,
     ) -> Attempts:
-        """The attempts at one piece of work, one after the other, until one succeeds or none is left.
+        """Iterate over the attempts at one piece of work until one succeeds or none is left.
 
-        The lineage begins with this call, its first work item waits as `initialized` until the loop takes it.
+        The lineage begins with this call. Its first work item waits as `initialized` until the loop takes it.
 
         Args:
-            payload: What each attempt has to do; kept as JSON (a Pydantic model, a dataclass, plain values).
-            lineage: Names this chain of attempts; unique within the task.
-            recipe: How it retries; None takes the task's.
-            deadline: No attempt starts at or after this time; a wait beyond it is given up.
-            kind: Names the `rules` of an independent lineage; None: the task's own hook, record and policy.
+            payload: The input of each attempt, kept as JSON (a Pydantic model, a dataclass, plain values).
+            lineage: The name of this chain of attempts, unique within the task.
+            recipe: The recipe of its retries. None means the task's.
+            deadline: No attempt starts at or after this time. A longer wait is given up.
+            kind: The `rules` of an independent lineage. None: the task's own hook, record and policy.
         """
         TaskScope.current().enter(self._driver, self._on_ended)
         if self._state.verdict is not Verdict.FAIL and not self._driver.is_ending:
@@ -274,11 +274,11 @@ class Task:
         return self._carried_along(item)
 
     def result(self, lineage: str = MAIN_LINEAGE) -> JsonValue:
-        """The result of a lineage; fails the task if its policy says so.
+        """Return the result of a lineage. Fails the task if its policy decides so.
 
         Raises:
             ApplicationError: of type `RetriesExhausted`, `NotRetryable`, `DeadlineExceeded` or
-                `TaskFailed`; the message says what happened last, the detail is the last failure.
+                `TaskFailed`. The message describes the last event, and the detail is the last failure.
         """
         return self._carried_along(self.completed(lineage))
 
@@ -292,11 +292,11 @@ class Task:
         return item.result
 
     def last(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
-        """The last work item of a lineage, in whatever state it is."""
+        """Return the last work item of a lineage, in any state."""
         return self._state.latest(lineage)
 
     def completed(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
-        """The completed work item of a lineage; fails the task like `result`."""
+        """Return the completed work item of a lineage. Fails the task like `result`."""
         self.check()
         item = self._state.latest(lineage)
         if item.state is not WorkItemState.COMPLETED:
@@ -313,7 +313,7 @@ class Task:
         await self._driver.continue_if_due()
 
     def check(self) -> None:
-        """Fail the task, like `result`, if its policy says so."""
+        """Fail the task, like `result`, if its policy decides so."""
         if self._state.verdict is Verdict.FAIL:
             ended = self._state.failure()
             raise task_error(ended.type, ended.message, ended.failure)
@@ -339,9 +339,9 @@ _IDS = UUID("6f1d6c1e-2c0b-5c53-9a54-0d5f4e6f3a10")
 
 
 def _new_id(lineage: str, attempt: int) -> str:
-    """The id of a work item. It follows from the run: a decision made again gives the same id in any order.
+    """Return the id of a work item. It depends on the run, so a repeated decision gives the same id.
 
-    Temporal changes the random seed of a run that a reset has made, so ids differ before and after a reset.
+    A run made by a reset has another random seed, so ids differ before and after a reset.
     """
     if not behaves(Behaviour.SECOND_EDITION):
         return str(workflow.uuid4())

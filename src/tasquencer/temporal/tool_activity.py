@@ -36,8 +36,8 @@ class ToolActivity:
 
     Args:
         tools: The worker's tools, by name.
-        clean: Gives the function that removes secrets from what a tool raises.
-        interval: Time between two heartbeats.
+        clean: Returns the function that removes secrets from a tool's error.
+        interval: The time between two heartbeats.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class ToolActivity:
 
     @activity.defn(name=CALL_TOOL)
     async def call_tool(self, job: ToolJob, attempt: int) -> JsonValue:
-        """Call the tool once; what it returned, as JSON.
+        """Call the tool once. Return its result as JSON.
 
         Args:
             job: The call.
             attempt: 0 for the first try, k for retry k.
 
-        A tool that is not async runs in a thread, and runs on there after a timeout or a cancellation.
+        A tool that is not async runs in a thread, and continues there after a timeout or a cancellation.
 
         Raises:
-            ApplicationError: of the failure's kind, with the `Failure` as its detail; `NotAllowed` for a
-                caller whose work item is not started.
+            ApplicationError: of the failure's kind, with the `Failure` as its detail. `NotAllowed` for a
+            caller whose work item is not started.
         """
         info = activity.info()
         interval = heartbeat_interval(self._interval, info.heartbeat_timeout, pushed=self.pushed)

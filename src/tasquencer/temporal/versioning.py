@@ -14,17 +14,17 @@ __all__ = ["Version", "Versioning"]
 
 
 class Versioning(StrEnum):
-    """Which worker continues a task, where workers have versions."""
+    """Selects the worker that continues a task, if workers have versions."""
 
     PINNED = "pinned"
-    """Always one with the build that the task began on."""
+    """A worker with the task's first build."""
     AUTO_UPGRADE = "auto-upgrade"
-    """One with the current build."""
+    """A worker with the current build."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A worker's version: its deployment, its build, and which tasks it continues."""
+    """A worker's version: its deployment, its build, and the rule for the tasks that it continues."""
 
     deployment_name: str
     build_id: str
@@ -46,13 +46,13 @@ class Version:
                 given, missing = missing, given
             raise WrongSetting(missing, f"must be set too where {given} is")
         if deployment_name.startswith("__") or set(".:") & set(deployment_name):
-            # Temporal refuses it, but the worker would not end: it would wait for tasks in vain.
+            # Temporal refuses it, but the worker would not end. It would wait for tasks in vain.
             problem = f"{deployment_name!r} begins with '__' or contains '.' or ':': Temporal refuses that"
             raise WrongSetting("TEMPORAL_DEPLOYMENT_NAME", problem)
         return cls(deployment_name, build_id, versioning) if build_id else None
 
     def config(self) -> WorkerDeploymentConfig:
-        """Return the version as the SDK takes it."""
+        """Return the version for the SDK."""
         pinned = self.versioning is Versioning.PINNED
         return WorkerDeploymentConfig(
             version=WorkerDeploymentVersion(self.deployment_name, self.build_id),

@@ -1,8 +1,9 @@
-"""Values of ours on their way through Temporal, whatever data converter the client has.
+"""Sends our own values through Temporal, with any data converter of the client.
 
-The SDK asks every payload converter to pass a `RawValue` on as it is. So we write the JSON of our own models
-ourselves, as a `RawValue`: it reads the same under every converter, and the client's codec encodes it like
-any other payload. The JSON is what our own converter writes, so histories of earlier releases read alike.
+The SDK requires every payload converter to pass on a `RawValue` unchanged. So we write the JSON of our own
+models ourselves, as a `RawValue`. It reads the same with every converter, and the client's codec encodes it
+like any other payload. It is the JSON of our own converter, so histories of earlier releases can be read,
+too.
 """
 
 from __future__ import annotations
@@ -49,17 +50,17 @@ _RUN = "tasquencer-run"
 
 
 def json_payload(value: object) -> Payload:
-    """The value as JSON. Raises `PydanticSerializationError` for what JSON cannot hold."""
+    """Return the value as JSON. Raises `PydanticSerializationError` if JSON cannot hold it."""
     return Payload(metadata={"encoding": JSON}, data=to_json(value))
 
 
 def sent(value: object) -> RawValue:
-    """The value as an argument or a result that every payload converter passes on."""
+    """Return the value as an argument or a result that every payload converter passes on."""
     return RawValue(Payload(metadata={"encoding": _NULL}) if value is None else json_payload(value))
 
 
 def received(raw: RawValue, kind: type[T]) -> T:
-    """The value that was sent, as this type. Raises `pydantic.ValidationError` if it does not fit."""
+    """Read a sent value as this type. Raises `pydantic.ValidationError` if it does not fit."""
     adapter: TypeAdapter[T] = _adapter(kind)
     return cast("T", _read(raw, adapter))
 
@@ -74,10 +75,10 @@ def run_of(raw: RawValue) -> str | None:
 
 
 def received_json(raw: RawValue, otherwise: Callable[[Payload], Any]) -> Any:
-    """The value that was sent, as plain JSON values.
+    """Read a sent value as plain JSON values.
 
     Args:
-        otherwise: Reads what is not JSON, because somebody else sent it: the client's payload converter.
+        otherwise: The client's payload converter, which reads values of other senders that are not JSON.
     """
     payload = raw.payload
     if payload.metadata.get("encoding") != JSON:
@@ -89,12 +90,12 @@ def received_json(raw: RawValue, otherwise: Callable[[Payload], Any]) -> Any:
 
 
 def activity_name(function: Callable[..., Any]) -> str | None:
-    """The name under which an activity is registered; None for a dynamic one."""
+    """Return the name under which an activity is registered, or None for a dynamic one."""
     return activity._Definition.must_from_callable(function).name
 
 
 def wired(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[RawValue]]:
-    """The activity of ours as the worker registers it: its arguments and its result are sent by us."""
+    """Return our activity for the registration. This module reads its arguments and sends its result."""
     name = activity_name(function)
     hints = get_type_hints(function)
     hints.pop("return", None)
@@ -122,7 +123,7 @@ def wired(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Ra
 def _read(raw: RawValue, adapter: TypeAdapter[Any]) -> Any:
     payload = raw.payload
     if payload.metadata.get("encoding") == _NULL:
-        return None  # whatever the type: earlier releases returned nothing where there is a value now
+        return None  # for any type, because earlier releases returned nothing in some places
     return adapter.validate_json(payload.data)
 
 
@@ -137,7 +138,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 class WireInterceptor(Interceptor):
-    """Sends our own models itself where a workflow returns them, or hands them to its next run."""
+    """Sends our own models if a workflow returns them or passes them to its next run."""
 
     def workflow_interceptor_class(
         self,

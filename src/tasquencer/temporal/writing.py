@@ -1,4 +1,4 @@
-"""Writes what a task has decided into the ledger, from within its workflow, one batch at a time."""
+"""Writes a task's decisions to the ledger, from within its workflow, one write at a time."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from tasquencer.temporal.wire import received, run_of, sent
 __all__ = ["CANCELED", "Writing"]
 
 CANCELED = "the task was canceled"
-"""Why what a canceled task leaves open ends."""
+"""The reason for the end of a canceled task's open work items."""
 
 _HANDOVER_STEPS = 4
-"""Turns of the loop from the end of one work item to the start of the one that takes its place."""
+"""Turns of the loop from the end of one work item to the start of the one that gets its place."""
 
 
 class Writing:
     """Takes a `TaskState`'s entries and writes them.
 
     Args:
-        state: Decides.
-        hands_over: The end of one work item lets others begin, which is to be written with it.
-        news: Awaited after a slow write: the server may have news for the task.
+        state: The task's state, which decides.
+        hands_over: True if the end of one work item lets others begin, to write both together.
+        news: Awaited after a slow write, because the server may have new events for the task.
     """
 
     def __init__(self, state: TaskState, *, hands_over: bool, news: Callable[[], Awaitable[None]]) -> None:
@@ -62,18 +62,18 @@ class Writing:
 
     @property
     def is_done(self) -> bool:
-        """Whether all that the state has decided is written."""
+        """Return whether all decisions of the state are written."""
         return self._batch is None and not self._state.has_entries
 
     def settle(self) -> None:
-        """Let the last write settle what the ledger holds and the state has never heard of."""
+        """Make the last write settle work items that are in the ledger but not in the state."""
         self._must_settle = self._state.has_entries or not self._has_settled
 
     async def flush(self) -> None:
-        """Return once every transition so far is in the ledger.
+        """Return when every transition so far is in the ledger.
 
-        A cancellation that arrives meanwhile is raised afterwards; the write itself goes on. What
-        other lineages want to record while a batch is being written goes together into the next.
+        A cancellation during the write is raised afterwards, and the write itself continues. New entries of
+        other lineages during a write go together into the next one.
         """
         canceled: asyncio.CancelledError | None = None
         while not self.is_done or self._must_settle:
@@ -103,7 +103,7 @@ class Writing:
             self._batch = None
 
     async def _record(self, entries: list[LedgerEntry], settlement: Settlement | None) -> bool:
-        """Write the entries; whether that was slow."""
+        """Write the entries. Return whether that was slow."""
         entries = _as_of(workflow_task_began(), entries)
         told_again: set[str] = set()
         while True:
@@ -126,7 +126,7 @@ class Writing:
                 if known is not None:
                     entries = self._state.adopt(known, entries)
                 elif refused is not None and refused not in told_again and self._state.log(refused):
-                    # The ledger holds otherwise, from before these entries: send all of them again.
+                    # The ledger contradicts these entries, so send all of them again.
                     told_again.add(refused)
                     others = [entry for entry in entries if entry.work_item.id != refused]
                     entries = _as_of(workflow_task_began(), [*self._state.log(refused), *others])
@@ -144,7 +144,7 @@ class Writing:
                 self._started_by[entry.work_item.id] = run
 
     def _settlement(self) -> Settlement | None:
-        """What the write that is about to begin settles besides: nothing, unless the task ends with it."""
+        """Return the settlement for the next write. There is none unless the task ends with it."""
         self._has_settled = self._must_settle or self._state.verdict is Verdict.FAIL
         self._must_settle = False
         if not self._has_settled:

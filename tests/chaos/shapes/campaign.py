@@ -44,10 +44,10 @@ class ShapeOptions:
     """What to run.
 
     Attributes:
-        seed: Of the first program; the others' count up from it.
-        caches: How many workflows each worker keeps in memory: one worker each.
-        gap_seconds: From one death to the next, in the mean.
-        patience_seconds: How long a task may have no news once the workers die no more.
+        seed: The seed of the first program. The others' count up from it.
+        caches: For each worker, how many workflows it keeps in memory.
+        gap_seconds: The mean time from one death to the next.
+        patience_seconds: How long a task may stand still after the last worker's death.
     """
 
     seed: int = 1

@@ -19,7 +19,7 @@ _TICK = timedelta(milliseconds=5)
 """What two clocks on one machine may differ by, and what rounding costs."""
 
 _LOST_WITHIN = timedelta(seconds=15)
-"""A worker's death shows in its calls' heartbeats so long after it, at most."""
+"""A worker's death shows in its calls' heartbeats after this time at the latest."""
 
 _TASK_ERRORS = ("RetriesExhausted", "NotRetryable", "DeadlineExceeded", "TaskFailed")
 
@@ -93,7 +93,7 @@ def one_request_for_each_work_item(account: ShapeAccount) -> Iterator[str]:
 
 
 def what_ended_never_changes(account: ShapeAccount) -> Iterator[str]:
-    """I3. What only a lost workflow task had written may be superseded, and is kept then."""
+    """I3. Only entries of a lost workflow task may be superseded, and the old ones are kept."""
     now = {item.id: item for item in account.items}
     for seen in account.sightings:
         item = now.get(seen.id)
@@ -137,7 +137,7 @@ def _early(item: WorkItem, by: timedelta) -> str:
 
 
 def each_lineage_is_bounded(account: ShapeAccount) -> Iterator[str]:
-    """I5: no more work items than tries, none missing and none twice, but for those a reset has replaced."""
+    """I5: at most one work item per try, none missing and none twice, except those that a reset replaced."""
     for lineage, chain in _lineages(account).items():
         numbers = [item.attempt for item in chain]
         if max(numbers) > account.program.retries:

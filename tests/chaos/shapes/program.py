@@ -43,7 +43,7 @@ CONSTRUCTS = (
     "reset",
     "continue_as_new",
 )
-"""Everything that a program may be made of, besides plain lineages, policies and hooks."""
+"""All parts of a program in addition to plain lineages, policies and hooks."""
 
 HOLDING = tuple(
     one

@@ -43,7 +43,7 @@ MOMENTS = (
     "after canceled",
     "request",
 )
-"""When a worker can be told to die."""
+"""The moments at which a worker can die."""
 
 _BEAT_SECONDS = 0.3
 

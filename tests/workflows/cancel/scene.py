@@ -64,7 +64,7 @@ class Scene:
         await eventually(there, f"work items that are {states}")
 
     async def nothing_begins(self, requests: int, within: float = DRAINED) -> None:
-        """Check that the provider has seen so many requests, and sees no other one in the next seconds."""
+        """Check that the provider has seen this number of requests, and sees no further one."""
         with pytest.raises(TimeoutError):
             await self.provider.wait_for_requests(requests + 1, timeout_seconds=within)
         assert len(self.requests) == requests
@@ -104,7 +104,7 @@ async def ends_canceled(handle: Handle) -> None:
 
 
 async def begins_at_most(now: Scene, requests: int, further: int, released: datetime) -> None:
-    """Check that after so many requests only so many further ones came, each of them closed.
+    """Check that after these requests only this number of further ones came, each of them closed.
 
     Temporal tells a worker of a cancel between two workflow tasks, not within one. What the task under way
     decides in the same moment still happens: one call may begin, and is closed at once.

@@ -152,12 +152,12 @@ async def test_while_the_ledger_is_down(
         await eventually(refused, f"the ledger to refuse {outage} times")
         await cancel(handle)
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
-        mended = datetime.now(UTC)
-        ledger.mend()
+        repaired = datetime.now(UTC)
+        ledger.repair()
         await ends_canceled(handle)
         items = await now.work_items(handle)
         # The next try of a short outage is due within a second of the cancel, within the workflow task.
-        await begins_at_most(now, requests, 1 if outage == 2 else 0, mended)
+        await begins_at_most(now, requests, 1 if outage == 2 else 0, repaired)
     assert [item.state for item in items] in expected
 
 
@@ -175,7 +175,7 @@ async def test_in_the_call_while_the_ledger_is_down(dev_server: EmbeddedTemporal
 
         await eventually(refused, "the ledger to refuse")
         assert [item.state for item in await now.work_items(handle)] == [STARTED]
-        ledger.mend()
+        ledger.repair()
         await ends_canceled(handle)
         assert [item.state for item in await now.work_items(handle)] == [CANCELED]
         await now.nothing_begins(1)

@@ -1,1 +1,1 @@
-"""The model's provider: the client, its answers, what its errors mean, prices."""
+"""The model's provider: the client, its answers, the meaning of its errors, prices."""

@@ -1,6 +1,6 @@
-"""Judges an answer with a good status: is it an answer, or a failure in disguise?
+"""Judges a reply with a good status, which may be an answer or a failure.
 
-A failure keeps what the provider billed (tokens, cost) and how it named the request: it costs the same.
+A failure keeps the tokens and cost that the provider billed, and its id of the request.
 """
 
 from __future__ import annotations
@@ -65,17 +65,16 @@ def judge(
     now: datetime,
     offers_tools: bool = False,
 ) -> AiAnswer | Failure:
-    """The answer in a reply with a good status, or the failure it is.
+    """Return the answer in a reply with a good status, or its failure.
 
     Args:
         reply: The provider's reply.
-        asked_model: Stands in where the reply does not say which model answered.
-        output_schema: A JSON Schema was asked for: an answer that was cut off does not count. Whether the
-        answer
-            fits it is for `tasquencer.ai.provider.schemas` to say, see `unfit`.
-        price: What the usage costs; an error of it means an unknown cost.
-        clean: Makes foreign texts fit to be recorded.
-        now: For a Retry-After that is a date; aware.
+        asked_model: Used if the reply does not name the model that answered.
+        output_schema: True if a JSON Schema was requested. Then an answer that was cut off does not count.
+        `tasquencer.ai.provider.schemas` checks whether the answer fits, see `unfit`.
+        price: Returns the cost of the usage. If it raises, the cost is unknown.
+        clean: Makes foreign texts safe to record.
+        now: The current time (aware), for a Retry-After that is a date.
         offers_tools: The model may call tools instead of answering.
     """
     facts: dict[str, JsonValue] = {"provider_request_id": request_id(reply, clean)}
@@ -104,7 +103,7 @@ def judge(
 
 
 def unfit(answer: AiAnswer, reply: Reply, problem: str, clean: Clean) -> Failure:
-    """The failure of an answer that does not fit the schema asked for."""
+    """Return the failure of an answer that does not fit the requested schema."""
     message = f"the output does not fit the schema asked for: {one_line(problem, clean)}"
     facts = answer.model_dump(mode="json", exclude={"text", "latency_seconds"})
     facts["output"] = kept_output(clean(answer.text))
@@ -165,7 +164,7 @@ def _first_choice(completion: Completion) -> Completion:
 
 
 def _raise_reported_error(reply: Reply, completion: Completion, clean: Clean) -> None:
-    """An error in the place of an answer, or beside one. One that says nothing is none."""
+    """Raise for an error instead of an answer, or in addition to one. An empty error is ignored."""
     choice = _first_choice(completion)
     what = f"the provider answered an error with status {reply.status_code}"
     if says_something(completion.get("error")):
@@ -247,7 +246,7 @@ def _text(
 
 
 def _content(content: object) -> tuple[str, str]:
-    """Text and refusal of a message's content: a text, or a list of parts, reasoning left out."""
+    """Return text and refusal of a message's content, which is a text or a list of parts. Skips reasoning."""
     if isinstance(content, str):
         return content, ""
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []

@@ -1,7 +1,7 @@
-"""Reads the body of an answer with a budget: bytes in, bytes out, and the number of parts.
+"""Reads the body of an answer with limits for the bytes in, the bytes out, and the number of parts.
 
-The HTTP library decodes as many nested encodings as an answer names, and does not return while they produce
-no bytes. So the client asks for gzip at most, and this module decodes it.
+The HTTP library decodes any number of nested encodings, and does not return while they produce no bytes. So
+the client asks only for gzip, and this module decodes it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from tasquencer.ai.provider.reply import ReplyEnd
 __all__ = ["ACCEPTED_ENCODING", "read_body"]
 
 ACCEPTED_ENCODING = "gzip"
-"""What requests accept. An answer may also come without any encoding."""
+"""The encoding that requests accept. An answer may also come without one."""
 
 _GZIP_NAMES = frozenset({"gzip", "x-gzip"})
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = zlib.MAX_WBITS | 16
 
 _MOST_PARTS = 200_000
-"""Parts of a body. A long answer streamed token by token has some ten thousand; a million parts of one byte
-would keep the worker busy for minutes."""
+"""Maximum parts of a body. A long answer streamed token by token has about ten thousand. A million parts of
+one byte would keep the worker busy for minutes."""
 
 _PARTS_IN_A_ROW = 64
-"""Parts that are read before other calls, timeouts and heartbeats get their turn. Parts that have already
+"""Parts to read before other calls, timeouts and heartbeats get their turn, because parts that have already
 arrived are read without a pause."""
 
 
 async def read_body(response: httpx2.Response, most: int) -> tuple[bytes, ReplyEnd]:
-    """The decoded body, as much of it as came and at most `most` bytes, and how it ended.
+    """Return the received part of the decoded body, at most `most` bytes, and how it ended.
 
     Raises:
         httpx2.TimeoutException: a read took too long.
@@ -64,10 +64,10 @@ def _encodings(response: httpx2.Response) -> list[str]:
 
 
 class _Decoding:
-    """A body under way.
+    """A body that is being read.
 
-    Its first two bytes decide whether it is gzip, not the header: some gateways decode an answer and leave
-    the header in place, others forget the header.
+    Its first two bytes decide whether it is gzip, not the header. Some gateways decode an answer but keep the
+    header, and others forget the header.
     """
 
     def __init__(self, most: int) -> None:
@@ -79,7 +79,7 @@ class _Decoding:
 
     @property
     def body(self) -> bytes:
-        """What is decoded so far, at most `most` bytes."""
+        """The decoded bytes so far, at most `most`."""
         return bytes((self._decoded + (self._head or b""))[: self._most])
 
     @property
@@ -100,6 +100,6 @@ class _Decoding:
                 self._gzip = zlib.decompressobj(_GZIP_WINDOW)
         if self._gzip is None:
             self._decoded += part
-        elif not self._gzip.eof:  # what follows the first member is ignored
+        elif not self._gzip.eof:  # data after the first member is ignored
             self._decoded += self._gzip.decompress(part, self._most + 1 - len(self._decoded))
         return self._taken <= self._most and len(self._decoded) <= self._most

@@ -1,4 +1,4 @@
-"""From what went wrong with an AI call to a `Failure`.
+"""Turns the errors of an AI call into a `Failure`.
 
 `tasquencer.ai.provider.errors` reads what the provider reports; here are the errors of the connection.
 Answers with status 200 are judged by `tasquencer.ai.provider.answers`.
@@ -19,21 +19,21 @@ from tasquencer.core.wording import duration
 __all__ = ["classify"]
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
-"""The request cannot have been received: there was no connection to send it on."""
+"""Errors before there was a connection, so that the request cannot have been received."""
 
 _MISCONFIGURED = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
-"""The request cannot be sent as HTTP at all (a base URL without a scheme, a line break in the key)."""
+"""Errors of a request that HTTP cannot send (a base URL without a scheme, a line break in the key)."""
 
 
 def classify(
     error: BaseException, *, now: datetime, clean: Clean, limit_seconds: float | None = None
 ) -> Failure:
-    """The failure that an exception of the OpenAI client, its HTTP library or `asyncio.timeout` stands for.
+    """Return the failure for an exception of the OpenAI client, its HTTP library or `asyncio.timeout`.
 
     Args:
-        error: Any exception but a cancellation.
-        now: For a Retry-After that is a date; aware.
-        clean: Makes foreign texts fit to be recorded.
+        error: Any exception except a cancellation.
+        now: The current time (aware), for a Retry-After that is a date.
+        clean: Makes foreign texts safe to record.
         limit_seconds: The call's time limit, for the message.
     """
     if isinstance(error, openai.APIStatusError):
@@ -61,7 +61,7 @@ def _connection(cause: BaseException, clean: Clean, limit_seconds: float | None)
     what = "the connection to the provider broke" if sent else "no connection to the provider"
     how = _named(cause, clean)
     if isinstance(cause, httpx2.NetworkError) and how == type(cause).__name__:
-        how = "it was reset"  # the system's word for it is lost on the way here
+        how = "it was reset"  # the library drops the system's own message
     return Failure.of(FailureKind.UNREACHABLE, f"{what}: {how}", outcome_unknown=sent)
 
 

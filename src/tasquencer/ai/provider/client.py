@@ -1,4 +1,4 @@
-"""The OpenAI client as an AI call needs it, and how its answers are read: once, and never without a cap."""
+"""The OpenAI client for AI calls, which sends each request once and limits the size of answers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
 ]
 
 MAXIMUM_BODY_BYTES = 8 * 1024 * 1024
-"""Of an answer's body; a Temporal payload carries a quarter of it. What is longer is not read to its end."""
+"""Maximum bytes of an answer's body. A Temporal payload carries a quarter of it. Longer ones are cut off."""
 
 MAXIMUM_ERROR_BYTES = 64 * 1024
-"""Of the body of an error."""
+"""Maximum bytes of an error's body."""
 
 
 class MissingApiKey(TasquencerError):
@@ -45,10 +45,10 @@ class MissingApiKey(TasquencerError):
 
 
 def client_from(environment: Mapping[str, str]) -> openai.AsyncOpenAI:
-    """The client that the environment describes; a server on this machine needs no key.
+    """Return the client that the environment describes. A server on this machine needs no key.
 
     Raises:
-        MissingApiKey: `OPENAI_API_KEY` is missing, and the provider is elsewhere.
+        MissingApiKey: `OPENAI_API_KEY` is missing, and the provider is on another machine.
         WrongSetting: another of the provider's settings cannot be used.
     """
     known = cleaned(environment)
@@ -62,10 +62,10 @@ def client_from(environment: Mapping[str, str]) -> openai.AsyncOpenAI:
         api_key=key,
         base_url=address.base_url,
         query=address.query,
-        # Azure takes a key in this header, and in the usual one only at its newer addresses.
+        # Azure accepts a key in this header. Only its newer addresses also accept the usual header.
         headers={"api-key": key} if is_azure(address.host) else {},
     )
-    # The client would take an empty setting for a name.
+    # The client would use an empty setting as a name.
     client.organization = known.get("OPENAI_ORG_ID")
     client.project = known.get("OPENAI_PROJECT_ID")
     return client
@@ -79,13 +79,14 @@ def make_client(
     query: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> openai.AsyncOpenAI:
-    """A client that sends each request once; what is not given is read from the environment as `openai` does.
+    """Return a client that sends each request once. Missing arguments come from the environment, as in
+    `openai`.
 
     It never tries again (the task does, with a new work item), follows no redirect (that would be a second
-    request), and reads no more than `MAXIMUM_ERROR_BYTES` of an error.
+    request), and reads at most `MAXIMUM_ERROR_BYTES` of an error.
 
     Args:
-        query, headers: Go with every request.
+        query, headers: Added to every request.
     """
     http_client = openai.DefaultAsyncHttpxClient(follow_redirects=False)
     return guard(
@@ -102,9 +103,9 @@ def make_client(
 
 
 def guard(client: openai.AsyncOpenAI) -> openai.AsyncOpenAI:
-    """The same client, which from now on reads errors with a cap and stores no cookies.
+    """Make the client limit the size of errors and store no cookies. Return the same client.
 
-    Cookies of one answer would go out with the requests of other tasks. Those that the client already has
+    Cookies of one answer would be sent with the requests of other tasks. Cookies that the client already has
     stay.
     """
     http = client._client
@@ -116,7 +117,7 @@ def guard(client: openai.AsyncOpenAI) -> openai.AsyncOpenAI:
 
 
 class _UnchangingCookies(CookieJar):
-    """Keeps the cookies that it starts with, and takes none from answers."""
+    """Keeps its first cookies, and accepts none from answers."""
 
     def __init__(self, cookies: CookieJar) -> None:
         super().__init__()
@@ -128,19 +129,20 @@ class _UnchangingCookies(CookieJar):
 
 
 async def read_reply(response: httpx2.Response) -> Reply:
-    """The answer with as much of its body as came and as we want."""
+    """Read the answer with the received part of its body, up to the limit."""
     body, end = await read_body(response, MAXIMUM_BODY_BYTES)
     return Reply(response.status_code, _lowered(response.headers), body, end)
 
 
 def output_limit_field(base_url: httpx2.URL, model: str) -> str:
-    """The name of the request's field that caps the output: there are two, and no server takes both well.
+    """Return the name of the request's field that limits the output. There are two, and servers differ.
 
-    OpenAI has deprecated `max_tokens`, and its reasoning models refuse it with a 400. Many compatible
-    servers know only that, and ignore or refuse `max_completion_tokens` (Ollama runs on to the end of the
-    context: ollama/ollama#7125; llama.cpp before ggml-org/llama.cpp#19831). So it is
-    `max_completion_tokens` towards OpenAI and Azure and for a model with the plain name of an OpenAI
-    reasoning model, else `max_tokens`.
+    OpenAI has deprecated `max_tokens`, and its reasoning models refuse it with a 400. Many compatible servers
+    support only `max_tokens`, and ignore or refuse `max_completion_tokens` (Ollama continues to the end of
+    the
+    context: ollama/ollama#7125; llama.cpp before ggml-org/llama.cpp#19831). So the name is
+    `max_completion_tokens` for OpenAI and Azure and for a model with the plain name of an OpenAI reasoning
+    model, else `max_tokens`.
     """
     at_openai = base_url.host.endswith("api.openai.com") or is_azure(base_url.host)
     reasoning = model.startswith(("o1", "o3", "o4", "gpt-5", "gpt-6"))
@@ -148,7 +150,7 @@ def output_limit_field(base_url: httpx2.URL, model: str) -> str:
 
 
 async def _raise_error_status(response: httpx2.Response) -> None:
-    """Hook: raises what the OpenAI client would raise for the status, but reads no endless body."""
+    """Hook: raises the OpenAI client's error for the status, but limits the size of the body."""
     if response.is_success:
         return
     body, end = await read_body(response, MAXIMUM_ERROR_BYTES)

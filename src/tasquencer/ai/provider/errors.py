@@ -1,6 +1,6 @@
-"""Errors that a provider reports: which failure each is, how long to wait, and whether to try again.
+"""Turns errors that a provider reports into failures, with the wait and the advice to retry.
 
-Nothing here knows a client library: an error is a status, headers and a body. `tasquencer.ai.provider.kinds`
+This module knows no client library: an error is a status, headers and a body. `tasquencer.ai.provider.kinds`
 decides on the kind.
 """
 
@@ -22,23 +22,23 @@ from tasquencer.core.wording import duration
 __all__ = ["error_failure", "heed_provider", "status_failure"]
 
 _MAY_HAVE_RUN = frozenset({408, 504, 524})
-"""Statuses that say "it took too long": the work may have been done (and billed) all the same."""
+"""Statuses for "it took too long". The work may have been done (and billed)."""
 
 _REFILLED = (FailureKind.RATE_LIMITED, FailureKind.PROVIDER_ERROR)
-"""Kinds for which an exhausted rate limit counts that nobody asks to wait for."""
+"""Kinds for which an exhausted rate limit counts even without a request to wait."""
 
 
 def status_failure(
     code: int, body: object, headers: Mapping[str, str], *, now: datetime, clean: Clean
 ) -> Failure:
-    """The failure that an answer with an error status is.
+    """Return the failure for an answer with an error status.
 
     Args:
         code: The status.
-        body: As JSON or text.
-        headers: Any case.
-        now: For a Retry-After that is a date; aware.
-        clean: Makes foreign texts fit to be recorded.
+        body: The body as JSON or text.
+        headers: The headers, with names in upper or lower case.
+        now: The current time (aware), for a Retry-After that is a date.
+        clean: Makes foreign texts safe to record.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     report = report_in(body, clean)
@@ -59,14 +59,14 @@ def status_failure(
 def error_failure(
     status_code: int, what: str, report: Report, headers: Mapping[str, str], now: datetime
 ) -> Failure:
-    """The failure that an error of the provider is, whether it came with an error status or not.
+    """Return the failure for an error of the provider, with or without an error status.
 
     Args:
-        status_code: That of the answer.
+        status_code: The status of the answer.
         what: The beginning of the message, before the provider's words.
-        report: What the body says.
-        headers: Names in lower case.
-        now: Aware.
+        report: The contents of the body.
+        headers: The headers, with names in lower case.
+        now: The current time, aware.
     """
     has_retry_after = bool(asked_in_headers(headers, now))
     kind = kind_of_error(status_code, report, has_retry_after=has_retry_after)
@@ -85,7 +85,7 @@ def error_failure(
 
 
 def heed_provider(failure: Failure, headers: Mapping[str, str], report: Report, now: datetime) -> Failure:
-    """The failure with what the provider says about trying again; the message then says so as well."""
+    """Return the failure with the provider's request to wait or to retry, also named in the message."""
     notes: list[str] = []
     asked = [asked_in_headers(headers, now), asked_in_headers(report.headers, now), report.wait_seconds]
     wait = max((seconds for seconds in asked if seconds is not None), default=None)

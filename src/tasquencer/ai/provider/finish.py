@@ -1,4 +1,4 @@
-"""What the words mean with which providers say why an answer ends."""
+"""The meaning of providers' finish reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Finish(Enum):
     BROKEN = "broken by the provider"
     FILTERED = "filtered"
     UNKNOWN = "unknown"
-    """No word, or one that is in no list: the answer counts, and the word is recorded."""
+    """No finish reason, or an unknown one. The answer counts, and the reason is recorded."""
 
 
 _WORDS: dict[Finish, str] = {
@@ -47,7 +47,7 @@ _MEANINGS = {word: finish for finish, words in _WORDS.items() for word in words.
 
 
 def finish_of(word: object) -> Finish:
-    """The meaning of a finish reason in any spelling: `MAX_TOKENS`, `content_filter: SAFETY`."""
+    """Return the meaning of a finish reason in any spelling: `MAX_TOKENS`, `content_filter: SAFETY`."""
     if not isinstance(word, str):
         return Finish.UNKNOWN
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word[:200])

@@ -1,7 +1,7 @@
-"""Which kind of failure a provider's error is.
+"""Finds the kind of failure of a provider's error.
 
-What the provider says decides before the status: the same error comes with a 4xx, with a 5xx and inside a
-200. Of the rules the first that fits decides; codes are compared in lower case without punctuation.
+The provider's words count more than the status, because the same error comes with a 4xx, with a 5xx and
+inside a 200. The first matching rule decides. Codes are compared in lower case without punctuation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Rule:
 
 
 def _rule(kind: FailureKind, codes: str, *texts: str) -> _Rule:
-    """A rule; the patterns for codes are separated by blanks."""
+    """Return a rule. Blanks separate the patterns for codes."""
     return _Rule(kind, _any(*codes.split()), _any(*texts) if texts else None)
 
 
@@ -101,7 +101,7 @@ _SPENT = _rule(
     "subscription .{0,30}(?:expired|past due)",
     "余额不足|欠费|充值|额度(?:不足|已用尽|已耗尽|已用完)",
 )
-"""Waiting does not help: money or plan are spent."""
+"""Waiting does not help, because the money or the plan is used up."""
 
 _MAYBE_SPENT = _rule(
     _K.QUOTA_EXCEEDED,
@@ -115,7 +115,7 @@ _MAYBE_SPENT = _rule(
     "check your plan and billing",
     "usage limit",
 )
-"""Some say this when the money is spent, others of a limit per minute. The latter say so, or ask to wait."""
+"""Some providers mean spent money, others a limit per minute. The latter name the limit or ask to wait."""
 
 _LIMIT_OF_A_TIME = _any("per[ _-]?(?:sec|min|hour|day)")
 
@@ -191,12 +191,12 @@ _SETTLED_STATUSES = frozenset({401, 402, 403, 407, 408, 429})
 
 
 def kind_of_error(status_code: int, report: Report, *, has_retry_after: bool = False) -> FailureKind:
-    """The kind of an error that came with this status, which may be a good one.
+    """Return the kind of an error that came with this status, which may be a good one.
 
     Args:
-        status_code: That of the answer.
-        report: What its body says.
-        has_retry_after: Its headers ask to wait.
+        status_code: The status of the answer.
+        report: The contents of its body.
+        has_retry_after: True if its headers ask to wait.
     """
     for rule in (_REFUSED, _UNFIT_OUTPUT, _TOO_LONG):
         if rule.fits(report):
@@ -226,7 +226,7 @@ def kind_of_error(status_code: int, report: Report, *, has_retry_after: bool = F
 
 
 def _decisive_status(status_code: int, report: Report) -> int:
-    """The status that counts: the innermost one that the body names, else that of the answer."""
+    """Return the status that counts: the innermost one in the body, else that of the answer."""
     if report.numbers:
         inner = report.numbers[-1]
         return status_code if status_code == 429 and (inner == 400 or inner >= 500) else inner

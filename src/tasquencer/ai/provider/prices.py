@@ -1,4 +1,4 @@
-"""What an AI call costs: by a file of one's own (`TASQ_PRICES`), else by the list of `genai-prices`."""
+"""The price of an AI call: from your own file (`TASQ_PRICES`), else from the list of `genai-prices`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasquencer.core.errors import WrongSetting
 __all__ = ["OwnPrice", "Price", "PriceList", "own_prices", "price_list"]
 
 Price = Callable[[str, int, int], float | None]
-"""From model, input tokens and output tokens to US dollars; None where the price is unknown."""
+"""Returns US dollars for a model, input tokens and output tokens, or None if the price is unknown."""
 
 _SETTING = "TASQ_PRICES"
 _MILLION = 1_000_000
@@ -23,7 +23,7 @@ _MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class OwnPrice:
-    """The price of a model of one's own, in US dollars for a million tokens."""
+    """The price of your own model, in US dollars per million tokens."""
 
     input: float
     output: float
@@ -42,10 +42,10 @@ class OwnPrice:
 
 
 class PriceList:
-    """Prices of one's own first, then the provider's behind the URL, then the model maker's."""
+    """Uses your own prices first, then those of the provider at the URL, then the model maker's."""
 
     def __init__(self, base_url: str, own: Mapping[str, OwnPrice]) -> None:
-        # Importing the list takes some 0.4 s, which belongs into the worker's start.
+        # The import of the list takes about 0.4 s, so it happens at the worker's start.
         from genai_prices import Usage, calc_price
 
         self._base_url = base_url
@@ -54,7 +54,7 @@ class PriceList:
         self._calculate = calc_price
 
     def __call__(self, model: str, input_tokens: int, output_tokens: int) -> float | None:
-        """US dollars without any cached tokens."""
+        """Return US dollars without any cached tokens."""
         return self.of_usage(model, input_tokens, output_tokens, cached_tokens=0, cache_write_tokens=0)
 
     def of_usage(
@@ -66,7 +66,7 @@ class PriceList:
         cached_tokens: int,
         cache_write_tokens: int,
     ) -> float | None:
-        """US dollars; `cached_tokens` and `cache_write_tokens` are part of the input tokens."""
+        """Return US dollars. `cached_tokens` and `cache_write_tokens` are part of the input tokens."""
         own = self._own_price(model)
         if own is not None:
             return own.of_usage(
@@ -97,12 +97,12 @@ class PriceList:
 
 
 def price_list(base_url: str, own: Mapping[str, OwnPrice] | None = None) -> PriceList:
-    """Prices for a client with this base URL; `own` goes before everything else."""
+    """Return the prices for a client with this base URL. `own` takes precedence."""
     return PriceList(base_url, own or {})
 
 
 def own_prices(environment: Mapping[str, str]) -> dict[str, OwnPrice]:
-    """The prices in the file that `TASQ_PRICES` names, by model; none if it is unset or empty.
+    """Return the prices in the file that `TASQ_PRICES` names, by model. Empty if it is not set.
 
         ["llama-3.3-70b"]      # a model, or a pattern such as "my-llama-*"
         input = 0.60           # US dollars for a million tokens
@@ -111,7 +111,7 @@ def own_prices(environment: Mapping[str, str]) -> dict[str, OwnPrice]:
         cache_write = 0.75     # optional: input tokens that are written to it
 
     Raises:
-        WrongSetting: the file cannot be read, or names something else.
+        WrongSetting: the file cannot be read, or has another content.
     """
     path = environment.get(_SETTING, "").strip()
     if not path:
@@ -120,7 +120,7 @@ def own_prices(environment: Mapping[str, str]) -> dict[str, OwnPrice]:
         read = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise WrongSetting(_SETTING, f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # no TOML, or no UTF-8
+    except ValueError as error:  # not TOML, or not UTF-8
         raise WrongSetting(_SETTING, f"{path} is not TOML: {error}") from error
     return {model: _own_price(path, model, table) for model, table in read.items()}
 

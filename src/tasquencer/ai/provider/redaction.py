@@ -1,7 +1,7 @@
-"""What providers and libraries say, made fit to be recorded: without secrets, as valid text.
+"""Removes secrets from the texts of providers and libraries, so that they are safe to record.
 
-Providers echo credentials ("Incorrect API key provided: sk-…"), and so do HTTP libraries (an illegal header's
-value). What this module returns ends up in Temporal's history, in the ledger and in logs.
+Providers repeat credentials ("Incorrect API key provided: sk-…"), and so do HTTP libraries (the value of an
+illegal header). The texts go to Temporal's history, the ledger and logs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ REDACTED = "[redacted]"
 _SHORTEST_SECRET = 8
 """Characters. Shorter keys are placeholders for local servers ("test", "ollama") and ordinary words.
 
-So long, too, are the pieces of a key that are taken out: OpenAI masks a wrong key but for its first eight
-characters and its last four."""
+Removed pieces of a key have this length, too. OpenAI masks a wrong key except its first eight characters and
+its last four."""
 
 _CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?:sk-|gsk_|xai-|hf_|AIza)[\w.*…-]+"), REDACTED),
@@ -53,25 +53,24 @@ _ESCAPE = re.compile(
     r"%(?P<percent>[0-9A-Fa-f]{2})|\\{1,4}(?:u00|x)(?P<json>[0-9A-Fa-f]{2})"
     r"|&#(?:(?P<decimal>\d{2,3})|[xX](?P<entity>[0-9A-Fa-f]{2}));"
 )
-"""A character in an encoding of single characters: percent, JSON's `\\u`, Python's `\\x`, HTML."""
+"""An escaped character: percent, JSON's `\\u`, Python's `\\x`, HTML."""
 
 _ENCODINGS = 2
-"""How often a text may be encoded that way, one in another."""
+"""How many such encodings may be nested."""
 
 
 @dataclass(frozen=True)
 class Redactor:
-    """Removes from a text what must not be recorded: the given secrets, and what looks like a credential.
+    """Removes from a text the given secrets, and parts that look like credentials.
 
-    A secret is also recognized cut or masked, and in base64, hexadecimal, and with any of its characters
-    escaped.
+    It also recognizes a secret that is cut or masked, in base64 or hexadecimal, or has escaped characters.
     """
 
     secrets: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, client: AsyncOpenAI, others: Sequence[str] = ()) -> Redactor:
-        """Knows the client's API key and the credentials among its own headers and in its URL."""
+        """Return a redactor for the client's API key and the credentials in its headers and URL."""
         headers = client.default_headers
         named = [value for name, value in headers.items() if _SECRET_HEADER.search(name)]
         url = client.base_url
@@ -86,7 +85,7 @@ class Redactor:
         return _redactor(tuple(secrets))
 
     def __call__(self, text: str) -> str:
-        """The text as it may be recorded. Cut it to length afterwards, or half a key may stay."""
+        """Return the text without secrets. Cut it to length afterwards, or half a key may remain."""
         if _ESCAPE.search(text):
             text = _without_pieces(text, self._pieces, *_unescaped(text))
         text = _without_pieces(text, self._pieces, text, range(len(text) + 1))
@@ -96,7 +95,7 @@ class Redactor:
 
     @cached_property
     def _pieces(self) -> frozenset[str]:
-        """All parts of the secrets, in all forms, that have the length of the shortest secret."""
+        """Return all parts of the secrets, in all forms, with the length of the shortest secret."""
         size = _SHORTEST_SECRET
         forms = {form for secret in self.secrets for form in _forms(secret)}
         return frozenset(form[at : at + size] for form in forms for at in range(len(form) - size + 1))
@@ -104,29 +103,29 @@ class Redactor:
 
 @lru_cache(maxsize=16)
 def _redactor(secrets: tuple[str, ...]) -> Redactor:
-    """A redactor for these secrets; those with blanks (a faulty key) are taken apart."""
+    """Return a redactor for these secrets. A secret with blanks (a faulty key) is split."""
     pieces = (piece for secret in secrets for piece in secret.split())
     return Redactor(tuple(dict.fromkeys(piece for piece in pieces if len(piece) >= _SHORTEST_SECRET)))
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """The secret as it is, in hexadecimal, and in base64 at any place of a longer text."""
+    """Return the secret itself, in hexadecimal, and in base64 at any place of a longer text."""
     raw = secret.encode(errors="replace")
     yield secret
     yield from (raw.hex(), raw.hex().upper(), raw.hex(" "), raw.hex(" ").upper())
     for before in range(3):
         encoded = b64encode(bytes(before) + raw).decode()
-        # The characters at both ends also depend on what is before and after the secret.
+        # The characters at both ends also depend on the text around the secret.
         own = encoded[before + (before > 0) : (before + len(raw)) * 8 // 6]
         yield from (own, own.replace("+", "-").replace("/", "_"))
 
 
 def _without_pieces(text: str, pieces: Set[str], plain: str, begins: Sequence[int]) -> str:
-    """The text without the secrets, whole, cut or masked.
+    """Return the text without the secrets, even cut or masked ones.
 
     Args:
-        plain: Where to look for them: the text, or the text without escapes.
-        begins: Where in the text each character of `plain` begins, and the text's length.
+        plain: The text to search: the text itself, or the text without escapes.
+        begins: The position in the text of each character of `plain`, and the text's length.
     """
     size = _SHORTEST_SECRET
     kept: list[str] = []
@@ -144,7 +143,7 @@ def _without_pieces(text: str, pieces: Set[str], plain: str, begins: Sequence[in
 
 
 def _unescaped(text: str) -> tuple[str, Sequence[int]]:
-    """The text with escaped characters as themselves, and where in the text each of its characters begins."""
+    """Return the text without escapes, and the position in the text of each of its characters."""
     begins: Sequence[int] = range(len(text) + 1)
     for _ in range(_ENCODINGS):
         if not _ESCAPE.search(text):

@@ -1,6 +1,6 @@
-"""A provider's answer as it came over the wire, read with a cap and understood leniently.
+"""A provider's answer from the network, with a limited size and tolerant parsing.
 
-OpenAI-compatible servers differ in all they send; everything that reads their answers goes through here.
+OpenAI-compatible servers differ in every part of their answers. All code that reads answers uses this module.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ __all__ = [
 ]
 
 Clean = Callable[[str], str]
-"""Makes a foreign text fit to be recorded, see `tasquencer.ai.provider.redaction.Redactor`."""
+"""Makes a foreign text safe to record. See `tasquencer.ai.provider.redaction.Redactor`."""
 
 _EXCERPT_LENGTH = 200
 _MESSAGE_LENGTH = 1_000
 _IDENTIFIER_LENGTH = 200
 _READ_LENGTH = 20_000
-"""Characters of a text that are looked at for a message; many times what is kept of it."""
+"""Characters of a text that are searched for a message, many times the kept length."""
 
 MOST_VALUES = 100_000
-"""Values of an answer's JSON; one for a chat has some twenty. Eight megabytes of empty lists would take the
-worker seconds and hundreds of megabytes to read."""
+"""Maximum values of an answer's JSON. A chat answer has about twenty. Eight megabytes of empty lists would
+take the worker seconds and hundreds of megabytes to read."""
 
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,{\[]', re.DOTALL)
-"""What each value of a JSON text has at least one of, skipping what stands in strings."""
+"""A character that each value of a JSON text has at least once, outside of strings."""
 
 _DEEPEST = 500
-"""Levels of lists and objects that JSON from a provider may have. Python's JSON parser has a limit too, but
-it differs between Python versions."""
+"""Maximum levels of lists and objects in a provider's JSON. Python's JSON parser has a limit too, but it
+differs between Python versions."""
 
 _NESTING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
-"""What begins or ends a level, skipping what stands in strings."""
+"""A character that begins or ends a level, outside of strings."""
 
 _MOST_TOKENS = 2**31 - 1
-"""What an INTEGER column holds; more is garbage."""
+"""The largest number in an INTEGER column. Larger ones are garbage."""
 
 
 class ReplyEnd(StrEnum):
@@ -61,11 +61,11 @@ class ReplyEnd(StrEnum):
     INTERRUPTED = "interrupted"
     """The connection broke before the body was complete, or its encoding is broken."""
     OVERSIZED = "oversized"
-    """The body is longer than what we read of it."""
+    """The body is longer than the part that we read."""
     SHREDDED = "shredded"
-    """The body came in more parts than we read."""
+    """The body has more parts than we read."""
     ENCODED = "encoded"
-    """The body has a content encoding that we did not ask for, and is not read."""
+    """The body has a content encoding that we did not request, and is not read."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Reply:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    """Decoded; a part of it unless `end` is complete."""
+    """The decoded body, or a part of it unless `end` is complete."""
     end: ReplyEnd = ReplyEnd.COMPLETE
 
     @property
     def text(self) -> str:
-        """The body as text; what is not UTF-8 is replaced."""
+        """The body as text. Bytes that are not UTF-8 are replaced."""
         return self.body.decode("utf-8-sig", errors="replace")
 
     @property
@@ -91,19 +91,19 @@ class Reply:
 
     @property
     def is_html(self) -> bool:
-        """True if the body is a web page, by its content type or its looks."""
+        """True if the body is a web page, by its content type or its beginning."""
         return "html" in self.headers.get("content-type", "").lower() or self.text.lstrip()[:1] == "<"
 
 
 def has_too_many_values(body: bytes) -> bool:
-    """True if a JSON text has so many values that reading it would take too much time and memory."""
+    """Return whether a JSON text has too many values to read it in reasonable time and memory."""
     if len(body) <= MOST_VALUES:
         return False
     return next(islice(_TOKEN.finditer(body), MOST_VALUES, None), None) is not None
 
 
 def nests_too_deeply(text: str) -> bool:
-    """Return whether the text, if it is JSON, has more levels of lists and objects than we read."""
+    """Return whether the text, if it is JSON, has more levels of lists and objects than allowed."""
     if text.count("[") + text.count("{") <= _DEEPEST:
         return False
     depth = 0
@@ -115,7 +115,7 @@ def nests_too_deeply(text: str) -> bool:
 
 
 def request_id(reply: Reply, clean: Clean, completion: Mapping[str, object] | None = None) -> str | None:
-    """The provider's name for the request: from its headers, or else the completion's own id."""
+    """Return the provider's id of the request, from its headers, or else the completion's id."""
     return (
         as_text(reply.headers.get("x-request-id"), clean)
         or as_text(reply.headers.get("request-id"), clean)
@@ -124,7 +124,7 @@ def request_id(reply: Reply, clean: Clean, completion: Mapping[str, object] | No
 
 
 def as_text(value: object, clean: Clean) -> str | None:
-    """A short foreign value (an id, a code, a model) as text, or None if it is none."""
+    """Return a short foreign value (an id, a code, a model) as text, or None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     if isinstance(value, int) and abs(value) > _MOST_TOKENS:
@@ -133,13 +133,13 @@ def as_text(value: object, clean: Clean) -> str | None:
 
 
 def one_line(text: str, clean: Clean, length: int = _MESSAGE_LENGTH) -> str:
-    """A foreign text in one line, cleaned and then cut, in this order: else half a key may stay."""
+    """Return a foreign text as one line. It is cleaned first and then cut, so that no half key remains."""
     line = clean(" ".join(text.split())[:_READ_LENGTH])
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def token_count(value: JsonValue | object) -> int | None:
-    """A number of tokens, or None if it cannot be one."""
+    """Return a number of tokens, or None if the value cannot be one."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -148,7 +148,7 @@ def token_count(value: JsonValue | object) -> int | None:
 
 
 def excerpt(text: str, clean: Clean) -> str:
-    """The beginning of a text of unknown nature, in one line; of a web page, its title or its words."""
+    """Return the beginning of any text as one line. For a web page, return its title or its words."""
     start = text.lstrip()
     if start[:1] == "<":
         title = re.search(r"(?i)<title[^<>]*>([^<]*)", start)

@@ -1,7 +1,7 @@
-"""Gathers what the body of an error says, in any of the shapes that providers and gateways use.
+"""Reads the body of an error, in any of the shapes that providers and gateways use.
 
-`{"error": {"message", "code", "type"}}` (OpenAI), the inner object alone (as the OpenAI client hands it
-over), a list of one (Google), `{"error": "…"}` (Ollama), `{"detail": …}` (FastAPI), text, HTML, and any of
+The shapes are `{"error": {"message", "code", "type"}}` (OpenAI), the inner object alone (from the OpenAI
+client), a list of one (Google), `{"error": "…"}` (Ollama), `{"detail": …}` (FastAPI), text, HTML, and any of
 these inside a string of another one (gateways).
 """
 
@@ -21,7 +21,7 @@ _MOST_LEVELS = 12
 _MOST_VALUES = 1_000
 _MOST_TEXT = 20_000
 _MOST_CODE = 500
-"""Levels, values and characters of an error that are looked at, and characters of a code."""
+"""Maximum levels, values and characters of an error that are read, and characters of a code."""
 
 _CODES = frozenset(
     {
@@ -41,7 +41,7 @@ _NOT_OURS = frozenset(
         "choices", "usage", "contentfilterresult", "contentfilterresults",
     }
 )  # fmt: skip
-"""Fields that repeat what was asked, or say nothing about the failure."""
+"""Fields that repeat the request, or do not describe the failure."""
 
 _SHELLS = re.compile(
     r"(?i)\W*(?:provider returned error|error from (?:upstream |the )?provider|upstream (?:provider )?error"
@@ -49,7 +49,7 @@ _SHELLS = re.compile(
     r"(?: occurred)?|bad request|request failed|failed|failure|error code: \d+|too many requests|forbidden|"
     r"api ?error)\W*"
 )
-"""Messages that stand around another one."""
+"""Messages that only wrap another one."""
 
 _CODE_IN_TEXT = re.compile(
     r"""(?i)(?:["'](?:code|type|status|reason|error_type)\\*["']\s{0,3}:\s{0,3}\\*["']?|"""
@@ -65,14 +65,14 @@ _NOTHING = frozenset({"", "0", "200", "ok", "success", "succeeded", "none", "nul
 
 @dataclass(frozen=True)
 class Report:
-    """What the body of an error says.
+    """The contents of an error's body.
 
     Attributes:
-        message: For people, in one line; empty if it says nothing.
-        code: The outermost code, else type, as the provider writes it.
-        codes: All codes, types and the like in lower case, letters and digits only, outermost first.
-        numbers: Those of them that are HTTP's statuses of errors, outermost first.
-        numbers_in_text: The same from within sentences.
+        message: The message for people, in one line. Empty if there is none.
+        code: The outermost code, else the outermost type, in the provider's spelling.
+        codes: All codes, types and similar fields in lower case, letters and digits only, outermost first.
+        numbers: Those of them that are HTTP error statuses, outermost first.
+        numbers_in_text: HTTP error statuses within sentences.
         text: All messages in lower case.
         wait_seconds: The longest wait that it asks for.
         parameter: The parameter of the request that it complains about.
@@ -87,11 +87,11 @@ class Report:
     wait_seconds: float | None = None
     parameter: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
-    """Headers of the answer behind the answer, names in lower case."""
+    """Headers of the inner answer, with names in lower case."""
 
 
 def report_in(body: object, clean: Clean) -> Report:
-    """What a decoded body reports."""
+    """Return the report of a decoded body."""
     found = _Findings()
     if isinstance(body, str):
         found.text(body, 0)
@@ -125,7 +125,7 @@ def _parameter(found: _Findings, clean: Clean) -> str | None:
 
 
 def says_something(error: object) -> bool:
-    """True if an error field says anything: `{"message": "", "code": null}`, `null` and `{}` do not."""
+    """Return whether an error field has content. `{"message": "", "code": null}`, `null` and `{}` do not."""
     if isinstance(error, str | int | float):
         return error is not False and _is_word(str(error))
     if not isinstance(error, dict | list):
@@ -140,7 +140,7 @@ def _is_word(text: str) -> bool:
 
 
 class _Findings:
-    """What is found on the way through a body."""
+    """Collects the findings in a body."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -151,7 +151,7 @@ class _Findings:
         self._left = _MOST_VALUES
 
     def walk(self, value: object, level: int, *, is_text: bool = True) -> None:
-        """Gather from a value; strings of it count only where a message is expected."""
+        """Collect from a value. Its strings count only if a message is expected."""
         self._left -= 1
         if level > _MOST_LEVELS or self._left < 0:
             return
@@ -186,7 +186,7 @@ class _Findings:
             self.codes.append(value[:_MOST_CODE] if isinstance(value, str) else value)
 
     def text(self, value: str, level: int) -> None:
-        """Gather from a message, which may itself be JSON."""
+        """Collect from a message, which may itself be JSON."""
         stripped = value.strip()[:_MOST_TEXT]
         if not stripped or sum(map(len, self.texts)) > _MOST_TEXT:
             return
@@ -198,14 +198,14 @@ class _Findings:
 
 
 def _outer_first(value: dict[object, object]) -> Iterator[tuple[str, object]]:
-    """The fields of an object: what it says itself before what is nested in it, code and message first."""
+    """Return the fields of an object: its own values before nested ones, code and message first."""
     fields = [(str(name)[:100], one) for name, one in [*value.items()][:_MOST_VALUES]]
     first = ("code", "message", "msg")
     yield from sorted(fields, key=lambda entry: (isinstance(entry[1], dict | list), entry[0] not in first))
 
 
 def _json_in(text: str) -> object:
-    """The JSON object or list that a text is."""
+    """Return the JSON object or list in a text."""
     if text[0] not in "{[":
         return None
     try:
@@ -216,7 +216,7 @@ def _json_in(text: str) -> object:
 
 
 def _message(texts: list[str], clean: Clean) -> str:
-    """The first message that says something, after the shells around it."""
+    """Return the first message with content, without the messages that wrap it."""
     shown: list[str] = []
     for text in texts:
         said = excerpt(text, clean) if text[:1] == "<" else one_line(text, clean)

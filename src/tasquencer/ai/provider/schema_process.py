@@ -1,8 +1,7 @@
-"""Checks schemas and outputs in a process of its own, which `tasquencer.ai.provider.schemas` starts and
-limits.
+"""Checks schemas and outputs in a separate process, which `tasquencer.ai.provider.schemas` starts and limits.
 
-It reads one request a line, `{"schema": …, "output": null or the output's text}`, and answers one line,
-`{"problem": null or why it does not fit}`. Run as a program it imports nothing of this package.
+It reads one request per line, `{"schema": …, "output": null or the output's text}`, and answers one line,
+`{"problem": null or why it does not fit}`. As a program it imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from referencing.exceptions import Unresolvable
 __all__ = ["main", "problem_of"]
 
 _MOST_PROBLEM = 2_000
-"""Characters of a problem; a mismatch quotes what it found."""
+"""Maximum characters of a problem. A mismatch quotes the output."""
 
 
 def problem_of(schema: str, output: str | None) -> str | None:
-    """Why this is no JSON Schema, or, with an output, why the output does not fit it."""
+    """Return why this is not a JSON Schema, or why the output does not fit it, or None."""
     try:
         return _problem_of_schema(schema) if output is None else _problem_of_output(schema, output)
     except RecursionError:
@@ -57,16 +56,16 @@ def _problem_of_output(schema: str, output: str) -> str | None:
 @lru_cache(maxsize=32)
 def _validator(schema: str) -> Any:
     read = json.loads(schema)
-    # The registry is empty on purpose: a schema must not make the worker fetch what it refers to.
+    # The registry is empty, because a schema must not make the worker fetch its references.
     return validator_for(read, default=jsonschema.Draft202012Validator)(read, registry=Registry())
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def main(cpu_seconds: int, memory_bytes: int) -> None:
-    """Answer requests until there are no more. The kernel ends a process that exceeds its limits."""
+    """Answer requests until the input ends. The kernel ends a process that exceeds its limits."""
     os.nice(5)  # other calls of the worker come first
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

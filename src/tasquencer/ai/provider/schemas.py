@@ -1,8 +1,8 @@
-"""Checks outputs against JSON Schemas without trusting either.
+"""Checks outputs against JSON Schemas. Neither is trusted.
 
-A pattern, a fan of references or `uniqueItems` over thousands of objects can keep a validator busy for hours,
-and Python cannot interrupt it. So a process of its own checks them, with limits of processor time and memory
-that the kernel enforces.
+A pattern, nested references or `uniqueItems` over thousands of objects can keep a validator busy for hours,
+and Python cannot interrupt it. So a separate process checks them. The kernel limits its processor time and
+memory.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Schema = dict[str, JsonValue]
 _CPU_SECONDS = 3
 _MEMORY_BYTES = 1024 * 2**20
 _MOST_SECONDS = 30.0
-"""Time that a check may take on a busy machine, the wait for a process included."""
+"""The time limit of a check on a busy machine, including the wait for a process."""
 
 _MOST_PROCESSES = 2
-"""Checks that run at the same time; further ones wait."""
+"""Checks that run at the same time. Further ones wait."""
 
 _KNOWN_SCHEMAS = 64
-"""Schemas that are remembered as good."""
+"""How many valid schemas are remembered."""
 
 
 class SchemaChecks:
-    """Checks schemas and outputs; processes start when they are needed and end with the block."""
+    """Checks schemas and outputs. Processes start when they are needed and end with the block."""
 
     def __init__(self) -> None:
         self._idle: list[asyncio.subprocess.Process] = []
@@ -53,7 +53,7 @@ class SchemaChecks:
             await _end(self._idle.pop())
 
     async def problem_of_schema(self, schema: Schema) -> str | None:
-        """Why this is no JSON Schema, or cannot be checked within the limits; None if it is one."""
+        """Return why this is not a JSON Schema or cannot be checked within the limits, or None."""
         written = json.dumps(schema)
         if written in self._good:
             return None
@@ -67,7 +67,7 @@ class SchemaChecks:
     async def problem_of_output(
         self, output: str, schema: Schema, within_seconds: float = _MOST_SECONDS
     ) -> str | None:
-        """Why the output's text does not fit, or cannot be checked within the limits; None if it fits."""
+        """Return why the output's text does not fit or cannot be checked within the limits, or None."""
         return await self._problem(json.dumps(schema), output, within_seconds)
 
     async def _problem(
@@ -98,7 +98,8 @@ class SchemaChecks:
 
 
 async def _start() -> asyncio.subprocess.Process:
-    # Not `-m`: it would look for modules in the current folder first. No variable of the worker's goes along.
+    # Not `-m`, which would look for modules in the current folder first. The worker's variables are not
+    # passed.
     paths = os.pathsep.join(path for path in sys.path if path)
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -115,7 +116,7 @@ async def _start() -> asyncio.subprocess.Process:
 
 
 async def _ask(process: asyncio.subprocess.Process, request: bytes) -> bytes:
-    """One line of answer; nothing if the process ended over it."""
+    """Return one line of answer, or nothing if the process ended."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:

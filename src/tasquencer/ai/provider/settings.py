@@ -1,4 +1,4 @@
-"""The provider's settings: its key and address, and the proxies and certificate authorities on the way."""
+"""The provider's settings: its key and address, proxies and certificate authorities."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ _AZURE = (
     ),
     ".azure-api.net",
 )
-"""Ends of the hosts where Azure serves OpenAI's models."""
+"""Ends of the host names where Azure serves OpenAI's models."""
 
 
 @dataclass(frozen=True)
 class ProviderAddress:
-    """Where the provider is.
+    """The provider's address.
 
     Attributes:
-        base_url: Without a query.
-        query: Goes with every request, such as Azure's `api-version`.
+        base_url: The URL without a query.
+        query: Added to every request, such as Azure's `api-version`.
     """
 
     base_url: str
@@ -66,7 +66,7 @@ class ProviderAddress:
 
 
 def provider_address(environment: Mapping[str, str]) -> ProviderAddress:
-    """The provider's address, from `OPENAI_BASE_URL`. Raises `WrongSetting`."""
+    """Return the provider's address from `OPENAI_BASE_URL`. Raises `WrongSetting`."""
     url = cleaned(environment).get("OPENAI_BASE_URL", DEFAULT_BASE_URL)
     if problem := url_problem(url):
         raise WrongSetting("OPENAI_BASE_URL", problem)
@@ -86,12 +86,12 @@ def url_problem(url: str) -> str | None:
     if not is_url or re.search(r"[\s\"'<>{}$\\]", url) or not url.isprintable() or parts.fragment:
         return expected
     if found := _ENDPOINTS.search(parts.path):
-        return f"ends in {found.group()!r}, which each request adds by itself: leave it out"
+        return f"ends in {found.group()!r}, which each request adds automatically: leave it out"
     return None
 
 
 def is_local(host: str) -> bool:
-    """Whether a host is this machine."""
+    """Return whether a host is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -99,12 +99,12 @@ def is_local(host: str) -> bool:
 
 
 def is_azure(host: str) -> bool:
-    """Whether a host is one of Azure's, in any of its clouds."""
+    """Return whether a host belongs to Azure, in any of its clouds."""
     return host.endswith(_AZURE)
 
 
 def problems_in(environment: Mapping[str, str]) -> list[WrongSetting]:
-    """What is wrong with the provider's settings."""
+    """Return the problems with the provider's settings."""
     known = cleaned(environment)
     problems = []
     is_plain = False

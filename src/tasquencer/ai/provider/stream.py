@@ -1,4 +1,4 @@
-"""Reads a completion from JSON or from server-sent events: some gateways always stream."""
+"""Reads a completion from JSON or from server-sent events, because some gateways always stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLANK = re.compile(r"\s*")
 
 
 class Unreadable(Exception):
-    """The body is no completion; the message says what it is instead.
+    """The body is not a completion. The message describes it.
 
     Attributes:
         broke_off: True if it is the beginning of something readable.
@@ -32,10 +32,10 @@ class Unreadable(Exception):
 
 
 def completion_in(reply: Reply) -> object:
-    """The JSON value of the body; of server-sent events, what they amount to.
+    """Return the JSON value of the body. Server-sent events are put together first.
 
     Raises:
-        Unreadable: it is neither.
+        Unreadable: the body is neither JSON nor server-sent events.
     """
     text = reply.text.lstrip()
     if text.startswith((_DATA, *_OTHER_FIELDS)):
@@ -68,7 +68,7 @@ def _decoded(text: str, at: int) -> tuple[object, int]:
 
 
 def _from_events(text: str) -> object:
-    """A whole completion among the events, or an error, or else the chunks put together."""
+    """Return a whole completion among the events, or an error, or else the combined chunks."""
     chunks: list[dict[str, Any]] = []
     other: object = None
     is_done = begun = False
@@ -99,7 +99,7 @@ def _from_events(text: str) -> object:
 
 
 def _events(text: str) -> Iterator[Any]:
-    """The JSON values of the events in order; None where the stream says that it is done."""
+    """Return the JSON values of the events in order, with None for the end marker of the stream."""
     payload = []
     for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
         if line.startswith(_OTHER_FIELDS):
@@ -124,7 +124,7 @@ def _events(text: str) -> Iterator[Any]:
                     raise Unreadable("server-sent events that break off", broke_off=True) from None
                 raise
             yield value
-        else:  # a keep-alive that is no JSON
+        else:  # a keep-alive that is not JSON
             end = data.find("\n", at)
             at = len(data) if end < 0 else end
         at = _after_blanks(data, at)
@@ -143,7 +143,7 @@ def _is_chunk(event: object) -> bool:
 
 
 def _merged(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The completion that the chunks of a stream amount to; of several choices, the first."""
+    """Put the chunks of a stream together to a completion. Only the first choice counts."""
     completion: dict[str, Any] = {}
     choice: dict[str, Any] = {}
     parts: list[object] = []

@@ -1,4 +1,4 @@
-"""Tokens and cost of an answer, from whatever the provider reports."""
+"""Tokens and cost of an answer, from the provider's report."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tasquencer.ai.provider.reply import token_count
 __all__ = ["ReportedUsage", "usage_in"]
 
 _HIGHEST_COST = 1_000_000.0
-"""US dollars. A provider that reports more for one answer is not believed."""
+"""US dollars. A higher reported cost of one answer is ignored."""
 
 
 @dataclass(frozen=True)
 class ReportedUsage:
-    """What an answer took; None where the provider does not say.
+    """The usage of an answer. A field is None if the provider does not report it.
 
     Attributes:
-        input_tokens: All of them, cached ones included.
-        output_tokens: All of them, reasoning included.
-        cached_tokens: Those of the input that came from the provider's cache.
-        cache_write_tokens: Those of the input that were written to it at a price of their own.
-        reasoning_tokens: Those of the output that are reasoning.
-        reported_cost: In US dollars, by the provider's word.
+        input_tokens: All input tokens, cached ones included.
+        output_tokens: All output tokens, reasoning included.
+        cached_tokens: Input tokens from the provider's cache.
+        cache_write_tokens: Input tokens that were written to the cache at a separate price.
+        reasoning_tokens: Output tokens for reasoning.
+        reported_cost: The cost that the provider reports, in US dollars.
     """
 
     input_tokens: int | None = None
@@ -37,7 +37,7 @@ class ReportedUsage:
     reported_cost: float | None = None
 
     def cost(self, price: Price, models: Iterable[str]) -> float | None:
-        """US dollars: what the provider reports, else by the first of these models that has a price."""
+        """Return the reported US dollars, else the price by the first of these models that has one."""
         if self.reported_cost is not None:
             return self.reported_cost
         if self.input_tokens is None or self.output_tokens is None:
@@ -62,9 +62,9 @@ class ReportedUsage:
 
 
 def usage_in(completion: Mapping[str, Any], headers: Mapping[str, str]) -> ReportedUsage:
-    """The usage that a completion reports.
+    """Return the usage that a completion reports.
 
-    Some providers leave reasoning tokens out of `completion_tokens`; they are in the total all the same.
+    Some providers do not count reasoning tokens in `completion_tokens`, but in the total.
     """
     usage = _object(completion.get("usage"))
     read = _first(usage, "prompt_tokens", "input_tokens")
@@ -106,7 +106,7 @@ def _reported_cost(
     upstream = _dollars(_object(usage.get("cost_details")).get("upstream_inference_cost"))
     fee = _dollars(cost)
     if fee is not None and upstream is not None and (usage.get("is_byok") is True or fee == 0):
-        return fee + upstream  # OpenRouter with a key of one's own: its fee, and the price behind it
+        return fee + upstream  # OpenRouter with your own key: its fee, and the upstream price
     for reported in (cost, usage.get("total_cost"), usage.get("estimated_cost")):
         if (dollars := _dollars(reported)) is not None:
             return dollars
@@ -135,5 +135,5 @@ def _first(values: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _within(part: int | None, whole: int | None) -> int | None:
-    """A part that is no larger than the whole, or None: it is not believed."""
+    """Return the part if it is at most the whole, else None, because it is not plausible."""
     return part if part is not None and whole is not None and part <= whole else None

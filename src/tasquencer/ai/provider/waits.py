@@ -1,7 +1,7 @@
-"""How long a provider asks to wait, in all the places where providers say it.
+"""Finds the wait that a provider asks for, in all places where providers put it.
 
-The longest of `Retry-After` (and its kin), the fields of the body and its sentences counts. Where none of
-them says anything, an exhausted limit counts: the time at which it is refilled.
+The longest wait among `Retry-After` (and similar headers), the fields of the body and its sentences counts.
+If there is none, the time counts at which an exhausted limit is refilled.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ _FIELDS = {
     "cooldowntime": 1.0,
     "waitseconds": 1.0,
 }
-"""Fields of error bodies that name a wait, and what one of their units has in seconds."""
+"""Fields of error bodies that contain a wait, and the seconds in their unit."""
 
 _EPOCH = 1e9
-"""Numbers from here on are times since 1970 in seconds, from a thousand times that in milliseconds."""
+"""Numbers from here on are times since 1970 in seconds, and from a thousand times that in milliseconds."""
 
 _MOST_HEADER = 500
-"""Characters of a header that are looked at."""
+"""Maximum characters of a header that are read."""
 
 _REFILL_IN_ONE_HEADER = re.compile(r"\b(?:remaining|r)\s*=\s*0\b.*?\b(?:reset|t)\s*=\s*(\d{1,12})")
 
 
 def is_wait_field(name: str) -> bool:
-    """True if a field of this name (lower case, letters and digits only) says how long to wait."""
+    """Return whether a field of this name (lower case, letters and digits only) contains a wait."""
     return name in _FIELDS
 
 
 def field_wait(name: str, value: object) -> float | None:
-    """Seconds that a field of an error's body asks for: a number, `34.07s`, or an object with `seconds`."""
+    """Return the seconds in a field of an error's body: a number, `34.07s`, or an object with `seconds`."""
     if isinstance(value, dict):
         value = value.get("seconds")
     if isinstance(value, str):
@@ -71,13 +71,13 @@ def field_wait(name: str, value: object) -> float | None:
 
 
 def asked_in_text(text: str) -> float | None:
-    """The longest wait in seconds that a text in lower case asks for."""
+    """Return the longest wait in seconds in a text in lower case."""
     found = (_duration(match[1]) for match in _ASKED.finditer(text))
     return max((wait for wait in map(_sensible, found) if wait is not None), default=None)
 
 
 def asked_in_headers(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds that `Retry-After` or one of its kin asks for."""
+    """Return the seconds in `Retry-After` or a similar header."""
     asked = parse_retry_after(headers, now)
     if asked is None and "x-ms-retry-after-ms" in headers:
         asked = parse_retry_after({"retry-after-ms": headers["x-ms-retry-after-ms"]}, now)
@@ -85,7 +85,7 @@ def asked_in_headers(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def refill(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds until the exhausted limits that the headers name are refilled; None if there are none."""
+    """Return the seconds until the exhausted limits in the headers are refilled, or None."""
     waits = [wait for wait in _refills(headers, now) if wait]
     return max(waits, default=None)
 
@@ -103,7 +103,7 @@ def _refills(headers: Mapping[str, str], now: datetime) -> Iterator[float | None
 
 
 def _reset(value: str, now: datetime) -> float | None:
-    """Seconds until a reset: `1m0.5s`, seconds, an epoch, or a date as in RFC 3339."""
+    """Return the seconds until a reset: `1m0.5s`, seconds, an epoch, or a date as in RFC 3339."""
     number = _number(value)
     if number is not None:
         if number >= _EPOCH:
