@@ -214,6 +214,15 @@ async def test_without_a_key_it_says_what_to_set(stage: Stage, base_url: str | N
         )
 
 
+@pytest.mark.parametrize("option", ["--what", "--concurrent-calls=many"])
+async def test_a_wrong_option_is_reported_before_a_missing_key(stage: Stage, option: str) -> None:
+    async with stage.process(option, settings={"OPENAI_BASE_URL": None}) as worker:
+        assert await exited(worker) == 2
+        output = worker.output()
+    assert option.partition("=")[0] in output
+    assert "OPENAI_API_KEY" not in output
+
+
 async def test_without_temporal_it_says_where_it_looked(stage: Stage) -> None:
     address = f"127.0.0.1:{free_port()}"
     async with stage.process(settings={"TEMPORAL_ADDRESS": address}) as worker:

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from tasquencer.cli.environment import checked_settings
 from tasquencer.cli.log_format import LogFormatter
@@ -158,7 +159,8 @@ def errors_as_exit_status() -> Iterator[None]:
 def run_program(main: Callable[..., None], *, provider: bool = True) -> NoReturn:
     """Run `main` with the options of the command line, and end the process.
 
-    All settings of the environment are checked first. The process ends with status 2 if some are wrong.
+    A wrong option is reported first, then all wrong settings of the environment. Both end the process with
+    status 2.
 
     Args:
         main: Runs the worker.
@@ -166,7 +168,7 @@ def run_program(main: Callable[..., None], *, provider: bool = True) -> NoReturn
     """
     status: object = 0
     try:
-        if "--help" not in sys.argv:
+        if "--help" not in sys.argv and _takes(main, sys.argv[1:]):
             with errors_as_exit_status():
                 checked_settings(provider=provider)
         typer.run(main)
@@ -177,3 +179,17 @@ def run_program(main: Callable[..., None], *, provider: bool = True) -> NoReturn
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else 1)
+
+
+def _takes(main: Callable[..., None], arguments: list[str]) -> bool:
+    """Return whether the options of the command line are valid, without those from the environment."""
+    program = typer.Typer(add_completion=False)
+    program.command()(main)
+    command = typer.main.get_command(program)
+    for option in command.params:
+        option.envvar = None
+    try:
+        command.make_context("worker", list(arguments))
+    except TyperException:
+        return False
+    return True
