@@ -148,7 +148,7 @@ async def test_the_schedule_is_created_changed_and_removed(
     with pytest.raises(RPCError, match="not found"):
         await handle.describe()
     again = await finish("reconcile", "--unschedule", environment=environment)
-    assert (again.code, again.stdout.startswith(f"schedule {name} is not there")) == (0, True)
+    assert (again.code, again.stdout.startswith(f"schedule {name} does not exist")) == (0, True)
 
 
 @pytest.mark.parametrize(
