@@ -33,6 +33,7 @@ from tasquencer import (
     WorkItemState,
 )
 from tasquencer.ai import parse_request
+from tasquencer.ai.mcp import read_servers
 from tasquencer.ai.provider.directory import named_providers
 from tasquencer.ai.provider.prices import own_prices
 from tasquencer.batch.rows import check_row, parse_line
@@ -116,7 +117,12 @@ def test_python_uses_no_name_of_ours_that_does_not_exist(block: Block) -> None:
 
 
 @each("json")
-def test_json_is_read_as_lines_of_a_batch(block: Block) -> None:
+def test_json_is_read_as_lines_of_a_batch_or_as_mcp_servers(block: Block, tmp_path: Path) -> None:
+    if "mcpServers" in block.code:
+        file = tmp_path / "servers.json"
+        file.write_text(block.code)
+        assert read_servers({"TASQ_MCP_SERVERS": str(file), "SHOP_TOKEN": "secret"})
+        return
     for number, line in enumerate(block.code.splitlines(), 1):
         _, request = parse_line(line.encode(), number)
         check_row({}, request)
