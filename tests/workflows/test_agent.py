@@ -469,3 +469,20 @@ async def test_a_conversation_that_grows_too_long_ends_the_task_before_anything_
         error = await failure_of_task(await one.start(tools=["read"]))
         assert len(one.provider.requests) == 1
     assert error.type == "TaskFailed" and "the conversation has" in error.message
+
+
+async def test_the_deadline_holds_for_the_whole_agent(dev_server: EmbeddedTemporal) -> None:
+    async def wait() -> None:
+        """Wait for ever."""
+        await asyncio.Event().wait()
+
+    async with desk(dev_server, [answers.tools(("wait", {}))], [wait]) as one:
+        handle = await one.start(tools=["wait"], deadline_seconds=1)
+        error = await failure_of_task(handle)
+        story = await one.story(handle)
+    assert error.type == "DeadlineExceeded"
+    assert story == [
+        ("turn-1", 0, "completed", None),
+        ("turn-1/wait", 0, "failed", "timed_out"),
+        ("turn-2", 0, "canceled", None),
+    ]
