@@ -17,7 +17,7 @@ from tests.chaos.report import found_in, missed_aims, slowest_stories, smallest_
 from tests.chaos.run import run
 from tests.chaos.shapes import report as shapes
 from tests.chaos.shapes.campaign import ShapeOptions, run_shapes
-from tests.chaos.shapes.program import CONSTRUCTS, Program, read_program
+from tests.chaos.shapes.program import CONSTRUCTS, Program, read_program, watched_program
 
 
 def main() -> int:
@@ -28,6 +28,11 @@ def main() -> int:
         "--shapes", help="run random tasks instead, made of `any` or of these constructs: a,b,c"
     )
     parser.add_argument("--program", type=Path, help="with --shapes: run this file's program, --tasks times")
+    parser.add_argument(
+        "--looks",
+        action="store_true",
+        help="with --shapes: run fan-outs and agents that are queried ten times a second, on one worker",
+    )
     parser.add_argument("--deaths", type=int, default=200, help="with --shapes: how many workers die (200)")
     parser.add_argument("--caches", default="1000,2", help="with --shapes: workflows that each worker caches")
     parser.add_argument("--faults", type=int, default=300, help="how many faults (300)")
@@ -37,10 +42,14 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all logs and databases there")
     chosen = parser.parse_args()
     if chosen.shapes is not None:
-        options, programs = _shape_options(chosen), None
+        options = _shape_options(chosen)
+        programs: list[Program] | None = None
         if chosen.program is not None:
             program = read_program(json.loads(chosen.program.read_text()))
             programs = [replace(program, name=f"{program.name}-{number}") for number in range(options.tasks)]
+        elif chosen.looks:
+            options = replace(options, caches=(1000,), constructs=())
+            programs = [watched_program(options.seed + number) for number in range(options.tasks)]
         return _in_folder(chosen.keep, lambda folder: _run_shapes(options, folder, programs))
     is_postgres = chosen.ledger == "postgresql"
     faults = Options(

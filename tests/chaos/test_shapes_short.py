@@ -12,10 +12,17 @@ import pytest
 
 from tasquencer.devkit.errors import ProcessFailed
 from tests.chaos.shapes.campaign import ShapeOptions, run_shapes
-from tests.chaos.shapes.program import CONSTRUCTS, HOLDING, lineages_in, program_of, read_program
+from tests.chaos.shapes.program import (
+    CONSTRUCTS,
+    lineages_in,
+    program_of,
+    read_program,
+    watched_program,
+)
 from tests.chaos.shapes.report import found_in, story, table
 
-SHORT = ShapeOptions(seed=400, tasks=40, deaths=8, constructs=HOLDING, gap_seconds=0.6)
+WATCHED = ShapeOptions(seed=1, tasks=6, deaths=2, constructs=(), caches=(1000,), gap_seconds=2.0)
+SHORT = ShapeOptions(seed=400, tasks=40, deaths=8, gap_seconds=0.6)
 
 
 @pytest.mark.timeout(480)
@@ -34,6 +41,19 @@ async def test_no_promise_is_broken_whatever_the_shape(tmp_path: Path) -> None:
     assert campaign.deaths >= SHORT.deaths
     assert campaign.looks
     assert sum(len(account.requests) for account in campaign.accounts) >= SHORT.tasks
+
+
+@pytest.mark.timeout(480)
+async def test_fan_outs_and_agents_that_are_looked_at_end_and_replay(tmp_path: Path) -> None:
+    programs = [watched_program(WATCHED.seed + number) for number in range(WATCHED.tasks)]
+    campaign = await run_shapes(WATCHED, tmp_path, programs)
+    print(table(campaign))
+    found = found_in(campaign)
+    if found:
+        pytest.fail("\n\n".join(story(account, wrong) for account, wrong in found))
+    assert {account.last.state for account in campaign.accounts} == {"completed"}
+    assert campaign.deaths >= WATCHED.deaths
+    assert campaign.looks >= WATCHED.tasks
 
 
 def test_a_seed_always_stands_for_the_same_program() -> None:

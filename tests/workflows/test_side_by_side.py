@@ -17,7 +17,7 @@ from tasquencer import RetryRecipe, Task, TasquencerPlugin, absorb_failures
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.testing import InMemoryLedger
 from tests.support.patience import PATIENCE_SECONDS
-from tests.support.tasks import tasks_on
+from tests.support.tasks import comes_to, tasks_on
 
 ONE_TRY = RetryRecipe(max_retries=0)
 MINUTE = timedelta(minutes=1)
@@ -25,6 +25,12 @@ MINUTE = timedelta(minutes=1)
 
 @activity.defn
 async def quick(name: str) -> str:
+    """Ends soon; `deaf` a second later, `slow` when it is stopped."""
+    while name == "slow":
+        activity.heartbeat()
+        await asyncio.sleep(0.05)
+    if name == "deaf":
+        await asyncio.sleep(1)
     return name
 
 
@@ -107,7 +113,42 @@ class ReturnsFirst:
         return "ended"
 
 
-WORKFLOWS: Sequence[type] = [Aborts, Sleeps, LeavesASaga, ReturnsFirst]
+@workflow.defn(sandboxed=False)
+class CompensatesInItsPlace:
+    """Compensates with the only place there is, after a call that a cancel did not stop."""
+
+    @workflow.run
+    async def run(self) -> str:
+        task = Task(policy=absorb_failures(), concurrency=1)
+        try:
+            await carry_out(task, "deaf")
+        except asyncio.CancelledError:
+            await carry_out(task, "compensation")
+        return "compensated"
+
+
+@workflow.defn(sandboxed=False)
+class CompensatesNextToACall:
+    """Waits for its place until a sibling's call is stopped, and compensates then."""
+
+    @workflow.run
+    async def run(self) -> str:
+        task = Task(policy=absorb_failures(), concurrency=1)
+
+        async def saga() -> None:
+            try:
+                await carry_out(task, "waits")
+            except asyncio.CancelledError:
+                await carry_out(task, "compensation")
+
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(carry_out(task, "slow"), saga(), return_exceptions=True)
+        return "compensated"
+
+
+WORKFLOWS: Sequence[type] = [
+    Aborts, Sleeps, LeavesASaga, ReturnsFirst, CompensatesInItsPlace, CompensatesNextToACall,
+]  # fmt: skip
 
 
 async def test_a_group_that_aborts_replays_in_any_process(dev_server: EmbeddedTemporal) -> None:
@@ -141,3 +182,25 @@ async def test_a_lineage_that_would_begin_after_the_end_of_the_run_does_not(
         listed = await handle.query("work_items")
         items = await tasks.work_items(handle)
     assert (result, listed, items) == ("ended", [], [])
+
+
+@pytest.mark.parametrize(
+    ("workflow_type", "states"),
+    [
+        ("CompensatesInItsPlace", {"deaf": "completed", "compensation": "completed"}),
+        (
+            "CompensatesNextToACall",
+            {"slow": "canceled", "waits": "canceled", "compensation": "completed"},
+        ),
+    ],
+)
+async def test_what_a_cancel_ends_frees_its_place_for_a_compensation(
+    dev_server: EmbeddedTemporal, workflow_type: str, states: dict[str, str]
+) -> None:
+    async with tasks_on(dev_server.address, WORKFLOWS, [quick]) as tasks:
+        handle = await tasks.start(workflow_type)
+        await comes_to(handle, "activity_task_scheduled_event_attributes")
+        await handle.cancel()
+        assert await asyncio.wait_for(handle.result(), PATIENCE_SECONDS) == "compensated"
+        items = {item.lineage: item.state.value for item in await tasks.work_items(handle)}
+    assert items == states

@@ -53,7 +53,7 @@ class Behaviour(IntEnum):
     OPERATORS_COMMANDS = 72_004
     """An activity that `temporal activity fail` has ended is an `operator` failure, which qualifies."""
     RESULTS_ONE_BY_ONE = 72_005
-    """Each result of a local activity is handed over on its own."""
+    """Each result of a local activity is handed over on its own. What a cancel ends frees its place."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

@@ -81,8 +81,9 @@ class TaskDriver:
         self._compensating: set[str] = set()
         self._drained: set[str] = set()
         self.is_second_edition = behaves(Behaviour.SECOND_EDITION)
-        for behaviour in (Behaviour.NEW_RUN_ON_NEWS, Behaviour.RESULTS_ONE_BY_ONE):
-            behaves(behaviour)  # decided here, so that the first workflow task has the flag
+        behaves(Behaviour.NEW_RUN_ON_NEWS)  # here, so that the first workflow task has the flag
+        # A compensation may wait for the place of a work item that a cancel has ended.
+        self._frees_places = behaves(Behaviour.RESULTS_ONE_BY_ONE)
         self.calls = Calls(state, stops_for_its_code=self.is_second_edition)
         self.is_ending = False
         self.actions_under_way = 0
@@ -293,7 +294,7 @@ class TaskDriver:
         nothing new begins, and the task ends as canceled.
         """
         canceled = self.is_being_canceled(item.lineage)
-        if not canceled:
+        if not canceled or self._frees_places:
             self._places.leave(item.id)
         await self._record(item)
         if canceled:
@@ -308,7 +309,7 @@ class TaskDriver:
         if self.is_ending:
             return  # `close` records it
         if self.is_being_canceled(item.lineage) or not self.is_second_edition:
-            self._places.forget(item.id)
+            (self._places.leave if self._frees_places else self._places.forget)(item.id)
             self.cancel(item.lineage)
             return
         present = self.state.find(item.id)
