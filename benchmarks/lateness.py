@@ -2,7 +2,7 @@
 
 From the planned start to the provider receiving the request. Planned is, for both sides, the end of the
 failed request plus the backoff; for ours also the work item's `not_before`, which is recorded (it lies a
-little later: the failure has to reach the workflow first). On two Temporal servers: as it comes, and with
+little later: the failure has to reach the workflow first). On two Temporal servers: as released, and with
 exact timers. The sides take turns, round by round.
 """
 
@@ -80,7 +80,7 @@ async def _run(options: argparse.Namespace) -> None:
         origin = provider.last_line()
         servers: list[Server] = []
         version = ""
-        for timers, settings in (("as it comes", {}), ("exact timers", EXACT_TIMERS)):
+        for timers, settings in (("as released", {}), ("exact timers", EXACT_TIMERS)):
             temporal = await running.enter_async_context(embedded_temporal(ui=False, dynamic_config=settings))
             ledger = folder / f"{timers}.db"
             arguments = ["--address", temporal.address, "--base-url", f"{origin}/v1"]

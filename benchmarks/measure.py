@@ -157,7 +157,7 @@ COMPARISONS = (
         ),
         aim=0.95,
     ),
-    Comparison("B", f"{_FAILURES}, the server as it comes (timers up to 1 s late)", 2, _RETRIES, aim=0.90),
+    Comparison("B", f"{_FAILURES}, the server as released (timers up to 1 s late)", 2, _RETRIES, aim=0.90),
     Comparison("C", f"{_FAILURES}, the server's timers exact", 2, _RETRIES, server_settings=EXACT_TIMERS),
     Comparison(
         "D",

@@ -188,7 +188,7 @@ async def _run(options: argparse.Namespace) -> None:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="tasquencer-bench-")))
         sides: list[Side] = []
         version = ""
-        for timers, settings in (("exact timers", EXACT_TIMERS), ("as it comes", {})):
+        for timers, settings in (("exact timers", EXACT_TIMERS), ("as released", {})):
             file = folder / f"{timers}.db" if options.temporal_on_disk else None
             temporal = await running.enter_async_context(
                 embedded_temporal(ui=False, dynamic_config=settings, database_file=file)
@@ -260,7 +260,7 @@ async def _run(options: argparse.Namespace) -> None:
 
 
 def _table(sides: Sequence[Side], measured: dict[str, list[Round]]) -> str:
-    ours = {timers: measured[f"{OURS}, {timers}"] for timers in ("exact timers", "as it comes")}
+    ours = {timers: measured[f"{OURS}, {timers}"] for timers in ("exact timers", "as released")}
     rows = []
     for side in sides:
         rounds = measured[side.name]

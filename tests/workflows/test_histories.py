@@ -166,7 +166,7 @@ async def acted_on(tasks: Tasks) -> Handle:
     await in_state(tasks, handle, WorkItemState.INITIALIZED)
     await handle.execute_update("retry_now", {"actor": "anna", "reason": "it is back"})
     item = await in_state(tasks, handle, WorkItemState.STARTED)
-    answer = {"work_item_id": item.id, "actor": "ben", "result": {"text": "by hand"}}
+    answer = {"work_item_id": item.id, "actor": "ben", "result": {"text": "from a person"}}
     await handle.execute_update("complete_work_item", answer)
     await ended(handle)
     return handle

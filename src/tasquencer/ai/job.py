@@ -24,8 +24,8 @@ MOST_MESSAGES = 2_000
 """Maximum messages of a conversation."""
 
 MAXIMUM_CONVERSATION_BYTES = 768 * 1024
-"""Bytes of a conversation that goes on, as JSON. What a task carries along when it continues as new needs the
-rest of a Temporal payload."""
+"""Maximum bytes of a growing conversation as JSON. The state that a task carries along when it continues as
+new needs the rest of a Temporal payload."""
 
 MOST_TOOL_CALLS = 32
 """Tools that one answer of a model may call."""

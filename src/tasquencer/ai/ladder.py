@@ -53,7 +53,8 @@ def climb(change: StateChange) -> NextAttempt | None:
     """The hook of AI calls: the recipe decides, with feedback and with the next model.
 
     A move to another provider does not wait: the delay that the first one asked for is not the second one's.
-    The recipe's `max_retries` bounds all attempts together. What is no AI call is retried by the recipe.
+    The recipe's `max_retries` bounds all attempts together. The recipe retries attempts that are not AI
+    calls.
     """
     item = change.work_item
     job, failure, recipe = item.payload, item.failure, change.recipe

@@ -49,7 +49,7 @@ MAXIMUM_REQUEST_BYTES = 1_536 * 1024
 """Maximum bytes of a request as JSON. A Temporal payload holds 2 MiB, also with a task's carried state."""
 
 MOST_TOOLS = 128
-"""Tools of one request. OpenAI takes no more."""
+"""Maximum tools of one request, as in OpenAI's API."""
 
 MOST_TURNS = 100
 """Turns of one task: all its work items travel along when it continues as new."""
