@@ -290,6 +290,9 @@ class ActiveWorkItem:
             # A timeout around the block waits for the cancellation itself, not for the call's error.
             only_this_code = self._is_stopped and not driver.is_being_canceled(item.lineage)
             return only_this_code and not isinstance(error, asyncio.CancelledError)
+        if is_left_behind(error) and self._is_asked_to_end() and behaves(Behaviour.RESULTS_ONE_BY_ONE):
+            await driver.stopped(item)
+            raise asyncio.CancelledError(STOPPED)  # the cancel that came as the call was turned away
         if is_left_behind(error):
             await driver.replace(item)
             return True
