@@ -9,11 +9,15 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from temporalio import workflow
 from temporalio.client import WorkflowHandle
+from temporalio.worker import Worker
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.sql import SqlLedger
 from tests.end_to_end.stage import Stage
 from tests.support.answers import Answer, ok
+from tests.support.batches import filled_batch
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ProviderRequest, ScriptedProvider
 from tests.support.tasks import failure_of_task
@@ -86,3 +90,49 @@ async def test_a_burst_of_the_largest_requests_is_carried_out_beside_other_tasks
     await still_works(stage)
     results = await asyncio.wait_for(asyncio.gather(*(task.result() for task in burst)), PATIENCE_SECONDS)
     assert [result["text"] for result in results] == ["Hi"] * BURST
+
+
+@workflow.defn(sandboxed=False, name="AiAgentTask")
+class ForgedTask:
+    """Says that another task's work item is its own, at a price of its choice."""
+
+    @workflow.run
+    async def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"text": "mine", "work_item_id": request["system"], "attempts": 1, "cost_usd": 999.0}
+
+
+@workflow.defn(sandboxed=False, name="AiBatchTask")
+class ForgedBatch:
+    """Takes the id of a batch to come, and starts the task of its first row on the attacker's queue."""
+
+    @workflow.run
+    async def run(self, request: dict[str, Any]) -> None:
+        row = f"{workflow.info().workflow_id}/row-0"
+        await workflow.execute_child_workflow("AiAgentTask", request, id=row)
+
+
+@pytest.mark.parametrize("claims", ["another task's work item", "a work item that does not exist"])
+@pytest.mark.parametrize("workflow_type", ["AiAgentTask", "AiBatchTask"])
+async def test_a_row_s_task_that_somebody_else_has_started_is_not_believed(
+    stage: Stage, workflow_type: str, claims: str
+) -> None:
+    secret = await stage.start("confidential")
+    await secret.result()
+    (item,) = await stage.work_items(secret)
+    batch, queue = f"batch-{uuid4()}", f"theirs-{uuid4()}"
+    request = {"prompt": "Why?", "system": item.id if claims.startswith("another") else "no such"}
+    forged = f"{batch}/row-0" if workflow_type == "AiAgentTask" else batch
+    async with Worker(stage.client, task_queue=queue, workflows=[ForgedTask, ForgedBatch]):
+        await stage.client.execute_workflow(workflow_type, request, id=forged, task_queue=queue)
+        async with SqlLedger(f"sqlite:///{stage.ledger_file}") as ledger:
+            await filled_batch(ledger.batches, batch, [request, "Hello?"])
+            ours = await stage.client.start_workflow("AiBatchTask", {}, id=batch, task_queue=stage.task_queue)
+            result = await asyncio.wait_for(ours.result(), PATIENCE_SECONDS)
+            (lost,) = await ledger.batches.unanswered(batch, after=-1, limit=9, most_bytes=2**20)
+            answers = await ledger.batches.answers(
+                batch, order="position", after=-1, limit=9, most_bytes=2**20
+            )
+    assert (result["completed"], result["failed"]) == (1, 1)
+    assert result["cost_usd"] in (None, 0)
+    assert lost.failure is not None and (lost.row_id, lost.failure.type) == ("row-0", "IdTaken")
+    assert [answer.row_id for answer in answers] == ["row-1"]

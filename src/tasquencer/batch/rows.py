@@ -100,7 +100,7 @@ class OpenRow(BaseModel):
 
 
 ID_TAKEN = "IdTaken"
-"""The failure of a row whose id belongs to a task of another request."""
+"""The failure of a row whose id belongs to a task that the batch has not started, or of another request."""
 
 
 class RowFailure(BaseModel):

@@ -163,11 +163,11 @@ class BatchActivities:
             return await self._batches.save(request.batch_id, outcomes)
 
     async def _believed(self, batch_id: str, outcome: RowOutcome) -> RowOutcome:
-        """Return the outcome, or a failure if its work item belongs to another task than the row's."""
+        """Return the outcome, or a failure if the ledger has no such work item of the row's task."""
         if outcome.work_item_id is None:
             return outcome
         holder = await self._ledger.holder(outcome.work_item_id)
-        if holder is None or holder[0] == task_id_of(batch_id, outcome.row_id):
+        if holder is not None and holder[0] == task_id_of(batch_id, outcome.row_id):
             return outcome
         row = OpenRow(position=outcome.position, row_id=outcome.row_id, found=True)
         return lost_row(row, _taken())
@@ -212,7 +212,7 @@ class BatchActivities:
 
 
 def _taken() -> ApplicationError:
-    return ApplicationError("another request has a task with this row's id", type=ID_TAKEN)
+    return ApplicationError("a task that the batch has not started has this row's id", type=ID_TAKEN)
 
 
 def _stopping() -> ApplicationError:
@@ -228,6 +228,7 @@ class _Following:
         self._batches = batches
         self._ledger = ledger
         self._batch_id = batch_id
+        self._known_runs: set[str] = set()
 
     async def divide(self, rows: Sequence[OpenRow]) -> tuple[list[OpenRow], list[OpenRow]]:
         """Split rows into those whose tasks belong to the batch and those whose ids other tasks have."""
@@ -238,7 +239,10 @@ class _Following:
         return ours, taken
 
     async def _is_ours(self, row: OpenRow) -> bool:
-        """Return whether the task with the row's id has the row's request."""
+        """Return whether the task with the row's id is a child of this batch and does what the row says.
+
+        Anyone who may start workflows can take the id first, with the same request but a worker of their own.
+        """
         page = await self._batches.pending(
             self._batch_id, after=row.position - 1, limit=1, most_bytes=_PAGE_BYTES
         )
@@ -249,11 +253,32 @@ class _Following:
             if not is_missing(error):
                 raise
             return True  # it no longer exists
-        started = first.workflow_execution_started_event_attributes
         if not page.rows or page.rows[0].position != row.position:
             return True  # its outcome is saved
+        started = first.workflow_execution_started_event_attributes
+        parent = started.parent_workflow_execution
+        is_task = started.workflow_type.name == TASK_WORKFLOW
+        is_here = started.task_queue.name == activity.info().task_queue
+        if not (is_task and is_here and parent.workflow_id == self._batch_id):
+            return False
         (request, *_) = await self._client.data_converter.decode(started.input.payloads) or [None]
-        return started.workflow_type.name == TASK_WORKFLOW and request == page.rows[0].request
+        return request == page.rows[0].request and await self._is_run_of_the_batch(parent.run_id)
+
+    async def _is_run_of_the_batch(self, run_id: str) -> bool:
+        """Return whether Temporal has this run as one of the batch's workflow on this task queue."""
+        info = activity.info()
+        if run_id in {info.workflow_run_id, *self._known_runs}:
+            return True
+        try:
+            run = await self._client.get_workflow_handle(self._batch_id, run_id=run_id).describe()
+        except RPCError as error:
+            if not is_missing(error):
+                raise
+            return False
+        if (run.workflow_type, run.task_queue) != (BATCH_WORKFLOW, info.task_queue):
+            return False
+        self._known_runs.add(run_id)
+        return True
 
     async def cancel(self, rows: Sequence[OpenRow]) -> None:
         """Ask the tasks that belong to the batch to cancel."""
