@@ -188,9 +188,10 @@ def test_the_worker_does_not_run_as_root() -> None:
     assert users[-1] not in {"0", "root"}
 
 
-def test_the_dockerfile_passes_its_linter() -> None:
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "starter/Dockerfile"])
+def test_a_dockerfile_passes_its_linter(dockerfile: str) -> None:
     linted = subprocess.run(
-        [PROGRAMS / "hadolint", ROOT / "Dockerfile"],
+        [PROGRAMS / "hadolint", ROOT / dockerfile],
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,

@@ -19,7 +19,7 @@ from pydantic import (
 
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer, output_in
 from tasquencer.ai.job import AiJob, ChatMessage
-from tasquencer.ai.request import MOST_REQUEST_VALUES, CallOptions
+from tasquencer.ai.request import MOST_REQUEST_VALUES, CallOptions, limit_attempts
 from tasquencer.ai.usage import Usage, total_usage
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.named_policy import NamedPolicy, policy_by_name
@@ -205,6 +205,7 @@ def parse_fan_out(raw: object) -> AiFanOutRequest:
     """
     request = validated(AiFanOutRequest, raw, '{"prompts": ["…", "…"]}', MOST_REQUEST_VALUES)
     limit_size(request, "prompts", MAXIMUM_FAN_OUT_BYTES)
+    limit_attempts(request)
     asked = len(request.model_dump_json(include={"prompts"}).encode())
     size = asked + _shared(request) * len(request.prompts)
     if size > MAXIMUM_CALLS_BYTES:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from pydantic_core import to_json
 
 from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, MOST_MESSAGES, AiJob, ChatMessage
+from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.failure import FailureKind
 from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
 from tasquencer.core.validation import (
@@ -28,6 +29,7 @@ from tasquencer.core.validation import (
 )
 
 __all__ = [
+    "MAXIMUM_ATTEMPTS_BYTES",
     "MAXIMUM_EXTRA_BYTES",
     "MAXIMUM_REQUEST_BYTES",
     "MAXIMUM_SCHEMA_BYTES",
@@ -42,6 +44,7 @@ __all__ = [
     "CallOptions",
     "RetryOptions",
     "RetrySettings",
+    "limit_attempts",
     "parse_request",
 ]
 
@@ -53,6 +56,10 @@ MOST_TOOLS = 128
 
 MOST_TURNS = 100
 """Turns of one task: all its work items travel along when it continues as new."""
+
+MAXIMUM_ATTEMPTS_BYTES = 128 * 1024 * 1024
+"""Bytes of a request times its attempts. Each attempt writes the request twice into the ledger and once into
+Temporal's history."""
 
 MOST_REQUEST_VALUES = 10_000
 """Names and values in a request, in all its fields together. A request at the limit costs a worker three
@@ -327,6 +334,21 @@ class AiAgentRequest(CallOptions):
         return job.model_copy(update=with_tools)
 
 
+def limit_attempts(request: CallOptions, drafts: int = 1) -> None:
+    """Raise `InvalidRequest` for a request that all its attempts together would write too often.
+
+    Args:
+        request: What each attempt writes again.
+        drafts: How often the request may be carried out, each time with all its retries.
+    """
+    size = len(request.model_dump_json(exclude_defaults=True).encode())
+    attempts = (request.max_retries + 1) * drafts
+    if size * attempts > MAXIMUM_ATTEMPTS_BYTES:
+        most = MAXIMUM_ATTEMPTS_BYTES // size
+        said = f"{attempts:,} attempts at a request of {size:,} bytes, the limit for its size is {most:,}"
+        raise InvalidRequest([f"max_retries: {said}"])
+
+
 def parse_request(raw: object) -> AiAgentRequest:
     """Read the request from a task's raw input.
 
@@ -336,4 +358,5 @@ def parse_request(raw: object) -> AiAgentRequest:
     request = validated(AiAgentRequest, raw, '{"prompt": "…"}', MOST_REQUEST_VALUES)
     limit = MAXIMUM_REQUEST_BYTES if request.tools is None else MAXIMUM_CONVERSATION_BYTES
     limit_size(request, "messages" if request.prompt is None else "prompt", limit)
+    limit_attempts(request)
     return request

@@ -24,7 +24,7 @@ from pydantic import (
 from tasquencer.ai.answer import AiAgentResult, parse_answer
 from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, AiJob, ChatMessage
 from tasquencer.ai.record import ai_job_record
-from tasquencer.ai.request import MOST_REQUEST_VALUES, AiAgentRequest
+from tasquencer.ai.request import MOST_REQUEST_VALUES, AiAgentRequest, limit_attempts
 from tasquencer.core.entries import DomainRecord
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.retry import MOST_RETRIES, RetryRecipe
@@ -356,4 +356,5 @@ def parse_reviewed_draft(raw: object) -> ReviewedDraftRequest:
     """
     request = validated(ReviewedDraftRequest, raw, '{"prompt": "…"}', MOST_REQUEST_VALUES)
     limit_size(request, "messages" if request.prompt is None else "prompt", MAXIMUM_DRAFT_REQUEST_BYTES)
+    limit_attempts(request, request.max_revisions + 1)
     return request

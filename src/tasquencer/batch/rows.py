@@ -166,10 +166,15 @@ class BatchPause(RequestModel):
 
 
 class CarriedBatch(BaseModel):
-    """The state that a run of the workflow passes to the next one."""
+    """The state that a run of the workflow passes to the next one.
+
+    Attributes:
+        run_id: The run that passes it on; None: of an earlier release, which did not say.
+    """
 
     model_config = ConfigDict(frozen=True)
 
+    run_id: str | None = None
     counts: BatchCounts
     cursor: int
     open: list[OpenRow]

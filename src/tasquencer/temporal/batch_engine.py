@@ -32,6 +32,7 @@ from tasquencer.batch.rows import (
     BatchPause,
     BatchProgress,
     BatchRow,
+    CarriedBatch,
     OpenRow,
     parse_batch,
     task_id_of,
@@ -94,7 +95,7 @@ class BatchEngine:
         self._following: asyncio.Task[Followed] | None = None
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         with contextlib.suppress(InvalidRequest):
-            if (carried := parse_batch(raw).carried) is not None:
+            if (carried := _carried(parse_batch(raw))) is not None:
                 self._paused = carried.paused
                 self._to_follow = {row.position: row for row in carried.open}
 
@@ -119,9 +120,10 @@ class BatchEngine:
             ApplicationError: of type `InvalidRequest`, if the ledger lacks its rows, or has too few for the
             policy.
         """
-        self._request = request
-        if request.carried is not None:
-            counts = request.carried.counts
+        carried = _carried(request)
+        self._request = request.model_copy(update={"carried": carried})
+        if carried is not None:
+            counts = carried.counts
         else:
             try:
                 counts = await self._calls.begin()
@@ -129,7 +131,7 @@ class BatchEngine:
                 if not isinstance(error.cause, ApplicationError):
                     raise
                 raise task_error(InvalidRequest.__name__, error.cause.message) from None
-        self._begun = BatchWindow(request, counts, request.carried)
+        self._begun = BatchWindow(request, counts, carried)
         self._begun.pause(self._paused)
         if problem := request.policy.problem_with(self._begun.rows):
             await to_the_end(self._end(BatchState.FAILED))
@@ -160,7 +162,8 @@ class BatchEngine:
         A child workflow that has not begun before its run ends never begins. The next run follows the others.
         """
         if not self._starting:
-            workflow.continue_as_new(self._request.model_copy(update={"carried": self._window.carry()}))
+            carried = self._window.carry().model_copy(update={"run_id": workflow.info().run_id})
+            workflow.continue_as_new(self._request.model_copy(update={"carried": carried}))
 
     def start_rows(self) -> None:
         """Start as many rows as the window has room for."""
@@ -331,6 +334,16 @@ class BatchEngine:
         if not done.cancelled():
             self._bug = self._bug or done.exception()
         self._has_changed = True
+
+
+def _carried(request: AiBatchRequest) -> CarriedBatch | None:
+    """Return what the run before this one has carried along; nothing that a client has put into the input."""
+    carried, info = request.carried, workflow.info()
+    if carried is None or info.continued_run_id is None:
+        return None
+    if carried.run_id is None:  # by an earlier release
+        return carried if info.cron_schedule is None and info.retry_policy is None else None
+    return carried if carried.run_id == info.continued_run_id else None
 
 
 class _StartedBytes:

@@ -8,6 +8,7 @@ answer. This adds nothing to the history.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import zlib
 from collections.abc import Callable, Coroutine, MutableMapping, Sequence
@@ -37,8 +38,13 @@ _FUNCTION = "tasquencer.headers"
 
 _PACKED = b"tasquencer/zlib"
 
-MOST_UNPACKED = 64 * 1024 * 1024
+MOST_UNPACKED = 16 * 1024 * 1024
 """Maximum bytes of a carried task. Ours have up to about 4 MiB: 2,000 work items with results."""
+
+_MOST_VALUES = 500_000
+"""Values of a carried task, about. Reading JSON takes up to 500 bytes of memory for each."""
+
+_TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
 _PLAIN = (JSON, _PACKED)
 
@@ -62,7 +68,13 @@ def unpack(payload: Payload) -> Payload:
     data = decompressor.decompress(payload.data, MOST_UNPACKED)
     if not decompressor.eof:
         raise ValueError(f"a carried task has more than {MOST_UNPACKED:,} bytes, or is not complete")
+    if _separators(data) > _MOST_VALUES and _separators(_TEXTS.sub(b"", data)) > _MOST_VALUES:
+        raise ValueError(f"a carried task has more than {_MOST_VALUES:,} values")
     return Payload(metadata={"encoding": payload.metadata["packed"]}, data=data)
+
+
+def _separators(data: bytes) -> int:
+    return sum(map(data.count, (b",", b"[", b"{")))
 
 
 class HeaderCodec:
