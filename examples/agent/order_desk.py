@@ -3,7 +3,8 @@
     python -m examples.agent.order_desk
 
 Temporal, the worker, a scripted model and the ledger all run on this machine, and end with the program. Each
-model turn, each attempt at a tool and the approval is a work item; the table at the end shows them.
+model turn, each attempt at a tool and the approval is a work item; the table at the end shows them. The
+answer is a JSON object. The model's first one is plain text: the next attempt says what was wrong with it.
 """
 
 from __future__ import annotations
@@ -53,13 +54,23 @@ SCRIPT: list[Reply] = [
     Refused(429, {"retry-after": "1"}),
     [ToolUse("search_order", {"number": 7})],
     [ToolUse("refund", {"number": 7, "amount": 49.0})],
-    "Order 7 arrived broken. I have paid the 49.00 back.",
+    "I have paid the 49.00 back.",
+    '{"order": 7, "refunded": 49.0, "reply": "Order 7 arrived broken. I have paid the 49.00 back."}',
 ]
 
 REQUEST = {
     "system": "You are the order desk. Look orders up before you answer. Pay back what arrived broken.",
     "prompt": "My lamp, order 7, arrived broken. Can I have my money back?",
     "tools": ["search_order", "refund"],
+    "output_schema": {
+        "type": "object",
+        "properties": {
+            "order": {"type": "integer"},
+            "refunded": {"type": "number"},
+            "reply": {"type": "string"},
+        },
+        "required": ["order", "refunded", "reply"],
+    },
 }
 
 
@@ -97,7 +108,7 @@ async def main() -> None:
                 )
                 await approve(task)
                 result = await task.result()
-            print(f"\n{result['text']}\n", flush=True)
+            print(f"\n{result['output']['reply']}\n{result['output']}\n", flush=True)
             tasq = Path(sys.executable).with_name("tasq")
             environment = os.environ | {"TASQ_DATABASE_URL": database, "TEMPORAL_ADDRESS": server.address}
             program = await asyncio.create_subprocess_exec(tasq, "show", "order-desk-1", env=environment)

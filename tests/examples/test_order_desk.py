@@ -29,6 +29,8 @@ async def test_the_order_desk_runs_and_shows_each_attempt() -> None:
         "turn-2/refund/approval",
         "approve · given by anna",
         "calls refund",
-        "8 work items: 6 completed, 2 failed",
+        "invalid_output",
+        "'refunded': 49.0",
+        "9 work items: 6 completed, 3 failed",
     ):
         assert expected in text, text
