@@ -571,6 +571,13 @@ async def test_settling_a_run_leaves_observed_attempts_open_unless_it_names_them
     assert await ledger.settle(named) == [observed]
 
 
+async def test_settling_a_run_leaves_open_what_it_spares(ledger: Ledger) -> None:
+    await ledger.record([Life("spared", lineage="1").initialized(), Life("own", lineage="2").initialized()])
+    spares = SETTLEMENT.model_copy(update={"spared": frozenset({"spared"})})
+    assert await ledger.settle(spares) == ["own"]
+    assert (await only(ledger, "spared")).state is WorkItemState.INITIALIZED
+
+
 async def test_settling_twice_settles_nothing_more(ledger: Ledger) -> None:
     await ledger.record([Life("a").initialized()])
     assert await ledger.settle(SETTLEMENT) == ["a"]

@@ -34,7 +34,11 @@ def same_for_all(outcome: Any) -> Any:
 
 @pytest.fixture(scope="module")
 async def outcomes(dev_server: EmbeddedTemporal) -> Outcomes:
-    """What came of each scenario in each mode, and its work items."""
+    """What came of each scenario in each mode, and its work items.
+
+    How often `beating` was made is left out: it waits for a cancel, and on a busy machine its native attempt
+    was once seen to be made again before the cancel came.
+    """
     client = await Client.connect(dev_server.address)
     found: Outcomes = {mode: {} for mode in MODES}
     places = asyncio.Semaphore(AT_ONCE)
@@ -45,7 +49,8 @@ async def outcomes(dev_server: EmbeddedTemporal) -> Outcomes:
         async with places:
             handle, ended, shop = await run_scenario(client, name, plugins=plugins)
         items = await ledger.work_items(WorkItemFilter(task_id=handle.id, limit=1000, oldest_first=True))
-        found[mode][name] = same_for_all([ended, shop.made]), items
+        made = {kind: count for kind, count in shop.made.items() if kind != "beating"}
+        found[mode][name] = same_for_all([ended, made]), items
 
     async with asyncio.TaskGroup() as group:
         for name in SCENARIOS:

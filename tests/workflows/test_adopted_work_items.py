@@ -20,7 +20,7 @@ from temporalio.worker import Replayer
 from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import WorkItemFilter
-from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal import Task, TasquencerPlugin
 from tasquencer.temporal.histories import Histories
 from tasquencer.temporal.projection import rebuild, verify
 from tasquencer.temporal.reconciling import Reconciler
@@ -67,6 +67,28 @@ class Again:
         return "done"
 
 
+@workflow.defn
+class WithATask:
+    """Has a task of its own, whose failure its other activities outlive."""
+
+    def __init__(self) -> None:
+        self._task = Task()
+
+    @workflow.run
+    async def run(self) -> Any:
+        beside = workflow.start_activity(
+            "hang", start_to_close_timeout=LIMIT, result_type=str, retry_policy=LONG
+        )
+        async for item in self._task.attempts("job", lineage="main"):
+            async with item:
+                item.complete(await item.execute_activity("fatal", start_to_close_timeout=LIMIT))
+        try:
+            self._task.check()
+        except ApplicationError as error:
+            failed = error.type
+        return [failed, await beside]
+
+
 async def work_items(ledger: InMemoryLedger, handle: Handle) -> list[WorkItem]:
     return await ledger.work_items(WorkItemFilter(task_id=handle.id, oldest_first=True))
 
@@ -100,7 +122,7 @@ async def shop(dev_server: EmbeddedTemporal) -> Any:
     client = await Client.connect(
         dev_server.address, plugins=[TasquencerPlugin(ledger, adopt_activities=["*"])]
     )
-    async with open_shop(client, workflows=[OneCall, Again]) as (queue, activities):
+    async with open_shop(client, workflows=[OneCall, Again, WithATask]) as (queue, activities):
         yield client, queue, ledger, activities
 
 
@@ -232,6 +254,19 @@ async def test_continuing_as_new_leaves_nothing_open(shop: Any) -> None:
     assert {first.state, second.state} == {WorkItemState.CANCELED}
     transitions = await ledger.transitions(first.id)
     assert transitions[-1].reason == "the workflow continued as new"
+
+
+async def test_a_task_of_the_workflow_neither_counts_nor_ends_them(shop: Any) -> None:
+    client, queue, ledger, _ = shop
+    handle = await client.start_workflow(WithATask.run, id=f"task-{uuid4()}", task_queue=queue)
+    await in_state(ledger, handle, WorkItemState.FAILED)
+    item = await in_state(ledger, handle, WorkItemState.STARTED)
+    assert {row["lineage"] for row in await handle.query("work_items")} == {"main", "hang #1"}
+    await act(handle, "complete_work_item", work_item_id=item.id, result="by ann")
+    assert await handle.result() == ["NotRetryable", "by ann"]
+    states = {one.lineage: one.state.value for one in await work_items(ledger, handle)}
+    assert states == {"main": "failed", "hang #1": "completed"}
+    assert await ledger.supersessions([item.id]) == {}
 
 
 async def test_a_reset_makes_another_work_item_and_no_second_call(shop: Any) -> None:

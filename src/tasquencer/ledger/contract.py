@@ -160,6 +160,7 @@ class Settlement(BaseModel):
         task_id: The task's.
         run_id: Only work items that this run of it has created.
         work_item_ids: Only these of them; None: all but observed attempts.
+        spared: Not these, where `work_item_ids` is None.
         at: When they end; aware.
         reason: Why, in one line.
     """
@@ -169,6 +170,7 @@ class Settlement(BaseModel):
     task_id: str
     run_id: str
     work_item_ids: frozenset[str] | None = None
+    spared: frozenset[str] = frozenset()
     at: AwareDatetime
     actor: str
     reason: str
@@ -176,7 +178,7 @@ class Settlement(BaseModel):
     def covers(self, work_item_id: str) -> bool:
         """Return whether it settles this work item, if the run has left it open."""
         if self.work_item_ids is None:
-            return not is_observed(work_item_id)
+            return not is_observed(work_item_id) and work_item_id not in self.spared
         return work_item_id in self.work_item_ids
 
 

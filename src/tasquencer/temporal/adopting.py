@@ -124,6 +124,8 @@ class _Inbound(WorkflowInboundInterceptor):
         error: BaseException | None = None
         try:
             result = await super().execute_workflow(input)
+        except GeneratorExit:  # the instance is gone, and so is its event loop
+            raise
         except BaseException as raised:
             if AdoptedRun.find() is None or not _ends_the_run(raised):
                 raise

@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import NoReturn
 from uuid import UUID, uuid5
 
 from pydantic import JsonValue
@@ -27,6 +27,7 @@ from tasquencer.temporal.adopting_agents import AdoptedStep
 from tasquencer.temporal.adopting_retries import AdoptedPolicy, next_step
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.operators import Operators
+from tasquencer.temporal.run_books import join, listing
 
 __all__ = ["AdoptedDriver", "AdoptedRun"]
 
@@ -86,12 +87,10 @@ class AdoptedRun:
             started_at=info.workflow_start_time,
         )
         self.driver = AdoptedDriver(self.state, _never, None)
+        join(self.state)
         if workflow.get_query_handler("work_items") is None:
-            workflow.set_query_handler(
-                "work_items", lambda: [_listing(one) for one in self.state.work_items()]
-            )
-        if workflow.get_update_handler("retry_now") is None:
-            Operators(self.driver, self._result_of).register()
+            workflow.set_query_handler("work_items", lambda: listing())  # noqa: PLW0108 - it has no annotations
+        Operators(self.driver, self._result_of).register(replaces=False)
 
     @classmethod
     def find(cls) -> AdoptedRun | None:
@@ -187,10 +186,3 @@ def _new_id(lineage: str, attempt: int) -> str:
 
 def _never() -> NoReturn:
     raise TaskMisused("adopted activities do not continue a workflow as new")
-
-
-def _listing(item: WorkItem) -> dict[str, Any]:
-    listed = item.model_dump(mode="json", exclude={"payload", "result"})
-    listed["failure_kind"] = item.failure.kind if item.failure is not None else None
-    listed["failure_message"] = item.failure.message if item.failure is not None else None
-    return listed

@@ -7,6 +7,8 @@ executes the same update id once. An update is checked twice: when it arrives, a
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -30,6 +32,12 @@ from tasquencer.temporal.failures import task_error
 
 __all__ = ["Operators", "ResultOf"]
 
+_ATTRIBUTE = "__tasquencer_operators__"
+"""Of the run's event loop: the operators of all its books. See `TaskScope`."""
+
+_Act = Callable[[Any], Awaitable[dict[str, Any]]]
+_Check = Callable[[object], None]
+
 ResultOf = Callable[[WorkItem, JsonValue], JsonValue]
 """Checks a result from outside and returns it in the form that the task keeps. Raises `InvalidRequest`."""
 
@@ -48,46 +56,53 @@ class Operators:
         self.results_of: dict[str, ResultOf] = {}
         """By lineage, where it has a function of its own."""
 
-    def register(self, *, replaces: bool = True) -> None:
-        """Offer the updates. Without `replaces` the workflow's own updates of the same names stay."""
         # An action that ends a work item must be in the history before it is written to the ledger, see
         # `driver`. One that only ends a wait need not be, but earlier events still come first.
-        news = self._driver.news
-        for name, act, check, first in (
-            ("retry_now", self._retry_now, self._check_retry_now, self._ended_waits),
-            ("complete_work_item", self._complete, self._check_complete, news),
-            ("fail_work_item", self._fail, self._check_fail, news),
-            ("cancel_work_item", self._cancel, self._check_cancel, news),
-        ):
+        news = driver.news
+        self._actions: dict[str, tuple[_Act, _Check, Callable[[], Awaitable[None]]]] = {
+            "retry_now": (self._retry_now, self._check_retry_now, self._ended_waits),
+            "complete_work_item": (self._complete, self._check_complete, news),
+            "fail_work_item": (self._fail, self._check_fail, news),
+            "cancel_work_item": (self._cancel, self._check_cancel, news),
+        }
+
+    def register(self, *, replaces: bool = True) -> None:
+        """Offer the updates. A run's update acts on the books that have the work item.
+
+        Args:
+            replaces: Updates of the same names that the workflow offers itself. Otherwise they stay.
+        """
+        members: list[Operators] = vars(asyncio.get_running_loop()).setdefault(_ATTRIBUTE, [])
+        members.append(self)
+        for name in self._actions:
             if replaces or workflow.get_update_handler(name) is None:
-                handler = self._acting(act, check, first)
-                workflow.set_update_handler(name, handler, validator=_refusing(check))
+                handler, validator = _handler(name, members), _validator(name, members)
+                workflow.set_update_handler(name, handler, validator=validator)
 
-    def _acting(
-        self,
-        act: Callable[[Any], Awaitable[dict[str, Any]]],
-        check: Callable[[object], None],
-        first: Callable[[], Awaitable[None]],
-    ) -> Callable[[Any], Awaitable[dict[str, Any]]]:
-        check = _refusing(check)
+    def is_addressed(self, name: str, raw: object) -> bool:
+        """Return whether the action is about work items of these books."""
+        if name == "retry_now":
+            with contextlib.suppress(ActionRefused):
+                return bool(self._waiting())
+            return False
+        return isinstance(raw, dict) and self._driver.state.find(str(raw.get("work_item_id"))) is not None
 
-        async def handler(raw: object = None) -> dict[str, Any]:
-            self._driver.actions_under_way += 1
-            try:
-                return await carried_out(raw)
-            finally:
-                self._driver.actions_under_way -= 1
+    def check(self, name: str, raw: object) -> None:
+        """Raise the error with which the action is refused, if it cannot be carried out."""
+        _refusing(self._actions[name][1])(raw)
 
-        async def carried_out(raw: object) -> dict[str, Any]:
+    async def carry_out(self, name: str, raw: object) -> dict[str, Any]:
+        """Carry the action out; what became of it."""
+        act, _, first = self._actions[name]
+        self._driver.actions_under_way += 1
+        try:
             await first()
             if isinstance(raw, dict) and self._driver.calls.has_arrived(str(raw.get("work_item_id"))):
                 await self._driver.calls.catch_up()
-            check(raw)
+            self.check(name, raw)
             return await act(raw)
-
-        # Without annotations, because the SDK would compile their text for each task.
-        handler.__annotations__ = {"raw": Any}
-        return handler
+        finally:
+            self._driver.actions_under_way -= 1
 
     async def _ended_waits(self) -> None:
         known = self._waiting()
@@ -180,6 +195,30 @@ class Operators:
     def _check_cancel(self, raw: object = None) -> None:
         action = parse_action(CancelWorkItem, raw)
         check_transition(self._driver.state, action.work_item_id, WorkItemState.CANCELED)
+
+
+def _addressed(name: str, members: list[Operators], raw: object) -> list[Operators]:
+    return [one for one in members if one.is_addressed(name, raw)] or members[:1]
+
+
+def _handler(name: str, members: list[Operators]) -> _Act:
+    async def handler(raw: object = None) -> dict[str, Any]:
+        done = [await one.carry_out(name, raw) for one in _addressed(name, members, raw)]
+        if len(done) == 1:
+            return done[0]
+        return {"work_item_ids": [known for each in done for known in each["work_item_ids"]]}
+
+    # The SDK would compile the text of the annotations for each task.
+    handler.__annotations__ = {"raw": Any}
+    return handler
+
+
+def _validator(name: str, members: list[Operators]) -> _Check:
+    def validator(raw: object = None) -> None:
+        for one in _addressed(name, members, raw):
+            one.check(name, raw)
+
+    return validator
 
 
 def _refusing(check: Callable[[object], None]) -> Callable[[object], None]:

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID, uuid5
 
 from pydantic import JsonValue
@@ -46,6 +46,7 @@ from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
 from tasquencer.temporal.independent import RULES
 from tasquencer.temporal.operators import Operators, ResultOf
+from tasquencer.temporal.run_books import join, listing
 from tasquencer.temporal.scope import TaskScope, carried_task
 
 __all__ = ["ImplicitTask", "Task", "accept"]
@@ -138,14 +139,13 @@ class Task:
         self._driver = self._driver_type(
             self._state, lambda: TaskScope.current().continue_as_new(), concurrency
         )
+        join(self._state)
         carried = carried_task(info)
         if carried is not None:
             self._driver.resume(carried)
         if self._replaces_handlers or workflow.get_query_handler("work_items") is None:
             # A lambda has no annotations, whose text the SDK would compile for each task.
-            workflow.set_query_handler(
-                "work_items", lambda: [_listing(item) for item in self._state.work_items()]
-            )
+            workflow.set_query_handler("work_items", lambda: listing())  # noqa: PLW0108
         self._operators = Operators(self._driver, result_of)
         self._operators.register(replaces=self._replaces_handlers)
 
@@ -353,10 +353,3 @@ def _random(work_item_id: str) -> float:
     if not behaves(Behaviour.SECOND_EDITION):
         return workflow.random().random()
     return Random(work_item_id).random()  # noqa: S311
-
-
-def _listing(item: WorkItem) -> dict[str, Any]:
-    listed = item.model_dump(mode="json", exclude={"payload", "result"})
-    listed["failure_kind"] = item.failure.kind if item.failure is not None else None
-    listed["failure_message"] = item.failure.message if item.failure is not None else None
-    return listed

@@ -14,7 +14,7 @@ from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import BookkeepingRefused
 from tasquencer.core.policy import Verdict
 from tasquencer.core.task_state import TASK_ACTOR, TaskState
-from tasquencer.core.wording import markdown_table, record_label
+from tasquencer.core.wording import record_label
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Settlement
 from tasquencer.temporal.activations import workflow_task_began
@@ -26,6 +26,7 @@ from tasquencer.temporal.bookkeeping import (
     already_ended,
     refused_work_item,
 )
+from tasquencer.temporal.run_books import others_open, show_work_items
 from tasquencer.temporal.wire import received, run_of, sent
 
 __all__ = ["CANCELED", "Writing"]
@@ -54,7 +55,6 @@ class Writing:
         self._must_settle = False
         self._has_settled = False
         self._started_by: dict[str, str] = {}
-        self._details = ""
 
     def started_by(self, work_item_id: str) -> str:
         """Return the run that has recorded the start of the work item: this one, or one before a reset."""
@@ -107,9 +107,7 @@ class Writing:
         entries = _as_of(workflow_task_began(), entries)
         told_again: set[str] = set()
         while True:
-            if workflow.get_current_details() == self._details:  # else the workflow shows details of its own
-                self._details = markdown_table(self._state.work_items(), self._state.max_retries)
-                workflow.set_current_details(self._details)
+            show_work_items()
             try:
                 slow = await workflow.execute_local_activity(
                     RECORD,
@@ -152,6 +150,7 @@ class Writing:
         return Settlement(
             task_id=self._state.task_id,
             run_id=workflow.info().run_id,
+            spared=others_open(self._state),
             at=workflow.now(),
             actor=TASK_ACTOR,
             reason=CANCELED if workflow.cancellation_reason() is not None else "the task ended without it",
