@@ -23,6 +23,7 @@ from tasquencer.sql import SqlLedger
 from tasquencer.temporal import bookkeeping, driver
 from tests.activities.calling import activities_for
 from tests.support.held_ledgers import Wanted, leading_to
+from tests.support.late_task import LateTask
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
@@ -99,7 +100,11 @@ async def _work_until_death(address: str, base_url: str, database: str, queue: s
     async with (
         activities_for(base_url) as activities,
         tasks_on(
-            address, [AiAgentTask, AiFanOutTask], [activities.generate], ledger=ledger, task_queue=queue
+            address,
+            [AiAgentTask, AiFanOutTask, LateTask],
+            [activities.generate],
+            ledger=ledger,
+            task_queue=queue,
         ),
     ):
         os.write(1, _WORKS)

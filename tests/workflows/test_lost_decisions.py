@@ -29,6 +29,7 @@ from tests.activities.calling import activities_for
 from tests.support import answers
 from tests.support.answers import Hold
 from tests.support.dying_worker import DEAD, Orders, dying_worker
+from tests.support.late_task import LateTask
 from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import Script, ScriptedProvider
 from tests.support.tasks import comes_to, failure_of_task, tasks_on
@@ -88,7 +89,7 @@ class Stage:
             activities_for(self.provider.base_url) as activities,
             tasks_on(
                 self.server.address,
-                [AiAgentTask, AiFanOutTask],
+                [AiAgentTask, AiFanOutTask, LateTask],
                 [activities.generate],
                 ledger=SqlLedger(self.database),
                 task_queue=self.queue,
@@ -105,13 +106,14 @@ async def stage(
     request: Mapping[str, Any],
     orders: Orders,
     task_timeout: timedelta = timedelta(seconds=2),
+    workflow: str | None = None,
 ) -> AsyncIterator[Stage]:
     queue, database = f"queue-{uuid4()}", f"sqlite:///{folder / 'ledger.db'}"
     async with ScriptedProvider(script) as provider:
         dying = await dying_worker(server.address, provider.base_url, database, queue, orders)
         client = await Client.connect(server.address)
         handle: Handle = await client.start_workflow(
-            "AiFanOutTask" if "prompts" in request else "AiAgentTask",
+            workflow or ("AiFanOutTask" if "prompts" in request else "AiAgentTask"),
             request,
             id=queue,
             task_queue=queue,
@@ -154,6 +156,20 @@ async def test_a_cancel_that_comes_meanwhile_leaves_nothing_open(
     assert [item.state for item in items[:failures]] == [FAILED] * failures
     assert {item.state for item in items[failures:]} <= {CANCELED}
     assert {step.reason for step in steps[failures:]} <= {"the task was canceled"}
+
+
+async def test_a_cancel_before_the_first_work_item_begins_again_leaves_nothing_open(
+    dev_server: EmbeddedTemporal, tmp_path: Path
+) -> None:
+    """The worker died after its first write. The next one is canceled where the code still sleeps."""
+    dies = Orders(INITIALIZED)
+    async with stage(dev_server, tmp_path, [], {}, dies, workflow="LateTask") as scene:
+        await scene.death()
+        await cancel(scene.handle)
+        async with scene.next_worker() as now:
+            await ends_canceled(scene.handle)
+            (item,) = await now.work_items(scene.handle)
+    assert item.state is CANCELED
 
 
 ACTIONS = {
@@ -268,7 +284,7 @@ async def test_a_start_that_was_written_counts_before_a_retry_now_that_came_afte
             await scene.handle.result()
             _, second = await now.work_items(scene.handle)
             steps = await now.tasks.ledger.transitions(second.id)
-    assert "nothing waits" in str(refused.value.__cause__)
+    assert "no attempt is waiting" in str(refused.value.__cause__)
     assert (second.delay_reason, second.delay_seconds) == (DelayReason.BACKOFF, 0.5)
     assert [(step.next_state, step.actor) for step in steps][1:] == [(STARTED, "task"), (COMPLETED, "task")]
 

@@ -53,7 +53,9 @@ class Behaviour(IntEnum):
     OPERATORS_COMMANDS = 72_004
     """An activity that `temporal activity fail` has ended is an `operator` failure, which qualifies."""
     RESULTS_ONE_BY_ONE = 72_005
-    """Each result of a local activity is handed over on its own. What a cancel ends frees its place."""
+    """Each result of a local activity is handed over on its own. A canceled work item frees its place."""
+    SETTLES_UNBEGUN = 72_006
+    """A run with a task that has begun nothing settles what a lost workflow task may have begun."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

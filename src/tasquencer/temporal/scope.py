@@ -46,9 +46,16 @@ from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import left_behind, task_error
 from tasquencer.temporal.fixed_order import fix_order
 from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec, pack, unpack
+from tasquencer.temporal.unbegun import unbegun
 from tasquencer.temporal.wire import json_payload, received
 
-__all__ = ["TaskInterceptor", "TaskScope", "carried_task", "makes_calls", "to_the_end"]
+__all__ = [
+    "TaskInterceptor",
+    "TaskScope",
+    "carried_task",
+    "makes_calls",
+    "to_the_end",
+]
 
 _HEADER = "tasquencer-task"
 _ATTRIBUTE = "__tasquencer_scope__"
@@ -274,11 +281,16 @@ class _Inbound(WorkflowInboundInterceptor):
         try:
             result = await super().execute_workflow(input)
         except BaseException as raised:
-            if scope.driver is None or not _ends_the_run(raised, scope.driver):
+            driver = scope.driver or unbegun()
+            if driver is None or not _ends_the_run(raised, driver):
                 raise
             error = raised
         if scope.driver is None:  # a workflow without a task ends as without the plugin
             scope.ends_without_task()
+            if (driver := unbegun()) is not None:
+                await to_the_end(driver.close(_REASONS[_state_of(error)]))
+            if error is not None:
+                raise error
             return result
         if isinstance(error, workflow.ContinueAsNewError):  # the user's own: the next run is another task
             await to_the_end(scope.close("the task continued as new"))

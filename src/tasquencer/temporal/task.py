@@ -48,6 +48,7 @@ from tasquencer.temporal.independent import RULES
 from tasquencer.temporal.operators import Operators, ResultOf
 from tasquencer.temporal.run_books import join, listing
 from tasquencer.temporal.scope import TaskScope, carried_task
+from tasquencer.temporal.unbegun import may_never_begin
 
 __all__ = ["ImplicitTask", "Task", "accept"]
 
@@ -139,6 +140,8 @@ class Task:
         self._driver = self._driver_type(
             self._state, lambda: TaskScope.current().continue_as_new(), concurrency
         )
+        if behaves(Behaviour.SETTLES_UNBEGUN):
+            may_never_begin(self._driver)
         join(self._state)
         carried = carried_task(info)
         if carried is not None:
