@@ -1,4 +1,4 @@
-"""`tasq retry-now`, `complete`, `fail`, `cancel` on tasks that a real worker carries out."""
+"""`tasq retry-now`, `pause`, `resume`, `complete`, `fail`, `cancel` on tasks of a real worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def environment(
     """The environment of `tasq`, while a worker serves its task queue."""
     folder = tmp_path_factory.mktemp("actions")
     settings = Settings(database_url=f"sqlite:///{folder / 'ledger.db'}", task_queue="cli-actions")
-    script = {"waits": [rate_limited("3000"), ok("at last")], "waits too": [rate_limited("3000")]}
+    script = {"waits": [rate_limited("3000"), ok("at last")], "waits too": [rate_limited("3000")] * 2}
     async with ScriptedProvider(script, then=stall()) as provider:
         model = AnsweringModel(
             "scripted", None, provider.base_url, {"OPENAI_API_KEY": "test", "TASQ_MODEL": "m"}
@@ -66,6 +66,21 @@ async def transitions(environment: Environment, task_id: str, state: str) -> lis
         return item["transitions"] if item["state"] == state else None
 
     return await eventually(probe, f"the last work item of {task_id} to be {state}")
+
+
+async def test_pause_holds_a_task_back_until_resume(environment: Environment) -> None:
+    await task_in(environment, "held", "waits too", "initialized")
+    by_anna = ("held", "--actor", "anna", "--reason", "too expensive")
+    paused = await finish("pause", *by_anna, environment=environment)
+    shown = await finish("show", "held", environment=environment)
+    hurried = await finish("retry-now", "held", "--yes", environment=environment)
+    resumed = await finish("resume", "held", environment=environment)
+    later = await finish("show", "held", environment=environment)
+    assert (paused.code, hurried.code, resumed.code) == (0, 1, 0)
+    assert "paused by anna since" in shown.stdout
+    assert "too expensive" in shown.stdout
+    assert "resume it first" in hurried.stderr
+    assert "paused" not in later.stdout
 
 
 async def test_retry_now_ends_the_backoff_and_says_who_did_it(environment: Environment) -> None:

@@ -20,6 +20,8 @@ __all__ = [
     "CANCEL_EXAMPLES",
     "COMPLETE_EXAMPLES",
     "FAIL_EXAMPLES",
+    "PAUSE_EXAMPLES",
+    "RESUME_EXAMPLES",
     "RETRY_NOW_EXAMPLES",
     "Actor",
     "Reason",
@@ -30,10 +32,14 @@ __all__ = [
     "complete",
     "confirm",
     "fail",
+    "pause",
+    "resume",
     "retry_now",
 ]
 
 RETRY_NOW_EXAMPLES = examples('tasq retry-now ai-agent-1a2b3c4d --reason "the provider is back"')
+PAUSE_EXAMPLES = examples('tasq pause ai-agent-1a2b3c4d --reason "the provider is down"')
+RESUME_EXAMPLES = examples("tasq resume ai-agent-1a2b3c4d")
 COMPLETE_EXAMPLES = examples(
     'tasq complete ai-agent-1a2b3c4d "Io, Europa, Ganymede" --reason "asked a colleague"',
     "cat answer.txt | tasq complete ai-agent-1a2b3c4d - --yes",
@@ -59,6 +65,16 @@ def retry_now(task: TaskId, reason: Reason = None, actor: Actor = None, yes: Yes
     """End a task's backoff. The next attempt starts immediately."""
     confirm(f"End the backoff of {task}?", yes)
     end_with(act(task, "retry_now", None, {}, actor, reason))
+
+
+def pause(task: TaskId, reason: Reason = None, actor: Actor = None) -> None:
+    """Pause a task: no further attempt starts. An attempt that is under way continues."""
+    end_with(_act_on_task(task, "pause_task", actor, reason, "is paused"))
+
+
+def resume(task: TaskId, reason: Reason = None, actor: Actor = None) -> None:
+    """Let the attempts of a paused task start again."""
+    end_with(_act_on_task(task, "resume_task", actor, reason, "continues"))
 
 
 def complete(
@@ -127,6 +143,17 @@ async def _cancel_task(task_id: str) -> ExitCode:
         raise CommandFailed(f"task {task_id!r} has already ended: {ended}")
     await handle.cancel()
     say(f"task {task_id} is being canceled")
+    return ExitCode.COMPLETED
+
+
+async def _act_on_task(
+    task_id: str, action: str, actor: str | None, reason: str | None, what: str
+) -> ExitCode:
+    from tasquencer.cli.following import send_update
+
+    task = await _find(task_id)
+    await send_update(task.handle, action, {"actor": actor or getpass.getuser(), "reason": reason})
+    say(f"task {task_id} {what}")
     return ExitCode.COMPLETED
 
 

@@ -139,11 +139,30 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
     print_line(f"task {task_id} ({items[0].task_type})")
     if (prompt := records.get(items[0].id, {}).get("prompt")) is not None:
         print_line(f"prompt: {terminal_line(str(prompt), 200)}")
+    if any(not item.state.is_terminal for item in items) and (paused := await _pause_of(task_id)):
+        print_line(terminal_line(paused))
     print_table(lambda wide: attempts_table(items, records, transitions, wide=wide))
     if with_transitions:
         print_table(lambda _: transitions_table(items, transitions))
     print_line(totals(items, records))
     return ExitCode.COMPLETED
+
+
+async def _pause_of(task_id: str) -> str | None:
+    """Return who has paused the task, if somebody has and Temporal answers."""
+    from tasquencer.cli.connections import connect_temporal
+    from tasquencer.cli.following import described
+    from tasquencer.core.carried import TaskPause
+    from tasquencer.core.errors import TasquencerError
+    from tasquencer.temporal.pausing import PAUSED
+
+    try:
+        client = await connect_temporal()
+    except TasquencerError:
+        return None
+    found = await described(client.get_workflow_handle(task_id))
+    pause = None if found is None else (await found.memo()).get(PAUSED)
+    return None if pause is None else str(TaskPause.model_validate(pause))
 
 
 def _print_json(value: JsonValue) -> None:

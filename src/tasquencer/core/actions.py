@@ -21,6 +21,8 @@ __all__ = [
     "CancelWorkItem",
     "CompleteWorkItem",
     "FailWorkItem",
+    "PauseTask",
+    "ResumeTask",
     "RetryNow",
     "check_transition",
     "operator_failure",
@@ -41,6 +43,14 @@ class _Action(BaseModel):
 
 class RetryNow(_Action):
     """End the backoff of each work item of the task that is in one."""
+
+
+class PauseTask(_Action):
+    """Let no further attempt of the task start. Attempts that are under way continue."""
+
+
+class ResumeTask(_Action):
+    """Let attempts start again."""
 
 
 class CompleteWorkItem(_Action):

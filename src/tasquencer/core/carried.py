@@ -10,10 +10,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 from tasquencer.core.lineage import Lineage
 from tasquencer.core.policy import Verdict
 from tasquencer.core.retry import Delay, RetryRecipe
-from tasquencer.core.wording import one_line
+from tasquencer.core.wording import moment, one_line
 from tasquencer.core.work_item import Transition, WorkItem
 
-__all__ = ["RESULTS_BYTES", "CarriedLineage", "CarriedTask", "lean_work_items"]
+__all__ = ["RESULTS_BYTES", "CarriedLineage", "CarriedTask", "TaskPause", "lean_work_items"]
 
 _MESSAGE_LENGTH = 50
 """Characters of a failure's message that travel along."""
@@ -68,6 +68,20 @@ class CarriedLineage(BaseModel):
         )
 
 
+class TaskPause(BaseModel):
+    """The person who paused a task, the reason, and the time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    actor: str
+    reason: str | None = None
+    at: AwareDatetime
+
+    def __str__(self) -> str:
+        because = f": {self.reason}" if self.reason else ""
+        return f"paused by {self.actor} since {moment(self.at)}{because}"
+
+
 class CarriedTask(BaseModel):
     """The state that the next run needs to continue without reading the ledger.
 
@@ -96,6 +110,7 @@ class CarriedTask(BaseModel):
     deadline: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
     run_id: str | None = None
+    paused: TaskPause | None = None
     verdict: Verdict = Verdict.CONTINUE
     decisive: Transition | None = None
 

@@ -40,7 +40,7 @@ from tasquencer.temporal.adopting_retries import (
     operator_error,
 )
 from tasquencer.temporal.adopting_run import AdoptedRun
-from tasquencer.temporal.driver import cancels_seen
+from tasquencer.temporal.calls import cancels_seen
 from tasquencer.temporal.failures import failed_from_outside, failure_of, is_left_behind, worker_of
 from tasquencer.temporal.foreign import MOST_BYTES, as_json, without_details
 from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec

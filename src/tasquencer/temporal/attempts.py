@@ -19,7 +19,8 @@ from tasquencer.core.policy import Verdict
 from tasquencer.core.wording import attempt_label, duration
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.activations import Behaviour, behaves, report_bug
-from tasquencer.temporal.driver import STOPPED, TaskDriver, cancels_seen
+from tasquencer.temporal.calls import cancels_seen
+from tasquencer.temporal.driver import STOPPED, TaskDriver
 from tasquencer.temporal.failures import (
     as_application_error,
     failed_from_outside,

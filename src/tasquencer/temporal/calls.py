@@ -11,12 +11,20 @@ from temporalio import workflow
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.work_item import WorkItem, WorkItemState
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "cancels_seen"]
 
 T = TypeVar("T")
 
 _OUTCOME_STEPS = 10
 """Maximum turns of the loop until the outcome of an activity reaches the code that waits for it."""
+
+
+def cancels_seen() -> int:
+    """How often the code that runs now has been canceled and has seen it, as a `CancelledError`."""
+    running = asyncio.current_task()
+    if running is None:
+        return 0
+    return running.cancelling() - bool(getattr(running, "_must_cancel", False))
 
 
 class Calls:

@@ -34,11 +34,12 @@ from tasquencer.core.task_state import TaskState
 from tasquencer.core.wording import delay_label
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.activations import Behaviour, behaves, is_new_run_due
-from tasquencer.temporal.calls import Calls
+from tasquencer.temporal.calls import Calls, cancels_seen
+from tasquencer.temporal.pausing import Pausing
 from tasquencer.temporal.places import Places
 from tasquencer.temporal.writing import CANCELED, Writing
 
-__all__ = ["STOPPED", "TaskDriver", "cancels_seen"]
+__all__ = ["STOPPED", "TaskDriver"]
 
 STOPPED = "the code around it was canceled"
 """The reason for the end of a work item whose code was canceled, but not its task."""
@@ -48,14 +49,6 @@ T = TypeVar("T")
 _NEWS = timedelta(milliseconds=1)
 """A very short timer that only ends the workflow task and brings the next one. The server may fire it a
 second late. All faster ways depend on a free slot for an activity."""
-
-
-def cancels_seen() -> int:
-    """Return how many cancels the current code has received as a `CancelledError`."""
-    running = asyncio.current_task()
-    if running is None:
-        return 0
-    return running.cancelling() - bool(getattr(running, "_must_cancel", False))
 
 
 class TaskDriver:
@@ -84,6 +77,7 @@ class TaskDriver:
         behaves(Behaviour.NEW_RUN_ON_NEWS)  # here, so that the first workflow task has the flag
         # A compensation may wait for the place of a work item that a cancel has ended.
         self._frees_places = behaves(Behaviour.RESULTS_ONE_BY_ONE)
+        self.pausing = Pausing.current()
         self.calls = Calls(state, stops_for_its_code=self.is_second_edition)
         self.is_ending = False
         self.actions_under_way = 0
@@ -125,8 +119,9 @@ class TaskDriver:
             self._sleeping[work_item_id].cancel()
 
     def is_ready(self, work_item_id: str) -> bool:
-        """Return whether the work item waits only for a place or for the next run."""
-        return self._places.is_waiting(work_item_id) or work_item_id in self._drained
+        """Return whether the work item waits for nothing but a place, the end of a pause, or the next run."""
+        waits = (self._places.is_waiting, self.pausing.holds, self._drained.__contains__)
+        return any(wait(work_item_id) for wait in waits)
 
     def is_hurried(self, work_item_id: str) -> bool:
         """Return whether the work item's wait is being ended."""
@@ -155,6 +150,11 @@ class TaskDriver:
             await self._go_on_in_a_new_run()
 
     async def wait_for(self, item: WorkItem) -> None:
+        """Sleep the work item's delay, and return when the task is not paused."""
+        await self._sleep(item)
+        await self.pausing.hold(item, self.state, self.stopped)
+
+    async def _sleep(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or continue in a new run that does."""
         await self.continue_if_due()
         is_replacement = item.id in self._successors.values()
@@ -203,6 +203,7 @@ class TaskDriver:
         except asyncio.CancelledError:
             await self.stopped(item)
             raise
+        await self.pausing.hold(item, self.state, self.stopped)
 
     async def _go_on_in_a_new_run(self) -> NoReturn:
         """End this run. The next one continues the task from here.
@@ -366,13 +367,14 @@ class TaskDriver:
         if not self._may_continue_as_new():
             raise TaskMisused("a task cannot continue as new while one of its work items is started")
         marks = {"hurried": dict(self._hurried), "left_behind": set(self.state.left_behind)}
-        return self.state.carry().model_copy(update=marks)
+        return self.state.carry().model_copy(update={**marks, "paused": self.pausing.pause})
 
     def resume(self, carried: CarriedTask) -> None:
         """Continue from the state that the previous run carried along."""
         self.state.resume(carried)
         self._hurried.update(carried.hurried)
         self.state.left_behind.update(carried.left_behind)
+        self.pausing.take_up(carried.paused)
 
     async def flush(self) -> None:
         """Return when every transition so far is in the ledger. A cancellation is raised afterwards."""

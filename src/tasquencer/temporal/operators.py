@@ -1,4 +1,4 @@
-"""The updates of every task: `retry_now`, `complete_work_item`, `fail_work_item`, `cancel_work_item`.
+"""The updates of every task: `pause_task`, `resume_task`, `retry_now`, and those that end a work item.
 
 Each takes one JSON object (see `tasquencer.core.actions`). It is refused before anything changes if it cannot
 be carried out. It returns the new states of the work items when its transitions are in the ledger. Temporal
@@ -19,13 +19,17 @@ from tasquencer.core.actions import (
     CancelWorkItem,
     CompleteWorkItem,
     FailWorkItem,
+    PauseTask,
+    ResumeTask,
     RetryNow,
     check_transition,
     operator_failure,
     parse_action,
     waiting,
 )
+from tasquencer.core.carried import TaskPause
 from tasquencer.core.errors import ActionRefused, InvalidRequest
+from tasquencer.core.policy import Verdict
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
@@ -34,6 +38,9 @@ __all__ = ["Operators", "ResultOf"]
 
 _ATTRIBUTE = "__tasquencer_operators__"
 """Of the run's event loop: the operators of all its books. See `TaskScope`."""
+
+_OF_THE_RUN = frozenset({"pause_task", "resume_task"})
+"""Updates about all books of a run, which share one `Pausing`."""
 
 _Act = Callable[[Any], Awaitable[dict[str, Any]]]
 _Check = Callable[[object], None]
@@ -60,6 +67,8 @@ class Operators:
         # `driver`. One that only ends a wait need not be, but earlier events still come first.
         news = driver.news
         self._actions: dict[str, tuple[_Act, _Check, Callable[[], Awaitable[None]]]] = {
+            "pause_task": (self._pause, self._check_pause, _immediately),
+            "resume_task": (self._resume, self._check_resume, _immediately),
             "retry_now": (self._retry_now, self._check_retry_now, self._ended_waits),
             "complete_work_item": (self._complete, self._check_complete, news),
             "fail_work_item": (self._fail, self._check_fail, news),
@@ -67,7 +76,7 @@ class Operators:
         }
 
     def register(self, *, replaces: bool = True) -> None:
-        """Offer the updates. A run's update acts on the books that have the work item.
+        """Offer the updates. A run's update acts on the books that have the work item, a pause on all books.
 
         Args:
             replaces: Updates of the same names that the workflow offers itself. Otherwise they stay.
@@ -78,6 +87,11 @@ class Operators:
             if replaces or workflow.get_update_handler(name) is None:
                 handler, validator = _handler(name, members), _validator(name, members)
                 workflow.set_update_handler(name, handler, validator=validator)
+
+    @property
+    def is_ending(self) -> bool:
+        """Return whether no further attempt of these books starts, because they are about to end."""
+        return self._driver.is_ending or self._driver.state.verdict is Verdict.FAIL
 
     def is_addressed(self, name: str, raw: object) -> bool:
         """Return whether the action is about work items of these books."""
@@ -121,6 +135,16 @@ class Operators:
         if not hurried:
             raise task_error(ActionRefused.__name__, "no attempt is waiting: the task has just ended")
         return {"work_item_ids": hurried}
+
+    async def _pause(self, raw: object = None) -> dict[str, Any]:
+        action = parse_action(PauseTask, raw)
+        pause = TaskPause(actor=action.actor, reason=action.reason, at=workflow.now())
+        self._driver.pausing.begin(pause)
+        return {"paused": pause.model_dump(mode="json")}
+
+    async def _resume(self, raw: object = None) -> dict[str, Any]:
+        self._driver.pausing.end()
+        return {"paused": None}
 
     async def _complete(self, raw: object = None) -> dict[str, Any]:
         action = parse_action(CompleteWorkItem, raw)
@@ -179,8 +203,22 @@ class Operators:
         item = self._driver.state.work_item(self._driver.successor(work_item_id))
         return item.started_at is not None or item.state is WorkItemState.INITIALIZED
 
+    def _check_pause(self, raw: object = None) -> None:
+        parse_action(PauseTask, raw)
+        if self._driver.pausing.pause is not None:
+            raise ActionRefused(f"the task is {self._driver.pausing.pause} already")
+        if self.is_ending:
+            raise ActionRefused("the task is ending: no further attempt starts")
+
+    def _check_resume(self, raw: object = None) -> None:
+        parse_action(ResumeTask, raw)
+        if self._driver.pausing.pause is None:
+            raise ActionRefused("the task is not paused")
+
     def _check_retry_now(self, raw: object = None) -> None:
         parse_action(RetryNow, raw)
+        if self._driver.pausing.pause is not None:
+            raise ActionRefused(f"the task is {self._driver.pausing.pause}: resume it first")
         self._waiting()
 
     def _check_complete(self, raw: object = None) -> None:
@@ -198,6 +236,8 @@ class Operators:
 
 
 def _addressed(name: str, members: list[Operators], raw: object) -> list[Operators]:
+    if name in _OF_THE_RUN:
+        return [next((one for one in members if not one.is_ending), members[0])]
     return [one for one in members if one.is_addressed(name, raw)] or members[:1]
 
 
@@ -219,6 +259,10 @@ def _validator(name: str, members: list[Operators]) -> _Check:
             one.check(name, raw)
 
     return validator
+
+
+async def _immediately() -> None:
+    """Wait for nothing first, because the action ends no work item."""
 
 
 def _refusing(check: Callable[[object], None]) -> Callable[[object], None]:

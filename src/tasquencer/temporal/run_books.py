@@ -15,13 +15,25 @@ from tasquencer.core.task_state import TaskState
 from tasquencer.core.wording import markdown_table
 from tasquencer.core.work_item import WorkItem
 
-__all__ = ["all_work_items", "join", "listing", "max_retries", "others_open", "show_work_items", "states"]
+__all__ = [
+    "all_work_items",
+    "join",
+    "listing",
+    "max_retries",
+    "others_open",
+    "show_above",
+    "show_work_items",
+    "states",
+]
 
 _ATTRIBUTE = "__tasquencer_books__"
 """Of the run's event loop. See `TaskScope`."""
 
 _SHOWN = "__tasquencer_shown__"
 """The same: the details that the run shows by us."""
+
+_ABOVE = "__tasquencer_above__"
+"""Also of the event loop: a line of Markdown above the work items, or an empty string."""
 
 
 def states() -> list[TaskState]:
@@ -55,11 +67,18 @@ def others_open(own: TaskState) -> frozenset[str]:
     return frozenset(item.id for state in others for item in state.open_work_items())
 
 
+def show_above(line: str) -> None:
+    """Show a line of Markdown above the work items from now on. An empty string removes it."""
+    vars(asyncio.get_running_loop())[_ABOVE] = line
+    show_work_items()
+
+
 def show_work_items() -> None:
     """Show the work items of the run in the Web UI, unless the workflow shows details of its own."""
     loop = vars(asyncio.get_running_loop())
     if workflow.get_current_details() == loop.get(_SHOWN, ""):
-        loop[_SHOWN] = markdown_table(all_work_items(), max_retries)
+        table, above = markdown_table(all_work_items(), max_retries), loop.get(_ABOVE)
+        loop[_SHOWN] = f"{above}\n\n{table}" if above else table
         workflow.set_current_details(loop[_SHOWN])
 
 

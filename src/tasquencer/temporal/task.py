@@ -85,7 +85,8 @@ class Task:
 
     It offers the query `work_items`, which returns all work items of the task, oldest first, as JSON with the
     ledger's names, without the two large columns `payload` and `result`. It also offers the updates
-    `retry_now`, `complete_work_item`, `fail_work_item` and `cancel_work_item`, see `tasquencer.core.actions`.
+    `pause_task`, `resume_task`, `retry_now`, `complete_work_item`, `fail_work_item` and `cancel_work_item`,
+    see `tasquencer.core.actions`.
 
     Args:
         recipe: The recipe of lineages that have no recipe of their own.
