@@ -72,7 +72,7 @@ async def typed(stage: Stage, command: str) -> str:
 
 
 async def test_the_task_of_the_three_terminals_gives_its_answer(readers_terminal: Stage) -> None:
-    *_, command = the_block("sh", "tasq run").strip().splitlines()
+    *_, command = the_block("sh", 'tasq run "Name').strip().splitlines()
     command = command.replace(".venv/bin/tasq", "tasq")
     assert await typed(readers_terminal, command) == "Io, Europa, Ganymede\n"
 
