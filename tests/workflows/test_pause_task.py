@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import WorkflowFailureError
+from temporalio import workflow
+from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.worker import Replayer
 
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
+from tasquencer.temporal import TasquencerPlugin, ask
 from tasquencer.temporal.pausing import PAUSED
-from tasquencer.testing import InMemoryLedger
+from tasquencer.testing import InMemoryLedger, ScriptedCalls as Answers
 from tests.support.calls import Hang, ScriptedCalls
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks, failure_of_task, tasks_on
+from tests.workflows.adopted_runs import open_shop
 from tests.workflows.test_operators import BY_ANNA, NO_BACKOFF, Handle, act, refusal
 from tests.workflows.test_reset import of_run, reset_to
 from workflows.ai_agent import AiAgentTask
@@ -25,6 +32,21 @@ from workflows.ai_agent import AiAgentTask
 INITIALIZED, STARTED = WorkItemState.INITIALIZED, WorkItemState.STARTED
 COMPLETED, FAILED, CANCELED = WorkItemState.COMPLETED, WorkItemState.FAILED, WorkItemState.CANCELED
 QUIET_SECONDS = 0.5
+
+
+@workflow.defn
+class ActivityThenAsk:
+    """Makes no `Task`. It has an adopted activity, and then asks."""
+
+    @workflow.run
+    async def run(self) -> list[str]:
+        found = await workflow.execute_activity(
+            "hang",
+            result_type=str,
+            start_to_close_timeout=timedelta(seconds=120),
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=10)),
+        )
+        return [found, await ask("What is it?")]
 
 
 @asynccontextmanager
@@ -168,3 +190,38 @@ async def test_a_pause_outlives_a_reset(dev_server: EmbeddedTemporal) -> None:
         assert len(calls.calls) == 1
         await again.execute_update("resume_task", BY_ANNA)
         await again.result()
+
+
+async def test_a_pause_holds_adopted_activities_and_calls_of_ask(dev_server: EmbeddedTemporal) -> None:
+    ledger, answers = InMemoryLedger(), Answers(["a moon"])
+    plugin = TasquencerPlugin(ledger, calls=answers, adopt_activities=["*"])
+    client = await Client.connect(dev_server.address, plugins=[plugin])
+    async with open_shop(client, workflows=[ActivityThenAsk]) as (queue, shop):
+        tasks = Tasks(client, queue, ledger)
+        handle = await tasks.start("ActivityThenAsk")
+        await states_become(tasks, handle, STARTED)
+        await handle.execute_update("pause_task", BY_ANNA)
+        await act(handle, "fail_work_item", (await tasks.work_items(handle))[-1].id)
+        await states_become(tasks, handle, FAILED, INITIALIZED)
+        await asyncio.sleep(QUIET_SECONDS)
+        assert (shop.made["hang"], (await tasks.work_items(handle))[-1].state) == (1, INITIALIZED)
+        assert "paused by anna" in await details(handle)
+        await handle.execute_update("resume_task", BY_ANNA)
+        await states_become(tasks, handle, FAILED, STARTED)
+        assert "paused" not in await details(handle)
+
+        await handle.execute_update("pause_task", BY_ANNA)
+        await act(handle, "complete_work_item", (await tasks.work_items(handle))[-1].id, result="Io")
+        await states_become(tasks, handle, FAILED, COMPLETED, INITIALIZED)
+        await asyncio.sleep(QUIET_SECONDS)
+        assert (answers.jobs, (await tasks.work_items(handle))[-1].state) == ([], INITIALIZED)
+        assert "paused by anna" in await details(handle)
+        await handle.execute_update("resume_task", BY_ANNA)
+        assert await handle.result() == ["Io", "a moon"]
+        replayer = Replayer(workflows=[ActivityThenAsk], plugins=[TasquencerPlugin(InMemoryLedger())])
+        await replayer.replay_workflow(await handle.fetch_history())
+
+
+async def details(handle: Handle) -> str:
+    metadata = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+    return metadata.current_details.replace("\u00a0", " ")

@@ -152,7 +152,7 @@ class TaskDriver:
     async def wait_for(self, item: WorkItem) -> None:
         """Sleep the work item's delay, and return when the task is not paused."""
         await self._sleep(item)
-        await self.pausing.hold(item, self.state, self.stopped)
+        await self.pausing.hold(item, self.state, self._record, self.stopped)
 
     async def _sleep(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or continue in a new run that does."""
@@ -203,7 +203,7 @@ class TaskDriver:
         except asyncio.CancelledError:
             await self.stopped(item)
             raise
-        await self.pausing.hold(item, self.state, self.stopped)
+        await self.pausing.hold(item, self.state, self._record, self.stopped)
 
     async def _go_on_in_a_new_run(self) -> NoReturn:
         """End this run. The next one continues the task from here.

@@ -60,17 +60,23 @@ class Pausing:
         return work_item_id in self._held
 
     async def hold(
-        self, item: WorkItem, state: TaskState, stopped: Callable[[WorkItem], Awaitable[None]]
+        self,
+        item: WorkItem,
+        state: TaskState,
+        record: Callable[[WorkItem], Awaitable[None]],
+        stopped: Callable[[WorkItem], Awaitable[None]],
     ) -> None:
         """Return when the work item may start, or has ended, or its deadline has passed.
 
         Args:
             item: The work item.
             state: The books that have it.
+            record: Writes the books to the ledger. A first attempt is not there yet.
             stopped: Records that the code which waits for the work item was canceled.
         """
         if self.pause is None:
             return
+        await record(item)
         deadline = state.lineages[item.lineage].deadline
         left = None if deadline is None else max(deadline - workflow.now(), timedelta(0))
         self._held.add(item.id)
