@@ -22,7 +22,7 @@ OTHER_TESTS ?= tests/unit tests/activities tests/ledger
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all test-python test-lowest test-agents browser postgres-tools check docs format bench bench-docs peers chaos lock lock-peers upgrade clean
+.PHONY: help setup demo test test-all test-python test-lowest test-agents browser postgres-tools check docs format bench bench-agents bench-docs peers chaos lock lock-peers upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ format: setup ## format the code and fix what the linter can fix
 
 bench: setup ## measure what docs/reference/performance.md shows, an hour and a quarter (BENCH_ARGS="--quick", "--only ledger,peers", "--all", "--help")
 	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
+
+bench-agents: $(AGENTS)/.installed ## measure an agent with tools beside the same one on Pydantic AI and the OpenAI Agents SDK
+	$(AGENTS)/bin/python -m benchmarks.agents $(BENCH_ARGS)
 
 peers: setup $(PEERS)/.installed ## install what `make bench` measures us beside: DBOS, Restate (needs npm)
 
