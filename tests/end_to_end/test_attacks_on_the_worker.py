@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import zlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +17,9 @@ from temporalio import workflow
 from temporalio.api.common.v1 import Header, Payload, Payloads, WorkflowType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
-from temporalio.client import WorkflowHandle
+from temporalio.client import ActivityFailureError, WorkflowHandle
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from tasquencer.core.carried import CarriedLineage, CarriedTask
@@ -27,12 +30,14 @@ from tasquencer.sql import SqlLedger
 from tasquencer.temporal.headers import pack
 from tasquencer.temporal.wire import json_payload
 from tests.end_to_end.stage import Stage
+from tests.poison.test_hostile_answers import ENDLESS
 from tests.poison.test_memory import MOST_GROWTH, peak_bytes
 from tests.support.answers import Answer, ok, stall, status
 from tests.support.batches import filled_batch
 from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ProviderRequest, ScriptedProvider
 from tests.support.tasks import failure_of_task
+from tests.workflows.test_authority import CALLS
 
 BURST = 40
 """Requests that arrive together."""
@@ -41,9 +46,15 @@ MOST_WRITTEN = 5_000
 """Bytes of a ledger's file, and of a history, for one short attempt."""
 
 
+HOSTILE_OUTPUTS = {name: (schema, text) for name, schema, text in ENDLESS}
+"""By prompt: the schema asked for, and what the model answers."""
+
+
 def script(request: ProviderRequest) -> Answer:
     if request.prompt == "fail":
         return status(503)
+    if request.prompt in HOSTILE_OUTPUTS:
+        return ok(HOSTILE_OUTPUTS[request.prompt][1])
     return stall() if request.prompt == "wait" else ok("Hi")
 
 
@@ -265,3 +276,34 @@ async def test_a_header_that_unpacks_to_gigabytes_costs_little(stage: AttackedSt
     await still_works(stage)
     await attacker.terminate()
     assert peak_bytes(stage.worker_pid) - before < MOST_GROWTH
+
+
+@pytest.mark.parametrize("attack", HOSTILE_OUTPUTS)
+async def test_a_schema_without_end_holds_up_no_other_task(stage: Stage, attack: str) -> None:
+    schema, _ = HOSTILE_OUTPUTS[attack]
+    request = {"prompt": attack, "output_schema": schema, "max_retries": 0, "attempt_timeout_seconds": 10}
+    task = await start(stage, "AiAgentTask", request)
+    await still_works(stage)
+    error = await asyncio.wait_for(failure_of_task(task), PATIENCE_SECONDS)
+    assert error.type in ("NotRetryable", "RetriesExhausted"), error
+    await still_works(stage)
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_an_activity_that_is_executed_without_a_workflow_does_nothing(stage: Stage, name: str) -> None:
+    """As `temporal activity execute` does."""
+    requests = len(stage.provider.requests)
+    with pytest.raises(ActivityFailureError) as caught:
+        await stage.client.execute_activity(
+            name,
+            args=CALLS[name],
+            id=f"attack-{uuid4()}",
+            task_queue=stage.task_queue,
+            start_to_close_timeout=timedelta(seconds=20),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+    assert isinstance(caught.value.cause, ApplicationError)
+    assert caught.value.cause.type == "NotAllowed"
+    assert len(stage.provider.requests) == requests
+    async with SqlLedger(f"sqlite:///{stage.ledger_file}") as ledger:
+        assert await ledger.work_items_of("somebody-elses") == []

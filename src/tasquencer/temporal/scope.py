@@ -280,6 +280,8 @@ class _Inbound(WorkflowInboundInterceptor):
         error: BaseException | None = None
         try:
             result = await super().execute_workflow(input)
+        except GeneratorExit:  # the instance leaves the cache
+            raise
         except BaseException as raised:
             driver = scope.driver or unbegun()
             if driver is None or not _ends_the_run(raised, driver):
