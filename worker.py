@@ -27,12 +27,14 @@ from tasquencer.cli.worker_options import (
     LogLevel,
     LogLevelOption,
     MetricsAddress,
+    Processes,
     ReconcileEvery,
     VersioningOption,
     errors_as_exit_status,
     run_program,
     set_up_logging,
 )
+from tasquencer.cli.worker_processes import run_processes
 from tasquencer.settings import Settings, named_setting
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin, connect
@@ -46,6 +48,7 @@ _HEARTBEAT_SECONDS = HEARTBEAT_INTERVAL.total_seconds()
 
 
 def main(
+    processes: Processes = 1,
     concurrent_calls: ConcurrentCalls = 100,
     calls_per_second: CallsPerSecond = None,
     grace_period: GracePeriod = 300,
@@ -68,6 +71,8 @@ def main(
     set_up_logging(log_level)
     with errors_as_exit_status():
         settings = checked_settings(provider=True)
+        if processes > 1:
+            run_processes(processes, metrics_address=metrics_address)
         tuning = Tuning(
             concurrent_calls=concurrent_calls,
             calls_per_second=calls_per_second,

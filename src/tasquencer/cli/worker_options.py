@@ -27,6 +27,7 @@ from tasquencer.cli.environment import checked_settings
 from tasquencer.cli.log_format import LogFormatter
 from tasquencer.cli.output import say
 from tasquencer.core.errors import LedgerError, TasquencerError, TemporalUnreachable, WrongSettings
+from tasquencer.temporal.running import PARENT_PIPE
 from tasquencer.temporal.versioning import Versioning
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "LogLevel",
     "LogLevelOption",
     "MetricsAddress",
+    "Processes",
     "ReconcileEvery",
     "VersioningOption",
     "errors_as_exit_status",
@@ -56,10 +58,22 @@ class LogLevel(StrEnum):
     ERROR = "ERROR"
 
 
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        envvar="TASQ_PROCESSES",
+        min=1,
+        help="Processes of this worker. One process uses one core. If one ends unexpectedly, the others stop "
+        "and the exit status is not 0.",
+    ),
+]
 ConcurrentCalls = Annotated[
     int,
     typer.Option(
-        envvar="TASQ_CONCURRENT_CALLS", min=1, help="AI calls that this worker makes at the same time."
+        envvar="TASQ_CONCURRENT_CALLS",
+        min=1,
+        help="AI calls that each process of this worker makes at the same time.",
     ),
 ]
 CallsPerSecond = Annotated[
@@ -94,7 +108,8 @@ MetricsAddress = Annotated[
     str | None,
     typer.Option(
         envvar="TASQ_METRICS_ADDRESS",
-        help="Serve Prometheus metrics at this address, such as 127.0.0.1:9464.",
+        help="Serve Prometheus metrics at this address, such as 127.0.0.1:9464. With several processes, each "
+        "further process takes the next port.",
     ),
 ]
 LogLevelOption = Annotated[
@@ -132,7 +147,8 @@ ReconcileEvery = Annotated[
 def set_up_logging(level: LogLevel) -> None:
     """Log to standard error, without lines of other packages that may contain credentials."""
     handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    process = " [%(process)d]" if PARENT_PIPE in os.environ else ""  # several processes share the stream
+    handler.setFormatter(LogFormatter(f"%(asctime)s{process} %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.value, handlers=[handler])
     for name in ("httpx2", "httpcore2", "openai"):  # they log URLs and headers
         logging.getLogger(name).setLevel(logging.WARNING)

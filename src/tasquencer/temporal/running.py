@@ -26,6 +26,7 @@ from tasquencer.temporal.schedules import create_schedule, schedule_id
 from tasquencer.temporal.versioning import Version
 
 __all__ = [
+    "PARENT_PIPE",
     "STICKY_TIMEOUT",
     "Tuning",
     "run_worker",
@@ -34,8 +35,16 @@ __all__ = [
     "worker_runtime",
 ]
 
+PARENT_PIPE = "_TASQUENCER_PARENT_PIPE"
+"""The environment variable that gives a worker process the descriptor of a pipe from its parent. The process
+stops when the pipe closes."""
+
 STICKY_TIMEOUT = timedelta(seconds=2)
 """How long Temporal waits for a lost worker before another one may continue its tasks."""
+
+_SAME_SIGNAL_SECONDS = 0.25
+"""How long a process waits for a signal of its own after its parent has stopped. A service manager may signal
+both, and the later one must not count as the second signal."""
 
 _SCHEDULING_SECONDS = 60
 """How long a worker tries to create the schedule of the reconciler."""
@@ -98,7 +107,10 @@ def worker_runtime(metrics_address: str | None) -> Runtime:
 
 
 def stop_on_signals() -> asyncio.Future[None]:
-    """Return a future that SIGTERM or SIGINT completes. A second signal ends the process immediately."""
+    """Return a future that SIGTERM, SIGINT or the end of a parent's pipe completes.
+
+    A second signal ends the process immediately. See `PARENT_PIPE`.
+    """
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
 
@@ -110,7 +122,24 @@ def stop_on_signals() -> asyncio.Future[None]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    if pipe := os.environ.pop(PARENT_PIPE, ""):
+        _stop_with_parent(stop, int(pipe))
     return stop
+
+
+def _stop_with_parent(stop: asyncio.Future[None], pipe: int) -> None:
+    loop = asyncio.get_running_loop()
+    os.set_inheritable(pipe, False)
+
+    def stop_now() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    def on_end() -> None:
+        loop.remove_reader(pipe)
+        loop.call_later(_SAME_SIGNAL_SECONDS, stop_now)
+
+    loop.add_reader(pipe, on_end)
 
 
 async def run_worker(
