@@ -40,6 +40,7 @@ PARTS = (
     Part("ledger", "benchmarks.ledger", "transitions a second, SQLite and PostgreSQL", 3),
     Part("lateness", "benchmarks.lateness", "how late a retry leaves", 6),
     Part("control", "benchmarks.control", "how fast a running task obeys", 5),
+    Part("attempt-costs", "benchmarks.attempts", "what an attempt costs", 4),
     Part("start", "benchmarks.start", "how long one waits at the start", 3),
     Part("peers", "benchmarks.peers", "tasks a second beside DBOS and Restate", 10),
     Part(

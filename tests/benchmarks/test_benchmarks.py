@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import (
+    ActivityTaskStartedEventAttributes,
+    HistoryEvent,
+    MarkerRecordedEventAttributes,
+)
 
+from benchmarks.attempts import Cost, billed_actions, table
 from benchmarks.figures import markdown, milliseconds, percentile, save
 from benchmarks.page import PAGE, filled, tables_in
 from benchmarks.suite import PARTS, Part
@@ -53,6 +60,7 @@ def test_what_the_suite_gives_a_benchmark_is_an_option_of_it(
 @pytest.mark.parametrize(
     ("module", "options", "table"),
     [
+        pytest.param("benchmarks.attempts", [], "attempt-costs", marks=pytest.mark.slow),
         ("benchmarks.ledger", ["--no-postgresql"], "ledger"),
         ("benchmarks.batch", [], "batch-growth"),
         ("benchmarks.queries", ["--no-postgresql", "--no-commands"], "queries"),
@@ -104,3 +112,42 @@ def test_a_percentile_is_one_of_the_values(percent: float, expected: float) -> N
 )
 def test_a_time_is_shown_with_three_digits(seconds: float, shown: str) -> None:
     assert milliseconds(seconds) == shown
+
+
+def test_the_local_activities_of_a_workflow_task_are_one_billed_action() -> None:
+    def marker(workflow_task: int, name: str = "core_local_activity") -> HistoryEvent:
+        attributes = MarkerRecordedEventAttributes(
+            marker_name=name, workflow_task_completed_event_id=workflow_task
+        )
+        return HistoryEvent(
+            event_type=EventType.EVENT_TYPE_MARKER_RECORDED, marker_recorded_event_attributes=attributes
+        )
+
+    started = HistoryEvent(event_type=EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED)
+    assert billed_actions([started, marker(4), marker(4), marker(9), marker(9, "core_patch")]) == 3
+
+
+def test_each_native_retry_is_a_billed_action() -> None:
+    third = HistoryEvent(
+        event_type=EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED,
+        activity_task_started_event_attributes=ActivityTaskStartedEventAttributes(attempt=3),
+    )
+    timer = HistoryEvent(event_type=EventType.EVENT_TYPE_TIMER_STARTED)
+    assert billed_actions([third, timer]) == 4
+
+
+def test_a_cost_shows_the_first_try_and_each_further_one() -> None:
+    cost = Cost(
+        "task",
+        pushed=True,
+        events={0: 14, 2: 40},
+        actions={0: 4, 2: 12},
+        history_bytes={0: 3600, 2: 9000},
+        cpu_seconds={0: [0.02, 0.01, 0.03], 2: [0.06, 0.06, 0.06]},
+        heartbeats=0.5,
+    )
+    cells = [cell.strip() for cell in table([cost]).splitlines()[-1].strip("|").split("|")]
+    assert cells == [
+        *("`AiAgentTask`", "pushed", "14 + 13", "4 + 4", "0.5"),
+        *("20.0 ms + 20.0 ms", "3.6 kB + 2.7 kB"),
+    ]
