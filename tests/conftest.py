@@ -80,7 +80,7 @@ SLOW = {
         "tests/workflows/test_ai_batch.py::test_it_goes_on_in_new_runs_that_follow_what_the_run_before_has_started",
         "tests/workflows/test_ai_batch.py::test_it_works_on_postgresql_too",
         "tests/workflows/test_ai_batch.py::test_the_largest_prompts_pass_a_few_at_a_time",
-        "tests/workflows/test_crashes_and_cancels.py::test_a_bug_in_the_workflow_pauses_the_task_until_it_is_mended_and_burns_no_attempt",
+        "tests/workflows/test_crashes_and_cancels.py::test_a_bug_in_the_workflow_pauses_the_task_until_it_is_repaired_and_burns_no_attempt",
         "tests/workflows/test_crashes_and_cancels.py::test_the_largest_request_continues_as_new",
         "tests/workflows/test_follow_up.py::test_a_cancel_that_meets_the_last_moments_gets_one_truth",
         "tests/workflows/test_histories.py::test_tasks_under_way_agree_at_every_moment",

@@ -206,7 +206,7 @@ async def test_a_task_that_temporal_does_not_know_is_an_error(kept: Kept) -> Non
     [
         (["--workflow", "nowhere:Task"], 2, "--workflow: cannot import 'nowhere:Task'"),
         (["--path", ".", "--workflow", "workflows.ai_agent"], 2, "cannot import 'workflows.ai_agent'"),
-        (["--workflow", "json:JSONDecoder"], 2, "'json:JSONDecoder' is no class with @workflow.defn"),
+        (["--workflow", "json:JSONDecoder"], 2, "'json:JSONDecoder' is not a class with @workflow.defn"),
         (["--since", "yesterday"], 2, "--since: 'yesterday' is neither a duration"),
         ([], 3, "cannot reach Temporal at 127.0.0.1:1"),
     ],

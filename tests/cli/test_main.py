@@ -22,6 +22,7 @@ COMMANDS = [
     ["show"],
     ["review"],
     ["reconcile"],
+    ["providers"],
     ["batch", "run"],
     ["new"],
     ["batch", "attach"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, cast
 from uuid import uuid4
@@ -59,8 +60,18 @@ CONVERTERS = {
 class Calls(ScriptedCalls):
     """A scripted call that the plugin registers as it does `AiCalls`."""
 
+    @property
+    def activities(self) -> list[Any]:
+        return [self.generate]
+
     def check_in(self, ledger: Ledger) -> None:
         """It makes any call."""
+
+    def stops_within(self, grace_period: timedelta) -> None:
+        """It is never paused."""
+
+    def cancels_are_pushed(self, pushed: bool) -> None:
+        """It sends no heartbeats."""
 
     async def __aenter__(self) -> Calls:
         return self

