@@ -240,7 +240,8 @@ async def test_the_answer_for_the_rest_is_given_once_the_script_is_spent() -> No
             {"model": "m", "messages": [{"role": "user", "content": ""}]},
             (400, "content"),
         ),
-        ("/responses", {"model": "m"}, (404, "/v1/responses")),
+        ("/responses", {"model": "m"}, (400, "'input'")),
+        ("/embeddings", {"model": "m"}, (404, "/v1/embeddings")),
     ],
 )
 async def test_a_request_of_the_wrong_shape_is_refused_and_spends_no_answer(

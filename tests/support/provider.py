@@ -229,9 +229,10 @@ def _problem(request: HttpRequest, body: dict[str, Any]) -> tuple[int, str] | No
         return 401, "missing Authorization header"
     if not isinstance(body.get("model"), str) or not body["model"]:
         return 400, "field 'model' must be a text that is not empty"
-    messages = body.get("input" if request.path == _RESPONSES else "messages")
+    field = "input" if request.path == _RESPONSES else "messages"
+    messages = body.get(field)
     if not isinstance(messages, list) or not messages:
-        return 400, "field 'messages' must be a list that is not empty"
+        return 400, f"field {field!r} must be a list that is not empty"
     for message in messages:
         if isinstance(message, dict) and message.get("type", "message") != "message":
             continue  # of the Responses API: a tool call, or what it returned

@@ -165,11 +165,11 @@ async def test_many_calls_at_once_and_only_those_asked_for(dev_server: EmbeddedT
     assert all(request.ended_at is not None and request.ended_at < asked + SOON for request in left)
 
 
-@pytest.mark.parametrize("server", ["dev_server", "server_without_pushes"])
+@pytest.mark.parametrize("pushes", [True, False], ids=["dev_server", "server_without_pushes"])
 async def test_in_the_call_with_the_options_of_the_worker_process(
-    server: str, request: pytest.FixtureRequest
+    dev_server: EmbeddedTemporal, server_without_pushes: EmbeddedTemporal, pushes: bool
 ) -> None:
-    temporal: EmbeddedTemporal = request.getfixturevalue(server)
+    temporal = dev_server if pushes else server_without_pushes
     source, ledger, queue = random.Random(7), InMemoryLedger(), f"queue-{uuid4()}"
     tuning = Tuning(concurrent_calls=10, grace_period=timedelta(0))
     async with (
