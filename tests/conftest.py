@@ -18,6 +18,7 @@ from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping
 
 SLOW = {
     "crash": (
+        "tests/chaos/test_foreign_short.py::test_no_promise_is_broken_in_foreign_workflows_and_agents",
         "tests/chaos/test_shapes_short.py::test_no_promise_is_broken_whatever_the_shape",
         "tests/cli/test_demo.py::test_a_demo_that_is_stopped_leaves_nothing",
         "tests/chaos/test_short.py::test_no_promise_is_broken_while_the_parts_are_killed",
@@ -97,6 +98,7 @@ A test file can give its tests these markers itself, too.
 LONGEST = (
     "tests/chaos/test_short.py",
     "tests/chaos/test_shapes_short.py",
+    "tests/chaos/test_foreign_short.py",
     "tests/upgrades/test_deployments.py",
     "tests/benchmarks",
     "tests/workflows/test_lost_decisions.py",

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.foreign import report as foreign
+from tests.chaos.foreign.campaign import run_foreign
 from tests.chaos.plan import Options
 from tests.chaos.report import found_in, missed_aims, slowest_stories, smallest_story, table
 from tests.chaos.run import run
@@ -25,7 +27,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="decides about tasks, faults and answers (1)")
     parser.add_argument("--tasks", type=int, default=2000, help="how many tasks (2000)")
     parser.add_argument(
-        "--shapes", help="run random tasks instead, made of `any` or of these constructs: a,b,c"
+        "--shapes",
+        help="run random tasks instead, made of `any` or of these constructs: a,b,c; or `foreign`: workflows "
+        "with observed and adopted activities, and agents",
     )
     parser.add_argument("--program", type=Path, help="with --shapes: run this file's program, --tasks times")
     parser.add_argument(
@@ -43,6 +47,8 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.shapes is not None:
         options = _shape_options(chosen)
+        if chosen.shapes == "foreign":
+            return _in_folder(chosen.keep, lambda folder: _run_foreign(options, folder))
         programs: list[Program] | None = None
         if chosen.program is not None:
             program = read_program(json.loads(chosen.program.read_text()))
@@ -90,6 +96,16 @@ async def _run_shapes(options: ShapeOptions, folder: Path, programs: Sequence[Pr
     print(shapes.table(campaign))
     for account, wrong in found:
         print(f"\n{shapes.story(account, wrong)}")
+    print(f"\n{len(found)} of {len(campaign.accounts)} tasks break a promise")
+    return 1 if found else 0
+
+
+async def _run_foreign(options: ShapeOptions, folder: Path) -> int:
+    campaign = await run_foreign(options, folder)
+    found = foreign.found_in(campaign)
+    print(foreign.table(campaign))
+    if found:
+        print(f"\n{foreign.stories(found)}")
     print(f"\n{len(found)} of {len(campaign.accounts)} tasks break a promise")
     return 1 if found else 0
 

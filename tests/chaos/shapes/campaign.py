@@ -6,14 +6,14 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError
 
@@ -28,9 +28,9 @@ from tests.chaos.shapes.people import People
 from tests.chaos.shapes.program import CONSTRUCTS, Program, program_of
 from tests.chaos.shapes.witnesses import ShapeAccount, read_requests, read_runs
 from tests.chaos.shapes.worker import QUEUE
-from tests.chaos.shapes.workers import Reaper, ShapeWorker
+from tests.chaos.shapes.workers import SHAPES, Reaper, ShapeWorker
 
-__all__ = ["Campaign", "ShapeOptions", "run_shapes"]
+__all__ = ["Campaign", "ShapeOptions", "Stage", "end_of", "run_shapes", "stage_of", "watch"]
 
 _AT_ONCE = 10
 _SOON = {"limit.historyCount.suggestContinueAsNew": 60}
@@ -77,11 +77,18 @@ class Campaign:
 
 
 @dataclass
-class _Stage:
+class Stage:
+    """The parts that run.
+
+    Attributes:
+        glance: See `tests.chaos.provider.glance_at`.
+    """
+
     options: ShapeOptions
     folder: Path
     client: Client
     ledger: Database
+    glance: str
     workers: list[ShapeWorker]
     events: Events
     faults_over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -94,10 +101,10 @@ async def run_shapes(
     """Run the options' programs, or those given, to their ends; logs and ledger stay in the folder."""
     begin = time.monotonic()
     programs = options.programs() if programs is None else programs
-    async with _stage(options, folder) as stage:
+    async with stage_of(options, folder) as stage:
         reaper = Reaper(stage.workers, random.Random(f"deaths {options.seed}"), options.gap_seconds)
         dying = asyncio.create_task(reaper.work(options.deaths))
-        watching = asyncio.create_task(_watch(stage))
+        watching = asyncio.create_task(watch(stage))
         places = asyncio.Semaphore(_AT_ONCE)
         tasks = [asyncio.create_task(_task(stage, program, places)) for program in programs]
 
@@ -126,7 +133,15 @@ async def run_shapes(
 
 
 @asynccontextmanager
-async def _stage(options: ShapeOptions, folder: Path) -> AsyncIterator[_Stage]:
+async def stage_of(
+    options: ShapeOptions, folder: Path, module: str = SHAPES, more: Mapping[str, str] | None = None
+) -> AsyncIterator[Stage]:
+    """Run the parts for the length of the block.
+
+    Args:
+        module: The workers' program.
+        more: Variables of its environment.
+    """
     events = Events()
     async with AsyncExitStack() as stack:
         temporal = Temporal(folder, _SOON if "continue_as_new" in options.constructs else {})
@@ -148,8 +163,9 @@ async def _stage(options: ShapeOptions, folder: Path) -> AsyncIterator[_Stage]:
                 "SHAPES_LEDGER": url,
                 "SHAPES_GLANCE": glance,
                 "SHAPES_CACHE": str(cache),
+                **(more or {}),
             }
-            worker = ShapeWorker(f"worker-{number}", folder, environment, events)
+            worker = ShapeWorker(f"worker-{number}", folder, environment, events, module)
             stack.push_async_callback(worker.end)
             workers.append(worker)
         await asyncio.gather(*(worker.start() for worker in workers))
@@ -158,10 +174,10 @@ async def _stage(options: ShapeOptions, folder: Path) -> AsyncIterator[_Stage]:
         quiet = LoggingConfig(filter=TelemetryFilter(core_level="OFF", other_level="OFF"))
         runtime = Runtime(telemetry=TelemetryConfig(logging=quiet))
         client = await Client.connect(temporal.address, data_converter=data_converter, runtime=runtime)
-        yield _Stage(options, folder, client, ledger, workers, events)
+        yield Stage(options, folder, client, ledger, glance, workers, events)
 
 
-async def _task(stage: _Stage, program: Program, places: asyncio.Semaphore) -> tuple[People, str]:
+async def _task(stage: Stage, program: Program, places: asyncio.Semaphore) -> tuple[People, str]:
     """Run one program to its end, or until patience is over; the run that it began with beside its people."""
     async with places:
         handle = await stage.client.start_workflow(
@@ -176,7 +192,12 @@ async def _task(stage: _Stage, program: Program, places: asyncio.Semaphore) -> t
         going = [asyncio.create_task(people.act(act)) for act in program.acts]
         looking = asyncio.create_task(people.look()) if program.looked_at else None
         try:
-            await _end_of(stage, people)
+            last_act, begin = max((act.at for act in program.acts), default=0.0), time.monotonic()
+            await end_of(
+                stage,
+                people.handle,
+                lambda: len(people.replies) == len(program.acts) or time.monotonic() - begin > last_act + 20,
+            )
         finally:
             if looking is not None:
                 looking.cancel()
@@ -186,27 +207,23 @@ async def _task(stage: _Stage, program: Program, places: asyncio.Semaphore) -> t
         return people, first
 
 
-async def _end_of(stage: _Stage, people: People) -> None:
+async def end_of(stage: Stage, handle: WorkflowHandle[Any, Any], acted: Callable[[], bool]) -> None:
     """Return once the task has ended and been acted on, or has stood still for as long as patience lasts."""
-    last_act = max((act.at for act in people.program.acts), default=0.0)
-    begin = still_since = time.monotonic()
+    still_since = time.monotonic()
     seen = (0, "")
     while True:
         await asyncio.sleep(0.2)
         with suppress(RPCError):
-            described = await people.handle.describe()
+            described = await handle.describe()
             if (described.history_length, described.run_id) != seen or not stage.faults_over.is_set():
                 seen, still_since = (described.history_length, described.run_id), time.monotonic()
-            acted = (
-                len(people.replies) == len(people.program.acts) or time.monotonic() - begin > last_act + 20
-            )
-            if described.status is not WorkflowExecutionStatus.RUNNING and acted:
+            if described.status is not WorkflowExecutionStatus.RUNNING and acted():
                 return
         if time.monotonic() - still_since > stage.options.patience_seconds:
             return
 
 
-async def _watch(stage: _Stage) -> None:
+async def watch(stage: Stage) -> None:
     """Note work items that have ended, as they are seen first."""
     while True:
         await asyncio.sleep(_SNAP_SECONDS)
@@ -228,7 +245,7 @@ async def _answer(people: People) -> tuple[Any, str]:
     return None, reason[:300]
 
 
-async def _accounts(stage: _Stage, people: Sequence[tuple[People, str]]) -> list[ShapeAccount]:
+async def _accounts(stage: Stage, people: Sequence[tuple[People, str]]) -> list[ShapeAccount]:
     requests = read_requests(stage.folder / "requests.jsonl")
     deaths = [event.at for event in stage.events]
     answers: dict[str, tuple[Any, str]] = {}

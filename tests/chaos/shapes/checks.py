@@ -14,12 +14,12 @@ from tasquencer.core.work_item import LEGAL_TRANSITIONS, WorkItem, WorkItemState
 from tests.chaos.shapes.interpreter import policy_of
 from tests.chaos.shapes.witnesses import ShapeAccount
 
-__all__ = ["CHECKS", "violations"]
+__all__ = ["CHECKS", "LOST_WITHIN", "name_of", "violations"]
 
 _TICK = timedelta(milliseconds=5)
 """What two clocks on one machine may differ by, and what rounding costs."""
 
-_LOST_WITHIN = timedelta(seconds=15)
+LOST_WITHIN = timedelta(seconds=15)
 """A worker's death shows in its calls' heartbeats after this time at the latest."""
 
 _TASK_ERRORS = ("RetriesExhausted", "NotRetryable", "DeadlineExceeded", "TaskFailed")
@@ -90,7 +90,7 @@ def one_request_for_each_work_item(account: ShapeAccount) -> Iterator[str]:
         if key not in known:
             yield f"I1: a history has a call of {key}, the ledger does not know it"
         elif known[key].started_at is None:
-            yield f"I1: a history has a call of {_name(known[key])}, the ledger says it never started"
+            yield f"I1: a history has a call of {name_of(known[key])}, the ledger says it never started"
 
 
 def what_ended_never_changes(account: ShapeAccount) -> Iterator[str]:
@@ -99,23 +99,23 @@ def what_ended_never_changes(account: ShapeAccount) -> Iterator[str]:
     for seen in account.sightings:
         item = now.get(seen.id)
         if item is None:
-            yield f"I3: {_name(seen)} is gone"
+            yield f"I3: {name_of(seen)} is gone"
         elif item != seen and seen not in account.superseded:
             changed = [name for name in type(item).model_fields if getattr(item, name) != getattr(seen, name)]
-            yield f"I3: {_name(seen)} changed after its end: {', '.join(changed)}"
+            yield f"I3: {name_of(seen)} changed after its end: {', '.join(changed)}"
     if account.superseded and not any(run.lost for run in (*account.runs, *account.left_runs)):
-        yield f"I3: {_name(account.superseded[0])} was superseded, no workflow task was lost"
+        yield f"I3: {name_of(account.superseded[0])} was superseded, no workflow task was lost"
     for item in account.items:
         steps = account.transitions[item.id]
         previous = None
         for number, step in enumerate(steps):
             if step.sequence != number or step.previous_state != previous:
-                yield f"I3: transition {number} of {_name(item)} does not follow from the one before"
+                yield f"I3: transition {number} of {name_of(item)} does not follow from the one before"
             if step.next_state not in LEGAL_TRANSITIONS[previous]:
-                yield f"I3: {_name(item)} went from {previous} to {step.next_state}"
+                yield f"I3: {name_of(item)} went from {previous} to {step.next_state}"
             previous = step.next_state
         if previous != item.state:
-            yield f"I3: {_name(item)} is {item.state}, its last transition says {previous}"
+            yield f"I3: {name_of(item)} is {item.state}, its last transition says {previous}"
 
 
 def nothing_starts_early(account: ShapeAccount) -> Iterator[str]:
@@ -134,7 +134,7 @@ def nothing_starts_early(account: ShapeAccount) -> Iterator[str]:
 
 
 def _early(item: WorkItem, by: timedelta) -> str:
-    return f"I4: {_name(item)} started {by.total_seconds():.3f} s early"
+    return f"I4: {name_of(item)} started {by.total_seconds():.3f} s early"
 
 
 def each_lineage_is_bounded(account: ShapeAccount) -> Iterator[str]:
@@ -155,7 +155,7 @@ def nothing_stays_open(account: ShapeAccount) -> Iterator[str]:
         return
     for item in account.items:
         if not item.state.is_terminal and not (account.is_reset and _is_left(account, item)):
-            yield f"I6: the task is {account.last.state}, {_name(item)} is {item.state}"
+            yield f"I6: the task is {account.last.state}, {name_of(item)} is {item.state}"
     if account.last.closed_at is not None:
         for request in account.requests:
             if request.at > account.last.closed_at + _TICK:
@@ -231,16 +231,16 @@ def outcomes_have_causes(account: ShapeAccount) -> Iterator[str]:
         if item.state is WorkItemState.COMPLETED:
             result = item.result if isinstance(item.result, dict) else {}
             if request is None or request.came not in ("ok", "deaf"):
-                yield f"I8: {_name(item)} completed, its request says {request and request.came}"
+                yield f"I8: {name_of(item)} completed, its request says {request and request.came}"
             elif result.get("by") != item.id:
-                yield f"I8: {_name(item)} holds the answer of {result.get('by')}"
+                yield f"I8: {name_of(item)} holds the answer of {result.get('by')}"
         elif item.state is WorkItemState.FAILED and item.failure is not None and item.ended_at is not None:
-            lost = (item.started_at - _LOST_WITHIN, item.ended_at)
+            lost = (item.started_at - LOST_WITHIN, item.ended_at)
             kind = item.failure.kind
             if kind == FailureKind.WORKER_LOST and not any(lost[0] <= at <= lost[1] for at in account.deaths):
-                yield f"I8: {_name(item)} failed with {kind}, no worker died"
+                yield f"I8: {name_of(item)} failed with {kind}, no worker died"
             elif kind == FailureKind.UNEXPECTED:
-                yield f"I8: {_name(item)} failed with {item.failure}"
+                yield f"I8: {name_of(item)} failed with {item.failure}"
 
 
 def the_task_and_the_ledger_agree(account: ShapeAccount) -> Iterator[str]:
@@ -255,11 +255,12 @@ def the_task_and_the_ledger_agree(account: ShapeAccount) -> Iterator[str]:
         row = told.pop(item.id, None)
         if row is None:
             if item.state is not WorkItemState.CANCELED:
-                yield f"the task does not know {_name(item)} of the ledger, which is {item.state}"
+                yield f"the task does not know {name_of(item)} of the ledger, which is {item.state}"
             continue
         for name in ("state", "attempt", "lineage"):
             if getattr(item, name) != row[name]:
-                yield f"{_name(item)}: {name} is {getattr(item, name)} in the ledger, {row[name]} in the task"
+                there = f"{getattr(item, name)} in the ledger, {row[name]} in the task"
+                yield f"{name_of(item)}: {name} is {there}"
     for stranger, row in told.items():
         yield f"the task knows {row['lineage']}#{row['attempt']} ({stranger}), the ledger does not"
 
@@ -279,7 +280,8 @@ def _is_left(account: ShapeAccount, item: WorkItem) -> bool:
     return item.id not in told
 
 
-def _name(item: WorkItem) -> str:
+def name_of(item: WorkItem) -> str:
+    """Its lineage, attempt and id."""
     return f"{item.lineage}#{item.attempt} ({item.id})"
 
 

@@ -9,7 +9,7 @@ from tests.chaos.shapes.campaign import Campaign
 from tests.chaos.shapes.checks import violations
 from tests.chaos.shapes.witnesses import ShapeAccount
 
-__all__ = ["found_in", "story", "table"]
+__all__ = ["counted", "found_in", "story", "table"]
 
 
 def found_in(campaign: Campaign) -> list[tuple[ShapeAccount, list[str]]]:
@@ -34,14 +34,14 @@ def table(campaign: Campaign) -> str:
     lines = [
         ("seeds, ledger, caches", f"{options.seed} and on, {options.ledger}, {tuple(options.caches)}"),
         ("took", f"{campaign.seconds:.0f} s"),
-        ("tasks", _counted(ends)),
+        ("tasks", counted(ends)),
         ("  continued as new", str(sum(len(account.runs) > 1 for account in campaign.accounts))),
         ("  reset", str(sum(account.is_reset for account in campaign.accounts))),
-        ("work items", _counted(states)),
-        ("  failed", _counted(kinds)),
+        ("work items", counted(states)),
+        ("  failed", counted(kinds)),
         ("requests", str(sum(len(account.requests) for account in campaign.accounts))),
         ("queries answered", str(campaign.looks)),
-        ("acts", _counted(acts)),
+        ("acts", counted(acts)),
         ("worker deaths", str(campaign.deaths)),
     ]
     width = max(len(name) for name, _ in lines)
@@ -79,5 +79,6 @@ def story(account: ShapeAccount, wrong: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _counted(counter: Counter[str]) -> str:
+def counted(counter: Counter[str]) -> str:
+    """The numbers, for people."""
     return ", ".join(f"{number} {name}" for name, number in counter.most_common()) or "none"

@@ -70,6 +70,7 @@ class Run:
     Attributes:
         state: How it ended; `open`: it has not.
         scheduled: The calls, by activity id and the time of their scheduling.
+        native: The highest attempt of each activity, by its id, as Temporal counts them.
         troubles: Workflow tasks that failed for a reason that is not harmless.
         lost: How many workflow tasks ended without having been heard: what they decided is decided again.
         replay_error: Why the history does not replay; empty: it does.
@@ -84,6 +85,7 @@ class Run:
     next_run: str = ""
     scheduled: list[tuple[str, datetime]] = field(default_factory=list)
     tries: int = 0
+    native: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
     lost: int = 0
     replay_error: str = ""
@@ -152,9 +154,11 @@ def read_requests(log: Path) -> dict[str, list[Request]]:
 
 
 async def read_runs(
-    client: Client, task_id: str, first: str, made: Sequence[str]
+    client: Client, task_id: str, first: str, made: Sequence[str] = (), replayer: Replayer | None = None
 ) -> tuple[list[Run], list[Run]]:
     """The runs that count, and those that resets have left behind; each was replayed."""
+    if replayer is None:
+        replayer = Replayer(workflows=[AnyShape, ShapeChild], plugins=[TasquencerPlugin(InMemoryLedger())])
     runs: dict[str, Run] = {}
     waiting = [first, *made]
     while waiting:
@@ -163,7 +167,7 @@ async def read_runs(
             continue
         history = await client.get_workflow_handle(task_id, run_id=run_id).fetch_history()
         runs[run_id] = _run(run_id, history.events)
-        runs[run_id].replay_error = await _replay_error(history)
+        runs[run_id].replay_error = await _replay_error(replayer, history)
         if runs[run_id].next_run:
             waiting.append(runs[run_id].next_run)
     described = await client.get_workflow_handle(task_id).describe()
@@ -175,14 +179,13 @@ async def read_runs(
     return chain, [one for one in runs.values() if one not in chain]
 
 
-async def _replay_error(history: WorkflowHistory) -> str:
-    replayer = Replayer(workflows=[AnyShape, ShapeChild], plugins=[TasquencerPlugin(InMemoryLedger())])
+async def _replay_error(replayer: Replayer, history: WorkflowHistory) -> str:
     came = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     return "" if came.replay_failure is None else str(came.replay_failure)[:400]
 
 
 def _run(run_id: str, events: Sequence[HistoryEvent]) -> Run:
-    run = Run(run_id)
+    run, ids = Run(run_id), dict[int, str]()
     for event in events:
         at = _time(event.event_time)
         if event.event_type in _ENDS:
@@ -197,12 +200,15 @@ def _run(run_id: str, events: Sequence[HistoryEvent]) -> Run:
                 run.canceled = True
             case "activity_task_scheduled_event_attributes":
                 scheduled = event.activity_task_scheduled_event_attributes
+                ids[event.event_id] = scheduled.activity_id
                 if scheduled.activity_type.name == "work":
                     run.scheduled.append((scheduled.activity_id, at))
             case "workflow_task_timed_out_event_attributes":
                 run.lost += 1
             case "activity_task_started_event_attributes":
-                run.tries = max(run.tries, event.activity_task_started_event_attributes.attempt)
+                started = event.activity_task_started_event_attributes
+                run.tries = max(run.tries, started.attempt)
+                run.native[ids[started.scheduled_event_id]] = started.attempt
             case "workflow_task_failed_event_attributes":
                 failed = event.workflow_task_failed_event_attributes
                 run.lost += 1

@@ -30,7 +30,7 @@ from tests.chaos.provider import Glance, Log, glance_at
 from tests.chaos.shapes.interpreter import AnyShape, ShapeChild
 from tests.chaos.wills import Deeds, Wills
 
-__all__ = ["MOMENTS", "QUEUE", "READY"]
+__all__ = ["MOMENTS", "QUEUE", "READY", "Mortal", "MortalLedger"]
 
 QUEUE = "shapes"
 READY = "ready"
@@ -51,7 +51,7 @@ _BEAT_SECONDS = 0.3
 class _Effects:
     """What the programs' activities do, each request noted on arrival and at its end."""
 
-    def __init__(self, mortal: _Mortal, log: Log, glance: Glance) -> None:
+    def __init__(self, mortal: Mortal, log: Log, glance: Glance) -> None:
         self._mortal = mortal
         self._log = log
         self._glance = glance
@@ -97,7 +97,9 @@ class _Effects:
         return ms
 
 
-class _Mortal:
+class Mortal:
+    """A process that dies at the moments of its wills."""
+
     def __init__(self, folder: Path, name: str) -> None:
         self._wills = Wills(folder / f"{name}.wills")
         self._deeds = Deeds(folder / "deeds.jsonl")
@@ -110,8 +112,10 @@ class _Mortal:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _MortalLedger(SqlLedger):
-    def __init__(self, url: str, mortal: _Mortal) -> None:
+class MortalLedger(SqlLedger):
+    """Dies right after a commit."""
+
+    def __init__(self, url: str, mortal: Mortal) -> None:
         super().__init__(url)
         self._mortal = mortal
 
@@ -122,9 +126,9 @@ class _MortalLedger(SqlLedger):
 
 
 async def _work(folder: Path, name: str) -> None:
-    mortal, url = _Mortal(folder, name), os.environ["SHAPES_LEDGER"]
+    mortal, url = Mortal(folder, name), os.environ["SHAPES_LEDGER"]
     effects = _Effects(mortal, Log(folder / "requests.jsonl"), glance_at(os.environ["SHAPES_GLANCE"]))
-    async with _MortalLedger(url, mortal) as ledger:
+    async with MortalLedger(url, mortal) as ledger:
         client = await Client.connect(os.environ["SHAPES_TEMPORAL"], plugins=[TasquencerPlugin(ledger)])
         async with Worker(
             client,

@@ -17,7 +17,10 @@ from tests.chaos.shapes.worker import MOMENTS, READY
 from tests.chaos.wills import Wills
 from tests.support.patience import PATIENCE_SECONDS
 
-__all__ = ["Reaper", "ShapeWorker"]
+__all__ = ["SHAPES", "Reaper", "ShapeWorker"]
+
+SHAPES = "tests.chaos.shapes.worker"
+"""The program that works on shapes."""
 
 _BACK_SECONDS = 0.3
 
@@ -26,10 +29,17 @@ _WILL_SECONDS = 2.5
 
 
 class ShapeWorker:
-    """One of the workers; another process takes its place whenever it has died."""
+    """One of the workers; another process takes its place whenever it has died.
 
-    def __init__(self, name: str, folder: Path, environment: Mapping[str, str], events: Events) -> None:
+    Args:
+        module: The program.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, environment: Mapping[str, str], events: Events, module: str = SHAPES
+    ) -> None:
         self.name = name
+        self._module = module
         self.wills = Wills(folder / f"{name}.wills")
         self._folder = folder
         self._environment = {**os.environ, **environment}
@@ -69,7 +79,7 @@ class ShapeWorker:
     async def _spawn(self) -> None:
         self._process = ChildProcess(
             self.name,
-            [sys.executable, "-m", "tests.chaos.shapes.worker", str(self._folder), self.name],
+            [sys.executable, "-m", self._module, str(self._folder), self.name],
             environment=self._environment,
             output_file=self._folder / f"{self.name}.log",
         )
