@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.common import RetryPolicy
+from temporalio.worker import Worker
 
 from tasquencer import Task
 from tasquencer.core.observed import is_observed
@@ -95,6 +97,28 @@ async def test_the_next_attempt_settles_that_of_a_killed_worker(
     assert first.failure is not None and first.failure.kind == kind and first.failure.outcome_unknown
     assert first.worker != second.worker and first.lineage == second.lineage
     assert first.ended_at is not None and first.ended_at <= second.created_at
+
+
+@pytest.mark.crash
+async def test_an_attempt_without_a_work_item_leaves_none_before_it_open(killed: Killed) -> None:
+    async with ended(await killed.worker(hangs=True)):
+        handle = await killed.client.start_workflow(
+            "Works",
+            args=["work", 1, {"heartbeat": 2, "limit": 60}],
+            id=f"works-{uuid4()}",
+            task_queue=killed.queue,
+        )
+        await killed.rows(handle.id, "started")
+    unseen = Scripted("hang")
+    async with Worker(killed.client, task_queue=killed.queue, activities=[unseen.work]):
+        await unseen.started.wait()
+    async with ended(await killed.worker()):
+        assert await handle.result() == 2
+        first, last = await killed.rows(handle.id, "failed", "completed")
+    assert unseen.attempts == [2]
+    assert (first.attempt, last.attempt, first.lineage) == (0, 2, last.lineage)
+    assert first.failure is not None and first.failure.kind == "worker_lost" and first.failure.outcome_unknown
+    assert first.ended_at is not None and first.ended_at <= last.created_at
 
 
 @pytest.mark.crash
@@ -207,7 +231,9 @@ async def test_a_task_that_ends_does_not_settle_what_its_worker_still_carries_ou
     class Held(Scripted):
         @activity.defn(name="work")
         async def work(self, value: Any) -> Any:
-            await held.wait()
+            while not held.is_set():  # also if the server pushes a cancel when the workflow ends
+                with contextlib.suppress(asyncio.CancelledError):
+                    await held.wait()
             return value
 
     async with observed(killed.server, killed.ledger, Held(), Leaves) as (client, queue):

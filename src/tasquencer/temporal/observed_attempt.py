@@ -25,6 +25,9 @@ ACTIVITY_ID = "activity_id"
 STANDALONE = "activity:"
 """The prefix of the task id for an activity without a workflow."""
 
+_LOOK_BACK = 4
+"""Earlier attempts to look for. Those whose worker died before it could write have no work item."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -72,10 +75,9 @@ class Attempt:
         """The id of its work item."""
         return self._id_of(self.number)
 
-    @property
-    def id_before(self) -> str:
-        """The id of the attempt before."""
-        return self._id_of(self.number - 1)
+    def ids_before(self) -> list[str]:
+        """The ids of the last few attempts before this one, the latest first."""
+        return [self._id_of(number) for number in range(self.number - 1, -1, -1)[:_LOOK_BACK]]
 
     @property
     def id_again(self) -> str:

@@ -158,19 +158,28 @@ class ActivityObserver(Interceptor):
             return item
         if attempt.number == 0:
             return item
-        found = await self._ledger.work_items(WorkItemFilter(work_item_id=attempt.id_before))
+        before_this = await self._latest_before(attempt)
         backoff = attempt.expected_wait()
-        if not found:
+        if before_this is None:
             if begun.step is not None:  # another step of this name may have the lineage's other attempts
                 item = item.model_copy(update={"lineage": begun.other_lineages()[0]})
             return waited(item, backoff, None, backoff)
-        before_this = found[0]
         if not before_this.state.is_terminal:
             before_this = await Ends(self._client, self._ledger).settle_before(before_this, attempt, backoff)
-        ended_at = before_this.ended_at or item.created_at
-        wait = max(timedelta(0), item.created_at - ended_at)
-        placed = waited(item, wait, before_this.failure, backoff)
+        if before_this.attempt < attempt.number - 1:  # when the attempts in between ended is not known
+            placed = waited(item, backoff, None, backoff)
+        else:
+            ended_at = before_this.ended_at or item.created_at
+            wait = max(timedelta(0), item.created_at - ended_at)
+            placed = waited(item, wait, before_this.failure, backoff)
         return placed.model_copy(update={"lineage": before_this.lineage})
+
+    async def _latest_before(self, attempt: Attempt) -> WorkItem | None:
+        for known in attempt.ids_before():
+            found = await self._ledger.work_items(WorkItemFilter(work_item_id=known))
+            if found:
+                return found[0]
+        return None
 
     def _payload(self, args: Sequence[Any]) -> dict[str, JsonValue]:
         payload: dict[str, JsonValue] = {"observed": activity.info().activity_type}
