@@ -150,6 +150,17 @@ def is_left_open(account: ForeignAccount) -> None:
     account.left_open = [account.known.items[-1]]
 
 
+def is_left_open_after_records(account: ForeignAccount) -> None:
+    is_known_to_a_lost_workflow_task_alone(account)
+    account.known.runs[-1].markers = 1
+
+
+def is_known_to_a_lost_workflow_task_alone(account: ForeignAccount) -> None:
+    account.left_open = [account.known.items[2]]
+    run = account.known.runs[-1]
+    run.canceled, run.lost = True, 1
+
+
 def stays_open(account: ForeignAccount) -> None:
     change(account, "observed-b", state=STATES.STARTED)
 
@@ -191,13 +202,14 @@ def failed_for_the_workflow(account: ForeignAccount) -> None:
         ("I2: Temporal tried the activity of d 2 times", is_tried_by_temporal),
         ("I5: taken_work #1 has attempt 2", is_beyond_the_policy),
         ("I6: taken_work #1#1 (d) was left to the reconciler", is_left_open),
+        ("I6: taken_work #1#0 (c) was left to the reconciler", is_left_open_after_records),
         ("I6: the task is completed, 1#1 (observed-b) is started", stays_open),
         ("1 has attempt 1, Temporal made 1", was_never_made),
         ("1 has a successor to ['completed']", follows_a_success),
         ("1 lacks attempt 0, no worker died", is_missing_without_a_death),
         ("I8: taken_work #1#0 (c) failed with worker_lost", is_lost_without_a_death),
         ("taken_work returned {'by': 'c'}, its work item is failed", returned_something_else),
-        ("taken_work: the workflow saw (0, 1)", failed_for_the_workflow),
+        ("taken_work: the workflow saw 0 results of 1", failed_for_the_workflow),
     ],
 )
 def test_what_is_planted_is_found(wanted: str, plant: Plant) -> None:
@@ -213,6 +225,20 @@ def test_an_attempt_whose_worker_died_first_may_be_missing() -> None:
     account.known.deaths = [at(0.1)]
     assert violations(account) == []
     assert gaps(account) == [("1", 0)]
+
+
+def test_a_result_may_be_lost_with_its_worker() -> None:
+    account = sound()
+    account.result = [None, {"by": "d"}]
+    assert any(one.startswith("seen_work: the workflow saw 0 results") for one in violations(account))
+    account.known.deaths = [at(1.51)]
+    assert violations(account) == []
+
+
+def test_a_canceled_run_may_leave_what_only_a_lost_workflow_task_knew() -> None:
+    account = sound()
+    is_known_to_a_lost_workflow_task_alone(account)
+    assert violations(account) == []
 
 
 def test_a_seed_always_stands_for_the_same_task() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from tasquencer.core.observed import is_observed
 from tests.chaos.foreign.application import SEEN, TAKEN
 from tests.chaos.foreign.campaign import ForeignAccount, ForeignCampaign
-from tests.chaos.foreign.checks import gaps, violations
+from tests.chaos.foreign.checks import gaps, is_forgotten, violations
 from tests.chaos.shapes.report import counted, story
 
 __all__ = ["found_in", "stories", "table"]
@@ -45,6 +45,15 @@ def table(campaign: ForeignCampaign) -> str:
     )
     executed = Counter(one.what for account in accounts for one in account.executions)
     tools = sum(number for what, number in executed.items() if what not in (SEEN, TAKEN, "model"))
+    left = Counter(
+        "observed"
+        if is_observed(item.id)
+        else "adopted by a lost workflow task"
+        if is_forgotten(account, item)
+        else "others"
+        for account in accounts
+        for item in account.left_open
+    )
     lines = [
         ("seeds, ledger, caches", f"{options.seed} and on, {options.ledger}, {tuple(options.caches)}"),
         ("took", f"{campaign.seconds:.0f} s"),
@@ -56,7 +65,7 @@ def table(campaign: ForeignCampaign) -> str:
         ("executions", f"{executed[SEEN]} observed, {executed[TAKEN]} adopted, {tools} of tools"),
         ("requests of the model", str(executed["model"])),
         ("observed attempts without a record", str(sum(len(gaps(account)) for account in accounts))),
-        ("open before the reconciler", str(sum(len(account.left_open) for account in accounts))),
+        ("open before the reconciler", counted(left)),
         ("workflow tasks lost", str(sum(run.lost for account in accounts for run in account.known.runs))),
         ("worker deaths", str(campaign.deaths)),
     ]

@@ -72,6 +72,7 @@ class Run:
         scheduled: The calls, by activity id and the time of their scheduling.
         native: The highest attempt of each activity, by its id, as Temporal counts them.
         troubles: Workflow tasks that failed for a reason that is not harmless.
+        markers: How many records, patches and other markers its history has.
         lost: How many workflow tasks ended without having been heard: what they decided is decided again.
         replay_error: Why the history does not replay; empty: it does.
     """
@@ -87,6 +88,7 @@ class Run:
     tries: int = 0
     native: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
+    markers: int = 0
     lost: int = 0
     replay_error: str = ""
 
@@ -203,6 +205,8 @@ def _run(run_id: str, events: Sequence[HistoryEvent]) -> Run:
                 ids[event.event_id] = scheduled.activity_id
                 if scheduled.activity_type.name == "work":
                     run.scheduled.append((scheduled.activity_id, at))
+            case "marker_recorded_event_attributes":
+                run.markers += 1
             case "workflow_task_timed_out_event_attributes":
                 run.lost += 1
             case "activity_task_started_event_attributes":
