@@ -9,6 +9,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from tasquencer.ai.review import Reminder, Review, first_line
 from tasquencer.core.wording import moment
+from tasquencer.temporal.run_books import note
 
 __all__ = ["remind"]
 
@@ -36,13 +37,12 @@ async def remind(
     since = workflow.now()
     due_at = review.due_at(since)
     waits = f"{lineage} waits for a decision" + (f" until {moment(due_at)}" if due_at else "")
-    table = workflow.get_current_details()
-    workflow.set_current_details(f"{table}\n\n{waits}: `tasq review`")
+    note(work_item_id, f"{waits}: `tasq review`")
     if review.reminder_seconds is None:
         return
     await workflow.sleep(review.reminder_seconds, summary=f"{lineage}: reminder")
     reminded = f"{waits}, reminded at {moment(workflow.now())}"
-    workflow.set_current_details(f"{table}\n\n{reminded}: `tasq review`")
+    note(work_item_id, f"{reminded}: `tasq review`")
     if activity is None:
         return
     reminder = Reminder(
@@ -64,4 +64,4 @@ async def remind(
     except ActivityError as error:
         if not is_cancelled_exception(error):
             workflow.logger.warning("%s: the reminder failed: %s", lineage, error.cause)
-            workflow.set_current_details(f"{table}\n\n{reminded}, in vain: `tasq review`")
+            note(work_item_id, f"{reminded}, in vain: `tasq review`")

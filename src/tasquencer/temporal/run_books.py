@@ -20,6 +20,7 @@ __all__ = [
     "join",
     "listing",
     "max_retries",
+    "note",
     "others_open",
     "show_above",
     "show_work_items",
@@ -34,6 +35,9 @@ _SHOWN = "__tasquencer_shown__"
 
 _ABOVE = "__tasquencer_above__"
 """Also of the event loop: a line of Markdown above the work items, or an empty string."""
+
+_NOTES = "__tasquencer_notes__"
+"""Also of the event loop: lines of Markdown below the work items, by the id of their work item."""
 
 
 def states() -> list[TaskState]:
@@ -73,12 +77,21 @@ def show_above(line: str) -> None:
     show_work_items()
 
 
+def note(work_item_id: str, line: str) -> None:
+    """Show a line of Markdown about a work item, below all of them, until it ends."""
+    vars(asyncio.get_running_loop()).setdefault(_NOTES, {})[work_item_id] = line
+    show_work_items()
+
+
 def show_work_items() -> None:
     """Show the work items of the run in the Web UI, unless the workflow shows details of its own."""
     loop = vars(asyncio.get_running_loop())
     if workflow.get_current_details() == loop.get(_SHOWN, ""):
-        table, above = markdown_table(all_work_items(), max_retries), loop.get(_ABOVE)
-        loop[_SHOWN] = f"{above}\n\n{table}" if above else table
+        items = all_work_items()
+        noted: dict[str, str] = loop.get(_NOTES, {})
+        notes = [noted[item.id] for item in items if item.id in noted and not item.state.is_terminal]
+        parts = [loop.get(_ABOVE), markdown_table(items, max_retries), *notes]
+        loop[_SHOWN] = "\n\n".join(part for part in parts if part)
         workflow.set_current_details(loop[_SHOWN])
 
 
