@@ -285,10 +285,12 @@ async def is_attempt(scripted: Scripted, number: int) -> bool:
     return scripted.attempts[-1:] == [number]
 
 
-async def test_the_reconciler_settles_what_no_attempt_follows(dev_server: EmbeddedTemporal) -> None:
+async def test_the_reconciler_settles_what_no_attempt_follows(
+    server_without_pushes: EmbeddedTemporal,
+) -> None:
     ledger = Forgetful()
     scripted = Scripted()
-    async with observing(dev_server, [scripted.work], ledger=ledger) as scene:
+    async with observing(server_without_pushes, [scripted.work], ledger=ledger) as scene:
         done = await scene.start("work")
         await done.result()
         scripted._script = [ApplicationError("never", type="Refused", non_retryable=True)]

@@ -240,10 +240,12 @@ async def test_a_task_that_ends_does_not_settle_what_its_worker_still_carries_ou
         handle = await client.start_workflow("Leaves", id=f"leaves-{uuid4()}", task_queue=queue)
         await killed.rows(handle.id, "started", "started")
         await handle.signal("end")
-        await handle.result()
-        rows = await killed.ledger.work_items_of(handle.id)
-        assert {row.state for row in rows if is_observed(row.id)} == {WorkItemState.STARTED}
-        held.set()
+        try:
+            await handle.result()
+            rows = await killed.ledger.work_items_of(handle.id)
+            assert {row.state for row in rows if is_observed(row.id)} == {WorkItemState.STARTED}
+        finally:
+            held.set()
         rows = await killed.rows(handle.id, "completed", "completed")
         (observed_row,) = [row for row in rows if is_observed(row.id)]
         assert (await killed.ledger.transitions(observed_row.id))[-1].actor == "temporal"

@@ -25,12 +25,15 @@ MINUTE = timedelta(minutes=1)
 
 @activity.defn
 async def quick(name: str) -> str:
-    """Ends soon; `deaf` a second later, `slow` when it is stopped."""
+    """Ends soon; `deaf` a second later despite a cancel, `slow` when it is stopped."""
     while name == "slow":
         activity.heartbeat()
         await asyncio.sleep(0.05)
     if name == "deaf":
-        await asyncio.sleep(1)
+        second = asyncio.create_task(asyncio.sleep(1))
+        while not second.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(second)
     return name
 
 
