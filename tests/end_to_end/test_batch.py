@@ -65,7 +65,7 @@ async def test_a_batch_survives_the_death_of_its_worker(dev_server: EmbeddedTemp
 async def test_a_worker_that_stops_does_not_wait_for_tasks_that_sleep(
     dev_server: EmbeddedTemporal, tmp_path: Path
 ) -> None:
-    """The batch has found the task, so only Temporal can tell its end."""
+    """Another run of the batch has started the task, so only Temporal can say how it ended."""
     request = {"prompt": "sleeper", "retry": {"initial_interval_seconds": 3600}}
     async with ScriptedProvider([status(503)], then=ok("awake")) as provider:
         stage = await Stage.on(dev_server, provider, tmp_path)
@@ -73,10 +73,10 @@ async def test_a_worker_that_stops_does_not_wait_for_tasks_that_sleep(
         async with SqlLedger(f"sqlite:///{stage.ledger_file}") as ledger:
             await filled_batch(ledger.batches, batch_id, [request])
         async with stage.worker() as worker:
-            task = await stage.client.start_workflow(
-                "AiAgentTask", request, id=f"{batch_id}/row-0", task_queue=stage.task_queue
-            )
+            first = await stage.client.start_workflow("AiBatchTask", id=batch_id, task_queue=stage.task_queue)
+            task: WorkflowHandle[Any, Any] = stage.client.get_workflow_handle(f"{batch_id}/row-0")
             await stage.work_item(task, 1, WorkItemState.INITIALIZED)
+            await first.terminate()
             batch = await stage.client.start_workflow("AiBatchTask", id=batch_id, task_queue=stage.task_queue)
 
             async def is_followed() -> bool:

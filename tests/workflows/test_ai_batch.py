@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from temporalio import workflow
 from temporalio.client import (
     WorkflowExecutionStatus,
     WorkflowFailureError,
@@ -419,6 +420,39 @@ async def test_a_cancel_reaches_the_tasks_that_a_terminated_run_has_left(scene: 
             await asyncio.wait_for(task.result(), PATIENCE_SECONDS)
         assert isinstance(ended.value.cause, CancelledError)
     assert scene.echo.asked["four"] == 0
+
+
+@workflow.defn(sandboxed=False, name="AiAgentTask")
+class Claiming:
+    """Says that the work item with the id in its prompt holds its answer."""
+
+    @workflow.run
+    async def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        usage = {"input_tokens": 0, "output_tokens": 0, "cost_usd": None}
+        answer = {"text": "mine", "model": None, "finish_reason": None, **usage}
+        return {**answer, "work_item_id": request["prompt"], "attempts": 1}
+
+
+async def test_a_work_item_of_another_task_is_not_an_answer_and_a_pruned_one_is(
+    scene: Scene, dev_server: EmbeddedTemporal
+) -> None:
+    """The batch ends in both cases, and keeps what it knows of the row."""
+    result, other = await scene.tasks.run("AiAgentTask", {"prompt": "another task"})
+    (item,) = await scene.tasks.work_items(other)
+    assert result["work_item_id"] == item.id
+    batch_id, ledger = f"batch-{uuid4()}", scene.tasks.ledger
+    await filled_batch(scene.batches, batch_id, [item.id, "pruned"])
+    workflows, calls = [Claiming, AiBatchTask], [scene.echo.generate]
+    async with tasks_on(dev_server.address, workflows, calls, ledger=ledger, batches=scene.batches) as tasks:
+        batch: Handle = await tasks.client.start_workflow(
+            "AiBatchTask", {}, id=batch_id, task_queue=tasks.task_queue
+        )
+        await asyncio.wait_for(batch.result(), PATIENCE_SECONDS)
+    (lost,) = await scene.batches.unanswered(batch_id, after=-1, limit=10, most_bytes=2**20)
+    assert (lost.row_id, lost.failure and lost.failure.type) == ("row-0", "IdTaken")
+    (kept,) = await scene.batches.answers(batch_id, order="position", after=-1, limit=10, most_bytes=2**20)
+    assert (kept.row_id, kept.text, kept.work_item_id) == ("row-1", None, "pruned")
+    assert kept.ended_at is not None
 
 
 async def test_a_task_that_somebody_else_has_started_is_not_taken_for_the_row_s(scene: Scene) -> None:

@@ -163,14 +163,17 @@ class BatchActivities:
             return await self._batches.save(request.batch_id, outcomes)
 
     async def _believed(self, batch_id: str, outcome: RowOutcome) -> RowOutcome:
-        """Return the outcome, or a failure if the ledger has no such work item of the row's task."""
+        """Return the outcome, or a failure if its work item belongs to another task than the row's.
+
+        A work item that the ledger no longer has may have been pruned. `tasq ledger rebuild` brings it back.
+        """
         if outcome.work_item_id is None:
             return outcome
         holder = await self._ledger.holder(outcome.work_item_id)
-        if holder is not None and holder[0] == task_id_of(batch_id, outcome.row_id):
+        if holder is None or holder[0] == task_id_of(batch_id, outcome.row_id):
             return outcome
         row = OpenRow(position=outcome.position, row_id=outcome.row_id, found=True)
-        return lost_row(row, _taken())
+        return lost_row(row, _taken()).model_copy(update=outcome.model_dump(include={"number", "ended_at"}))
 
     @activity.defn(name=END)
     async def end(self, request: EndRequest) -> BatchCounts:
