@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import math
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 
@@ -15,6 +16,11 @@ from hypothesis import settings
 from tasquencer.devkit.temporal_server import PUSHED_CANCELS, EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import bookkeeping, writing
 from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
+
+# A shell starts commands in its background with these signals ignored, and child processes inherit that.
+for _key, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_key) is signal.SIG_IGN:
+        signal.signal(_key, _usual)
 
 SLOW = {
     "crash": (

@@ -20,10 +20,6 @@ __all__ = ["Finished", "Running", "finish", "kill_what_still_runs", "on_a_termin
 
 TASQ = Path(sys.executable).parent / "tasq"
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # So a shell starts what runs in its background, and a child would ignore Ctrl-C, too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 @dataclass(frozen=True)
 class Finished:
