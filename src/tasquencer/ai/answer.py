@@ -102,7 +102,7 @@ class AiAgentResult(Usage):
     output: JsonValue = None
 
     @model_serializer(mode="wrap")
-    def _without_output(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_output(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         whole: dict[str, Any] = serialize(self)
         if self.output is None:
             del whole["output"]
