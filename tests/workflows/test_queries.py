@@ -106,7 +106,7 @@ async def test_tasks_that_are_looked_at_end_and_replay(dev_server: EmbeddedTempo
         await client.start_workflow(SideBySide.run, 6, id=f"looked-at-{uuid4()}", task_queue=queue)
         for _ in range(10)
     ]
-    async with looked_at(handles, pause=0.05):
+    async with looked_at(handles, pause=0.1):  # ten queries a second, as documented
         for _ in range(3):  # the worker is replaced while the tasks run
             async with tasks_on(
                 dev_server.address, [SideBySide], [sometimes], ledger=ledger, task_queue=queue
