@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
@@ -26,7 +25,7 @@ from tasquencer.ai.review import (
 )
 from tasquencer.temporal import Task, accept, answer
 from tasquencer.temporal.failures import task_error
-from tasquencer.temporal.reminders import remind
+from tasquencer.temporal.reminders import decided
 
 __all__ = ["ReviewedDraft"]
 
@@ -93,19 +92,10 @@ class ReviewedDraft:
         review = request.review_of(job, text, number, left)
         async for work_item in self._task.attempts(review, lineage=lineage, recipe=_ONCE, deadline=deadline):
             async with work_item:
-                # It ends with the review, at any point of its work.
-                reminding = asyncio.create_task(
-                    remind(
-                        work_item.id, lineage, review, request.reminder_activity, request.reminder_task_queue
-                    )
+                decision = await decided(
+                    work_item, lineage, review, request.reminder_activity, request.reminder_task_queue
                 )
-                limit = review.timeout_seconds
-                try:
-                    work_item.complete(
-                        await work_item.outcome(None if limit is None else timedelta(seconds=limit))
-                    )
-                finally:
-                    reminding.cancel()
+                work_item.complete(decision)
         return Decision.model_validate(self._task.completed(lineage).result)
 
     def _note_actor(self, change: StateChange) -> NextAttempt | None:

@@ -44,7 +44,7 @@ from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.temporal.attempts import ActiveWorkItem, Attempts
 from tasquencer.temporal.failures import task_error
 from tasquencer.temporal.model_call import answer
-from tasquencer.temporal.reminders import remind
+from tasquencer.temporal.reminders import decided
 from tasquencer.temporal.task import Task
 from tasquencer.temporal.tool_activity import CALL_TOOL
 from tasquencer.temporal.wire import received_json, sent
@@ -227,13 +227,7 @@ class Agent:
         attempts = task.attempts(review, lineage=lineage, recipe=_ONCE, deadline=self._deadline, kind=TOOL)
         async for work_item in attempts:
             async with work_item:
-                reminding = asyncio.create_task(remind(work_item.id, lineage, review))
-                limit = review.timeout_seconds
-                try:
-                    decided = await work_item.outcome(None if limit is None else timedelta(seconds=limit))
-                    work_item.complete(decided)
-                finally:
-                    reminding.cancel()
+                work_item.complete(await decided(work_item, lineage, review))
         task.check()
         asked = task.last(lineage)
         if asked.state is not WorkItemState.COMPLETED:

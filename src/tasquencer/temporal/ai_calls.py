@@ -254,9 +254,8 @@ class AiCalls:
                 else:
                     outcome = await self._judge(reply, job, endpoint, model, left)
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
-            clean = Redactor.of(
-                endpoint.client, endpoint.secrets
-            )  # only now, because the client may just have fetched its key
+            # Only now, because the client may just have fetched its key.
+            clean = Redactor.of(endpoint.client, endpoint.secrets)
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
             if outcome.kind == FailureKind.UNEXPECTED:
                 activity.logger.error("%s\n%s", outcome, clean("".join(traceback.format_exception(error))))

@@ -1,39 +1,57 @@
-"""The wait of a review: shows that it is waiting, and sends one reminder."""
+"""The wait for a person's decision: it is shown in the Web UI, and sends one reminder."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
+from pydantic import JsonValue
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from tasquencer.ai.review import Reminder, Review, first_line
 from tasquencer.core.wording import moment
+from tasquencer.temporal.attempts import ActiveWorkItem
 from tasquencer.temporal.run_books import note
 
-__all__ = ["remind"]
+__all__ = ["decided"]
 
 _ONE_TRY = timedelta(minutes=1)
 """How long one try to send the reminder may take. Temporal retries until the review ends."""
 
 
-async def remind(
-    work_item_id: str,
+async def decided(
+    work_item: ActiveWorkItem,
     lineage: str,
     review: Review,
     activity: str | None = None,
     task_queue: str | None = None,
-) -> None:
-    """Show in the Web UI that a review is waiting, and send one reminder. Cancel this when the review ends.
-
-    A reminder that fails does not affect the review. The failure is shown and logged.
+) -> JsonValue:
+    """Wait for a person's decision about the review, and remind once meanwhile.
 
     Args:
-        work_item_id: The id of the review.
+        work_item: The work item of the review. Call this in its `async with` block.
         lineage: The lineage of the review.
+        review: What is to be decided, and within which time.
         activity: The activity that sends the reminder. None: the reminder is only shown.
         task_queue: The task queue of that activity. None means the task's.
     """
+    reminding = asyncio.create_task(_remind(work_item.id, lineage, review, activity, task_queue))
+    limit = review.timeout_seconds
+    try:
+        return await work_item.outcome(None if limit is None else timedelta(seconds=limit))
+    finally:
+        reminding.cancel()
+
+
+async def _remind(
+    work_item_id: str,
+    lineage: str,
+    review: Review,
+    activity: str | None,
+    task_queue: str | None,
+) -> None:
+    """Show that the review is waiting, and send one reminder. A failure of it is shown and logged."""
     since = workflow.now()
     due_at = review.due_at(since)
     waits = f"{lineage} waits for a decision" + (f" until {moment(due_at)}" if due_at else "")
