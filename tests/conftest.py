@@ -200,7 +200,7 @@ async def dev_server() -> AsyncIterator[EmbeddedTemporal]:
 
 @pytest.fixture(scope="session")
 async def server_without_pushes() -> AsyncIterator[EmbeddedTemporal]:
-    """A real Temporal dev server as it comes: cancels reach a call in the answers to its heartbeats."""
+    """A Temporal dev server without pushed cancels: they reach a call in the answers to its heartbeats."""
     async with embedded_temporal(ui=False, dynamic_config=dict.fromkeys(PUSHED_CANCELS, False)) as server:
         yield server
 

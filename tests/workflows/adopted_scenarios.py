@@ -114,9 +114,9 @@ class Shop:
                 await asyncio.sleep(0.05)
         except asyncio.CancelledError:
             if ends_how == "completes":
-                return "completed all the same"
+                return "completed anyway"
             if ends_how == "fails":
-                raise ApplicationError("failed all the same", type="Stubborn") from None
+                raise ApplicationError("failed anyway", type="Stubborn") from None
             raise
 
     @activity.defn

@@ -228,7 +228,7 @@ async def test_a_backoff_that_a_reset_has_left_behind_can_be_ended(dev_server: E
 
 @workflow.defn(sandboxed=False)
 class AsksSlowly:
-    """One call. Its query takes so long that the record of the start ends meanwhile."""
+    """One call. The record of its start ends while its query is being answered."""
 
     @workflow.run
     async def run(self) -> Any:

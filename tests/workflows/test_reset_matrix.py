@@ -2,7 +2,7 @@
 
 A task with retries, operators' actions, a child workflow and lineages side by side runs once. It is reset to
 each of its workflow tasks, with and without the updates that came later, while it runs or after it has ended.
-Then it goes on, is canceled, is acted on, runs into its deadline, or is ended by its policy. In each case
+Then it continues, is canceled, is acted on, runs into its deadline, or is ended by its policy. In each case
 no request is made twice under one key, nothing stays open, no task stands still, and every history replays.
 """
 
@@ -169,7 +169,7 @@ class Ending:
 
 
 ENDINGS = {
-    "goes on": Ending(),
+    "continues": Ending(),
     "is canceled in a call": Ending("hang", "cancel"),
     "is canceled in a backoff": Ending("fail", "cancel"),
     "is acted on": Ending("hang", "meddle"),
@@ -343,7 +343,7 @@ class Scene:
                 self.wrong.append(f"{run.id} {what}: {row['lineage']}#{row['attempt']} is {row['state']}")
 
     async def check_ledger(self, task_ids: list[str]) -> None:
-        """See that nothing is open, but for what the reconciler has to settle, and no key was used twice."""
+        """See that nothing is open except what the reconciler has to settle, and no key was used twice."""
         for task_id in task_ids:
             for key, times in Counter(REQUESTS.get(task_id, ())).items():
                 if times > 1:

@@ -73,7 +73,7 @@ class Execution:
     Attributes:
         key: Id of its work item.
         activity: Id of its activity; None: a request of the model.
-        attempt: As it was told, from 1; 0: it was not told.
+        attempt: From 1, as Temporal gave it. 0: Temporal gave none.
         held: The states that the ledger knew of the work item then; None: nobody could look.
     """
 
