@@ -253,7 +253,31 @@ async def test_an_approval_that_does_not_come_in_time_is_none(dev_server: Embedd
     async with desk(dev_server, [answers.tools(("refund", {"order": 7})), answers.ok()], [refund]) as one:
         _, handle = await one.run(tools=["refund"])
         assert ("turn-1/refund/approval", 0, "failed", "timed_out") in await one.story(handle)
-        assert one.heard(1) == ["The call was rejected by a person: no decision came in time"]
+        assert one.heard(1) == ["The call was not made: no decision came in time"]
+
+
+@pytest.mark.parametrize(
+    ("update", "said"),
+    [
+        ("cancel_work_item", "canceled by anna: wrong customer"),
+        ("fail_work_item", "failed by anna: wrong customer"),
+    ],
+)
+async def test_the_model_reads_that_an_operator_ended_an_approval(
+    dev_server: EmbeddedTemporal, update: str, said: str
+) -> None:
+    @tool(requires_approval=True)
+    async def refund(order: int) -> str:
+        """Pay an order back."""
+        raise AssertionError("nobody approved")
+
+    async with desk(dev_server, [answers.tools(("refund", {"order": 7})), answers.ok()], [refund]) as one:
+        handle = await one.start(tools=["refund"])
+        asked = await waits_for_approval(one, handle)
+        action = {"work_item_id": asked.id, "actor": "anna", "reason": "wrong customer"}
+        await handle.execute_update(update, action)
+        await handle.result()
+        assert one.heard(1) == [f"The call was not made: its approval was ended ({said})"]
 
 
 async def test_a_turn_is_retried_like_any_ai_call(dev_server: EmbeddedTemporal) -> None:

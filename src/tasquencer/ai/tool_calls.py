@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from tasquencer.ai.job import ChatMessage, FunctionCall, ToolCallMessage
+from tasquencer.core.failure import FailureKind
 from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
 from tasquencer.core.validation import LONGEST_SECONDS, Interval, Seconds, Whole
 from tasquencer.core.work_item import WorkItem, WorkItemState
@@ -27,6 +28,7 @@ __all__ = [
     "as_content",
     "assistant_message",
     "is_tool_call",
+    "not_approved",
     "tool_lineages",
     "tool_message",
 ]
@@ -151,16 +153,31 @@ def assistant_message(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
     )
 
 
-def tool_message(call: ToolCall, ended: WorkItem, rejected: str | None = None) -> ChatMessage:
+def not_approved(asked: WorkItem, reason: str | None) -> str:
+    """Return why a call was not made, for the model.
+
+    Args:
+        asked: The last work item of its approval, which is not an approval.
+        reason: The reason of that work item's end.
+    """
+    if isinstance(asked.result, dict):
+        return f"The call was rejected by a person: {asked.result.get('comments')}"
+    if asked.failure is not None and asked.failure.kind == FailureKind.TIMED_OUT:
+        return "The call was not made: no decision came in time"
+    why = reason or asked.state if asked.failure is None else asked.failure.message
+    return f"The call was not made: its approval was ended ({why})"
+
+
+def tool_message(call: ToolCall, ended: WorkItem, not_made: str | None = None) -> ChatMessage:
     """What the model reads about a call that has ended.
 
     Args:
         call: The call.
         ended: Its last work item.
-        rejected: What a person said who rejected it; None: nobody did.
+        not_made: Why the call was not made; None if it was.
     """
-    if rejected is not None:
-        content = f"The call was rejected by a person: {rejected}"
+    if not_made is not None:
+        content = not_made
     elif ended.state is WorkItemState.COMPLETED:
         content = as_content(ended.result)
     elif ended.failure is not None:

@@ -56,6 +56,8 @@ class Behaviour(IntEnum):
     """Each result of a local activity is handed over on its own. A canceled work item frees its place."""
     SETTLES_UNBEGUN = 72_006
     """A run with a task that has begun nothing settles what a lost workflow task may have begun."""
+    APPROVALS_LIKE_REVIEWS = 72_008
+    """The model learns who ended an approval without a decision, and why."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

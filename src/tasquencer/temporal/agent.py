@@ -33,6 +33,7 @@ from tasquencer.ai.tool_calls import (
     ToolCall,
     ToolJob,
     assistant_message,
+    not_approved,
     tool_lineages,
     tool_message,
 )
@@ -41,6 +42,7 @@ from tasquencer.core.lineage import MAIN_LINEAGE
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.wording import attempt_label
 from tasquencer.core.work_item import WorkItem, WorkItemState
+from tasquencer.temporal.activations import Behaviour, behaves
 from tasquencer.temporal.attempts import ActiveWorkItem, Attempts
 from tasquencer.temporal.failures import task_error
 from tasquencer.temporal.model_call import answer
@@ -161,11 +163,16 @@ class Agent:
             decision, asked = await self._approval(call, approval_lineage(lineage))
             if decision is None or decision.comments is not None:
                 self._results.append(_result(turn, call, asked, attempts=0))
-                rejected = "no decision came in time" if decision is None else decision.comments
-                return tool_message(call, asked, rejected)
+                return tool_message(call, asked, self._why_not(asked))
         ended = await self._call(call, lineage)
         self._results.append(_result(turn, call, ended, attempts=ended.attempt + 1))
         return tool_message(call, ended)
+
+    def _why_not(self, asked: WorkItem) -> str:
+        is_decided = asked.state is WorkItemState.COMPLETED
+        if is_decided or behaves(Behaviour.APPROVALS_LIKE_REVIEWS):
+            return not_approved(asked, self._task.reason(asked.lineage))
+        return "The call was rejected by a person: no decision came in time"
 
     async def _call(self, call: ToolCall, lineage: str) -> WorkItem:
         options, task = call.options, self._task

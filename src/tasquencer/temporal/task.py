@@ -299,6 +299,10 @@ class Task:
         """Return the last work item of a lineage, in any state."""
         return self._state.latest(lineage)
 
+    def reason(self, lineage: str = MAIN_LINEAGE) -> str | None:
+        """Return the reason of the last transition of a lineage, if it has one."""
+        return self._state.lineages[lineage].reason
+
     def completed(self, lineage: str = MAIN_LINEAGE) -> WorkItem:
         """Return the completed work item of a lineage. Fails the task like `result`."""
         self.check()
