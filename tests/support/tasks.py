@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -123,6 +124,20 @@ def timers(events: Sequence[HistoryEvent]) -> list[float]:
         for event in events
         if event.HasField("timer_started_event_attributes")
     ]
+
+
+def timer_summaries(events: Sequence[HistoryEvent]) -> list[str]:
+    """What the Web UI says about each timer that was started, in order."""
+    payloads = [
+        event.user_metadata.summary for event in events if event.HasField("timer_started_event_attributes")
+    ]
+    return [json.loads(payload.data) if payload.data else "" for payload in payloads]
+
+
+async def details(handle: WorkflowHandle[Any, Any]) -> str:
+    """What the Web UI shows of the task."""
+    metadata = await handle.query("__temporal_workflow_metadata")
+    return str(metadata.current_details)
 
 
 @asynccontextmanager

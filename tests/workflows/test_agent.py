@@ -30,7 +30,7 @@ from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.patience import eventually
 from tests.support.provider import Choose, ProviderRequest, ScriptedProvider
-from tests.support.tasks import Tasks, failure_of_task
+from tests.support.tasks import Tasks, comes_to, details, failure_of_task, history, timer_summaries
 from workflows.ai_agent import AiAgentTask
 
 ASK = {"prompt": "Where is order 7?", "retry": {"initial_interval_seconds": 0}}
@@ -254,6 +254,24 @@ async def test_an_approval_that_does_not_come_in_time_is_none(dev_server: Embedd
         _, handle = await one.run(tools=["refund"])
         assert ("turn-1/refund/approval", 0, "failed", "timed_out") in await one.story(handle)
         assert one.heard(1) == ["The call was not made: no decision came in time"]
+
+
+async def test_the_web_ui_says_which_call_waits_for_approval(dev_server: EmbeddedTemporal) -> None:
+    @tool(requires_approval=True)
+    async def pay_back(order: int) -> str:
+        """Pay an order back."""
+        return "paid"
+
+    async with desk(dev_server, [answers.tools(("pay_back", {"order": 7})), answers.ok()], [pay_back]) as one:
+        handle = await one.start(tools=["pay_back"])
+        asked = await waits_for_approval(one, handle)
+        await comes_to(handle, "timer_started_event_attributes")
+        assert timer_summaries(await history(handle)) == ["tool pay_back · waits for approval"]
+        assert "\n\ntool pay_back · waits for approval until " in await details(handle)
+        action = {"work_item_id": asked.id, "actor": "anna", "result": {"decision": "approve"}}
+        await handle.execute_update("complete_work_item", action)
+        await handle.result()
+        assert "waits for approval" not in await details(handle)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,16 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, WRONG_KEY, Hang, ScriptedCalls
 from tests.support.patience import eventually
-from tests.support.tasks import Tasks, failure_of_task, history, tasks_on, tasks_on_skipped_time, timers
+from tests.support.tasks import (
+    Tasks,
+    details,
+    failure_of_task,
+    history,
+    tasks_on,
+    tasks_on_skipped_time,
+    timer_summaries,
+    timers,
+)
 from workflows.reviewed_draft import ReviewedDraft
 
 Handle = WorkflowHandle[Any, Any]
@@ -81,12 +90,6 @@ def conversation(calls: ScriptedCalls, number: int) -> list[tuple[str, Any]]:
 
 async def states(tasks: Tasks, handle: Handle) -> list[tuple[str, str]]:
     return [(item.lineage, item.state.value) for item in await tasks.work_items(handle)]
-
-
-async def details(handle: Handle) -> str:
-    """What the Web UI shows of the task."""
-    metadata = await handle.query("__temporal_workflow_metadata")
-    return str(metadata.current_details)
 
 
 async def test_a_draft_that_is_approved_at_once_is_the_result(dev_server: EmbeddedTemporal) -> None:
@@ -371,6 +374,9 @@ async def test_a_review_says_that_it_waits_and_that_it_has_reminded(dev_server: 
         assert "started" in await details(handle)
         await decide(tasks, handle, "review-1", APPROVE)
         await handle.result()
+        limit, reminder, *_ = timer_summaries(await history(handle))
+        assert limit == "review-1 waits for a decision"
+        assert reminder == "review-1 waits for a decision: reminder"
         shown_last = await details(handle)
         assert "waits for a decision" not in shown_last and "started" not in shown_last
 

@@ -234,7 +234,8 @@ class Agent:
         attempts = task.attempts(review, lineage=lineage, recipe=_ONCE, deadline=self._deadline, kind=TOOL)
         async for work_item in attempts:
             async with work_item:
-                work_item.complete(await decided(work_item, lineage, review))
+                waits = f"tool {call.name} · waits for approval"
+                work_item.complete(await decided(work_item, lineage, review, waits=waits))
         task.check()
         asked = task.last(lineage)
         if asked.state is not WorkItemState.COMPLETED:

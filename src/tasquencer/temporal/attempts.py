@@ -30,6 +30,7 @@ from tasquencer.temporal.failures import (
     worker_of,
 )
 from tasquencer.temporal.only_once import NEVER_RETRY
+from tasquencer.temporal.timers import named_timeout
 
 __all__ = ["ActiveWorkItem", "Attempts"]
 
@@ -208,18 +209,21 @@ class ActiveWorkItem:
         if given := sorted(_OF_THE_WORK_ITEM & config.keys()):
             raise TaskMisused(f"execute_activity does not take {', '.join(given)}: the work item sets it")
 
-    async def outcome(self, within: timedelta | None = None) -> JsonValue:
+    async def outcome(self, within: timedelta | None = None, *, summary: str | None = None) -> JsonValue:
         """Wait for a person or another program to do the work and report it with `complete_work_item`.
 
         If they fail or cancel the work item instead, the block ends and the loop continues.
 
         Args:
             within: How long to wait. After that the work item fails as `timed_out`.
+            summary: Names the timer of this wait in the Web UI. None: its lineage and attempt.
         """
+        if summary is None:
+            label = attempt_label(self._item.attempt, self._driver.state.max_retries(self._item))
+            summary = f"{self._item.lineage}: {label}"
+        seconds = None if within is None else within.total_seconds()
         try:
-            item = await asyncio.wait_for(
-                self._driver.outcome(self._item), None if within is None else within.total_seconds()
-            )
+            item = await named_timeout(self._driver.outcome(self._item), seconds, summary)
         except TimeoutError:
             after = duration(within.total_seconds()) if within is not None else ""
             raise as_application_error(
