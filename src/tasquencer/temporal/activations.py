@@ -34,7 +34,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from tasquencer.temporal.bookkeeping import RECORD
-from tasquencer.temporal.closed_runs import is_closed
+from tasquencer.temporal.run_status import Status, status_of
 
 __all__ = ["Behaviour", "behaves", "guarded", "is_new_run_due", "report_bug", "workflow_task_began"]
 
@@ -117,7 +117,7 @@ def guarded(runner: WorkflowRunner) -> WorkflowRunner:
 class _GuardedRunner(WorkflowRunner):
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         info, functions = det.info, det.extern_functions
-        guard = _Guard(lambda: is_closed(functions, info.workflow_id, info.run_id))
+        guard = _Guard(lambda: status_of(functions, info.workflow_id, info.run_id))
         externs: dict[str, Callable[..., Any]] = {**det.extern_functions, _EXTERN: lambda: guard}
         instance = super().create_instance(replace(det, extern_functions=externs))  # type: ignore[safe-super]
         guard.surround(instance)
@@ -137,8 +137,8 @@ def _current() -> _Guard | None:
 class _Guard:
     """Wraps one workflow instance and sees each of its activations."""
 
-    def __init__(self, is_closed: Callable[[], bool] = lambda: False) -> None:
-        self._is_closed = is_closed
+    def __init__(self, status: Callable[[], Status | None] = lambda: None) -> None:
+        self._status = status
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
         self.suggests_new_run = False
@@ -149,6 +149,7 @@ class _Guard:
         self._used: set[Behaviour] = set()
         self._flags: frozenset[int] = frozenset()
         self._is_replaying = False
+        self._has_just_replayed = False
 
     def surround(self, instance: WorkflowInstance) -> None:
         self._activate = instance.activate
@@ -167,15 +168,21 @@ class _Guard:
         """Activate the instance in the right order, and only with events that a task may depend on."""
         self._flags = frozenset(activation.available_internal_flags)
         self._is_replaying = activation.is_replaying
-        born_of_a_query = self._is_born_of_a_query(activation)
-        if born_of_a_query and self._keeps_books:
+        seen, has_just_replayed = self._seen, self._has_just_replayed
+        self._has_just_replayed = activation.is_replaying
+
+        @functools.cache
+        def born_of_a_query() -> bool:
+            return self._is_born_of_a_query(activation, seen, has_just_replayed)
+
+        if self._keeps_books and born_of_a_query():
             return self._without_news(activation)
         self._note(activation)
         completion = self._activated(activation)
         if self.bug is not None:
             return _failed(activation, f"{type(self.bug).__name__}: {self.bug}")
         self._keeps_books = self._keeps_books or _keeps_books(completion)
-        if born_of_a_query and self._keeps_books:
+        if self._keeps_books and born_of_a_query():
             return self._without_news(activation)
         if self._used and completion.HasField("successful"):
             completion.successful.used_internal_flags.extend(sorted(self._used))
@@ -184,7 +191,8 @@ class _Guard:
 
     def _without_news(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         """Answer an activation that came with a query, and decide nothing."""
-        if not self._is_closed():
+        status = self._status()
+        if status is None or not status.is_closed:
             return _failed(activation, "the task is about to process new events: ask again in a moment")
         nothing = WorkflowActivationCompletion(run_id=activation.run_id)
         nothing.successful.SetInParent()
@@ -222,22 +230,29 @@ class _Guard:
             self.began = activation.timestamp.ToDatetime(UTC)
         self._seen = place
 
-    def _is_born_of_a_query(self, activation: WorkflowActivation) -> bool:
-        """Return whether its events came with a query. Only a workflow task changes the time and the size."""
-        if self._is_replaying or self._seen is None:
-            return False
-        if all(job.HasField("query_workflow") for job in activation.jobs):
+    def _is_born_of_a_query(
+        self, activation: WorkflowActivation, seen: _Place | None, has_just_replayed: bool
+    ) -> bool:
+        """Return whether the events of the activation came with a query.
+
+        Only a workflow task changes the time and the size. But the last workflow tasks of a replay may have
+        had nothing to deliver, and then their time and size show first in the activation that follows. Only
+        Temporal knows whether that is a workflow task.
+        """
+        if activation.is_replaying or seen is None or not any(map(_is_news, activation.jobs)):
             return False
         place = _Place.of(activation)
-        return place.length > self._seen.length and (place.size, place.time) == (
-            self._seen.size,
-            self._seen.time,
-        )
+        if place.length <= seen.length:
+            return False
+        if (place.size, place.time) == (seen.size, seen.time):
+            return True
+        status = self._status() if has_just_replayed else None
+        return status is not None and status.is_past(activation.timestamp.ToDatetime(UTC))
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Return the position in the history that an activation reaches."""
+    """The position in the history that an activation reaches."""
 
     length: int
     size: int
@@ -252,6 +267,10 @@ class _Place:
 
 def _is_local_result(job: WorkflowActivationJob) -> bool:
     return job.HasField("resolve_activity") and job.resolve_activity.is_local
+
+
+def _is_news(job: WorkflowActivationJob) -> bool:
+    return not job.HasField("query_workflow") and not job.HasField("remove_from_cache")
 
 
 def _with_jobs(activation: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> WorkflowActivation:

@@ -34,12 +34,12 @@ from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
 from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.cancels import are_pushed
-from tasquencer.temporal.closed_runs import ClosedRuns
 from tasquencer.temporal.converter import data_converter, is_default
 from tasquencer.temporal.headers import HeaderCodec
 from tasquencer.temporal.observing import ActivityObserver, Observing, OnOutage
 from tasquencer.temporal.only_once import OnlyOnce
 from tasquencer.temporal.reconciling import ReconciliationActivity
+from tasquencer.temporal.run_status import StatusOfRuns
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.temporal.scope import TaskInterceptor
 from tasquencer.temporal.wire import WireInterceptor, activity_name, wired
@@ -104,7 +104,7 @@ class TasquencerPlugin(SimplePlugin):
         self._ledger = ledger
         self._calls = calls
         self._headers: list[HeaderCodec] = []
-        self._closed_runs: list[ClosedRuns] = []
+        self._status: list[StatusOfRuns] = []
         self._running = 0
         self._client: temporalio.client.Client | None = None
         self._closing = AsyncExitStack()
@@ -153,15 +153,15 @@ class TasquencerPlugin(SimplePlugin):
         config = super().configure_worker(config)
         config["unsandboxed_workflow_runner"] = _unsandboxed(config.get("unsandboxed_workflow_runner"))
         headers = HeaderCodec.of(config["client"])
-        closed_runs = ClosedRuns(config["client"])
+        status = StatusOfRuns(config["client"])
         self._headers.append(headers)
-        self._closed_runs.append(closed_runs)
+        self._status.append(status)
         converter = config["client"].config(active_config=True)["data_converter"]
         config["interceptors"] = [
             *interceptors,
             OnlyOnce(),  # before the attempt learns its number
             AttemptInterceptor(headers, converter.payload_converter),
-            TaskInterceptor(headers, closed_runs, makes_calls=self._calls is not None),
+            TaskInterceptor(headers, status, makes_calls=self._calls is not None),
             WireInterceptor(),
             AdoptingInterceptor(self._adopting(converter)),
         ]
@@ -208,8 +208,8 @@ class TasquencerPlugin(SimplePlugin):
     async def _open(self) -> AsyncIterator[None]:
         for headers in self._headers:
             headers.run_here()
-        for closed_runs in self._closed_runs:
-            closed_runs.run_here()
+        for status in self._status:
+            status.run_here()
         if not self._running:
             await self._closing.enter_async_context(self._ledger)
             if self._calls is not None:

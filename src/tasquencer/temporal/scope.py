@@ -40,12 +40,12 @@ from temporalio.worker import (
 from tasquencer.core.carried import CarriedTask
 from tasquencer.core.ending import FollowUp, TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.core.errors import InvalidRequest, TaskMisused
-from tasquencer.temporal.closed_runs import ClosedRuns
 from tasquencer.temporal.delivery import Delivery
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import left_behind, task_error
 from tasquencer.temporal.fixed_order import fix_order
 from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec, pack, unpack
+from tasquencer.temporal.run_status import StatusOfRuns
 from tasquencer.temporal.unbegun import unbegun
 from tasquencer.temporal.wire import json_payload, received
 
@@ -205,20 +205,20 @@ class TaskInterceptor(Interceptor):
 
     Args:
         headers: Encodes our headers. None: there are none.
-        closed_runs: Knows which runs have ended; None: nobody does.
+        status: Knows the status of runs. None: nobody knows it.
         makes_calls: The plugin has `calls=`.
     """
 
     def __init__(
         self,
         headers: HeaderCodec | None = None,
-        closed_runs: ClosedRuns | None = None,
+        status: StatusOfRuns | None = None,
         *,
         makes_calls: bool = True,
     ) -> None:
         self._makes_calls = makes_calls
         self._delivery = Delivery()
-        self._closed_runs = closed_runs
+        self._status = status
         self._headers = headers or HeaderCodec()
 
     def workflow_interceptor_class(
@@ -227,8 +227,8 @@ class TaskInterceptor(Interceptor):
     ) -> type[WorkflowInboundInterceptor] | None:
         """See the base class."""
         self._headers.offer(input.unsafe_extern_functions)
-        if self._closed_runs is not None:
-            self._closed_runs.offer(input.unsafe_extern_functions)
+        if self._status is not None:
+            self._status.offer(input.unsafe_extern_functions)
         input.unsafe_extern_functions[_MAKES_CALLS] = lambda: self._makes_calls
         return _Inbound
 

@@ -1,0 +1,98 @@
+"""Queries that reach a new worker before the workflow task does, after a workflow task without news.
+
+A workflow task that also carries a query ends before its write to the ledger does. The result of the write
+comes with the next workflow task. A replay delivers it with the first one, and nothing with the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from uuid import uuid4
+
+from temporalio import activity, workflow
+
+from tasquencer import RetryRecipe, Task
+from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.testing import InMemoryLedger
+from tests.support.tasks import Tasks, comes_to, tasks_on
+
+BACKOFF = timedelta(seconds=5)
+ANSWER_SECONDS = 0.4
+"""How long the slow query takes: longer than the write that begins with it."""
+
+
+@workflow.defn(sandboxed=False)
+class SlowToAnswer:
+    """One failure, a backoff, one success. Its query takes a while."""
+
+    @workflow.run
+    async def run(self, queue: str) -> str:
+        task = Task(recipe=RetryRecipe(max_retries=1, initial_interval=BACKOFF))
+        async for work_item in task.attempts("once"):
+            async with work_item:
+                work_item.complete(
+                    await work_item.execute_activity(
+                        "first_fails",
+                        work_item.attempt,
+                        task_queue=queue,
+                        start_to_close_timeout=timedelta(seconds=60),
+                    )
+                )
+        return str(task.result())
+
+    @workflow.query
+    def slowly(self) -> str:
+        time.sleep(ANSWER_SECONDS)
+        return "here"
+
+
+async def test_a_query_after_a_workflow_task_that_delivers_nothing_starts_nothing_early(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger, queue, calls = InMemoryLedger(), f"queue-{uuid4()}", f"calls-{uuid4()}"
+    may_fail = asyncio.Event()
+
+    @activity.defn
+    async def first_fails(attempt: int) -> str:
+        if attempt == 0:
+            await may_fail.wait()
+            raise RuntimeError("the first one fails")
+        return "done"
+
+    def worker() -> AbstractAsyncContextManager[Tasks]:
+        return tasks_on(dev_server.address, [SlowToAnswer], [], ledger=ledger, task_queue=queue)
+
+    async with tasks_on(dev_server.address, [], [first_fails], ledger=ledger, task_queue=calls):
+        async with worker() as tasks:
+            handles = [await tasks.start("SlowToAnswer", calls) for _ in range(4)]
+            for handle in handles:
+                await comes_to(handle, "activity_task_scheduled_event_attributes")
+        may_fail.set()
+        for handle in handles:
+            await comes_to(handle, "activity_task_failed_event_attributes")
+        answers = [
+            asyncio.create_task(handle.query("slowly", rpc_timeout=timedelta(seconds=60)))
+            for handle in handles
+        ]
+        await asyncio.sleep(1)
+        async with worker():
+            assert await asyncio.gather(*answers) == ["here"] * len(handles)
+            for handle in handles:
+                await comes_to(handle, "timer_started_event_attributes")
+        looks = [
+            asyncio.create_task(handle.query("work_items", rpc_timeout=timedelta(seconds=60)))
+            for handle in handles
+            for _ in range(3)
+        ]
+        for handle in handles:
+            await comes_to(handle, "timer_fired_event_attributes")
+        async with worker():
+            await asyncio.gather(*looks, return_exceptions=True)
+            assert await asyncio.gather(*(handle.result() for handle in handles)) == ["done"] * len(handles)
+    for handle in handles:
+        _, second = await ledger.work_items_of(handle.id)
+        assert second.started_at is not None
+        assert second.started_at >= second.not_before
