@@ -141,6 +141,10 @@ def no_context() -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(WrongTool, match="max_retries"):
         tool(retries=-1)
+    with pytest.raises(WrongTool, match="reminder_activity: only with a reminder"):
+        tool(reminder_activity="remind")
+    with pytest.raises(WrongTool, match="reminder_task_queue: only with a reminder_activity"):
+        tool(reminder=timedelta(hours=1), reminder_task_queue="pagers")
     with pytest.raises(WrongTool, match="timeout_seconds"):
         tool(timeout=timedelta(0))
 

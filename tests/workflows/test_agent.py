@@ -13,12 +13,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
 from tasquencer.ai import AiCalls, OnToolFailure, ToolContext, ToolError, tool
 from tasquencer.ai.provider.client import make_client
+from tasquencer.ai.review import Reminder
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
@@ -272,6 +274,48 @@ async def test_the_web_ui_says_which_call_waits_for_approval(dev_server: Embedde
         await handle.execute_update("complete_work_item", action)
         await handle.result()
         assert "waits for approval" not in await details(handle)
+
+
+async def test_an_approval_reminds_by_an_activity(dev_server: EmbeddedTemporal) -> None:
+    reminders: list[Reminder] = []
+
+    @activity.defn
+    async def remind(reminder: Reminder) -> None:
+        reminders.append(reminder)
+        if len(reminders) == 1:
+            raise RuntimeError("the pager is out of order")
+
+    queue = f"pagers-{uuid4()}"
+
+    @tool(
+        requires_approval=True,
+        reminder=timedelta(milliseconds=100),
+        reminder_activity="remind",
+        reminder_task_queue=queue,
+    )
+    async def refund(order: int) -> str:
+        """Pay an order back."""
+        return "paid"
+
+    async def reminded() -> list[Reminder]:
+        return reminders[1:]
+
+    script = [answers.tools(("refund", {"order": 7})), answers.ok()]
+    async with (
+        desk(dev_server, script, [refund]) as one,
+        Worker(one.tasks.client, task_queue=queue, activities=[remind]),
+    ):
+        handle = await one.start(tools=["refund"])
+        asked = await waits_for_approval(one, handle)
+        (reminder,) = await eventually(reminded, "the reminder")
+        assert "waits for approval until" in (shown := await details(handle)) and ", reminded at " in shown
+        action = {"work_item_id": asked.id, "actor": "anna", "result": {"decision": "approve"}}
+        await handle.execute_update("complete_work_item", action)
+        await handle.result()
+    assert (reminder.task_id, reminder.work_item_id) == (handle.id, asked.id)
+    assert (reminder.number, reminder.first_line) == (1, 'refund({"order": 7})')
+    assert reminder.due_at is not None
+    assert (reminder.due_at - reminder.since).days == 7
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from tasquencer.ai.job import ChatMessage, FunctionCall, ToolCallMessage
 from tasquencer.core.failure import FailureKind
 from tasquencer.core.retry import MOST_RETRIES, RetryOn, RetryRecipe
-from tasquencer.core.validation import LONGEST_SECONDS, Interval, Seconds, Whole
+from tasquencer.core.validation import LONGEST_SECONDS, FilledText, Interval, Seconds, Whole
 from tasquencer.core.work_item import WorkItem, WorkItemState
 
 __all__ = [
@@ -41,6 +41,8 @@ MAXIMUM_TOOL_RESULT_BYTES = 256 * 1024
 
 _NAME_LENGTH = 64
 
+_Name = Annotated[FilledText, Field(max_length=200)]
+
 
 class OnToolFailure(StrEnum):
     """What follows when a tool call has failed for the last time."""
@@ -61,7 +63,9 @@ class ToolOptions(BaseModel):
         on_failure: What follows the last failure.
         requires_approval: A person approves or rejects each call before it is made.
         approval_timeout_seconds: How long a call may wait for that; None: any time.
-        reminder_seconds: How long it waits before the wait is marked as overdue; None: it is not.
+        reminder_seconds: How long it waits before its reminder; None: there is none.
+        reminder_activity: The activity that sends the reminder; it gets a `Reminder`. None: it is only shown.
+        reminder_task_queue: The task queue of that activity; None: the task's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +78,16 @@ class ToolOptions(BaseModel):
     requires_approval: bool = False
     approval_timeout_seconds: Seconds | None = 604_800.0
     reminder_seconds: Seconds | None = None
+    reminder_activity: _Name | None = None
+    reminder_task_queue: _Name | None = None
+
+    @model_validator(mode="after")
+    def _reminds_of_something(self) -> Self:
+        if self.reminder_activity is not None and self.reminder_seconds is None:
+            raise ValueError("reminder_activity: only with a reminder")
+        if self.reminder_task_queue is not None and self.reminder_activity is None:
+            raise ValueError("reminder_task_queue: only with a reminder_activity")
+        return self
 
     def recipe(self) -> RetryRecipe:
         """How one call is retried."""

@@ -129,6 +129,8 @@ def tool(
     requires_approval: bool = False,
     approval_timeout: timedelta | None = timedelta(days=7),
     reminder: timedelta | None = None,
+    reminder_activity: str | None = None,
+    reminder_task_queue: str | None = None,
     name: str | None = None,
 ) -> Callable[[_Tool], _Tool]: ...
 
@@ -145,6 +147,8 @@ def tool(
     requires_approval: bool = False,
     approval_timeout: timedelta | None = timedelta(days=7),
     reminder: timedelta | None = None,
+    reminder_activity: str | None = None,
+    reminder_task_queue: str | None = None,
     name: str | None = None,
 ) -> _Tool | Callable[[_Tool], _Tool]:
     """Say how a function is called as a tool. The function itself stays as it is.
@@ -161,7 +165,9 @@ def tool(
         on_failure: After the last failure: `tell_model` lets the model read why, `fail_task` fails the task.
         requires_approval: A person approves or rejects each call before it is made (`tasq review`).
         approval_timeout: How long a call may wait for that; None: any time.
-        reminder: How long it waits before the wait is marked as overdue; None: it is not.
+        reminder: How long it waits before its reminder; None: there is none.
+        reminder_activity: The activity that sends the reminder; it gets a `Reminder`. None: it is only shown.
+        reminder_task_queue: The task queue of that activity; None: the task's.
         name: How the model calls it; None: the function's name.
 
     Raises:
@@ -177,6 +183,8 @@ def tool(
             requires_approval=requires_approval,
             approval_timeout_seconds=None if approval_timeout is None else approval_timeout.total_seconds(),
             reminder_seconds=None if reminder is None else reminder.total_seconds(),
+            reminder_activity=reminder_activity,
+            reminder_task_queue=reminder_task_queue,
         )
     except ValidationError as error:
         raise WrongTool(known, "; ".join(problems_of(error))) from None

@@ -57,7 +57,7 @@ class Behaviour(IntEnum):
     SETTLES_UNBEGUN = 72_006
     """A run with a task that has begun nothing settles what a lost workflow task may have begun."""
     APPROVALS_LIKE_REVIEWS = 72_008
-    """The model learns who ended an approval without a decision, and why."""
+    """The reminder of an approval is sent. The model learns who ended an approval without a decision."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

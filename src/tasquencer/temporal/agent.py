@@ -230,12 +230,17 @@ class Agent:
             timeout_seconds=options.approval_timeout_seconds,
             reminder_seconds=options.reminder_seconds,
         )
+        reminds = behaves(Behaviour.APPROVALS_LIKE_REVIEWS)
+        activity = options.reminder_activity if reminds else None
         task.check()
         attempts = task.attempts(review, lineage=lineage, recipe=_ONCE, deadline=self._deadline, kind=TOOL)
         async for work_item in attempts:
             async with work_item:
                 waits = f"tool {call.name} · waits for approval"
-                work_item.complete(await decided(work_item, lineage, review, waits=waits))
+                decision = await decided(
+                    work_item, lineage, review, activity, options.reminder_task_queue, waits
+                )
+                work_item.complete(decision)
         task.check()
         asked = task.last(lineage)
         if asked.state is not WorkItemState.COMPLETED:
