@@ -19,7 +19,7 @@ from tasquencer import RetryRecipe, Task, TasquencerPlugin, absorb_failures
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.tasks import comes_to, tasks_on
 
 QUICKLY = RetryRecipe(max_retries=3, initial_interval=timedelta(milliseconds=20), backoff_coefficient=1)
@@ -99,6 +99,17 @@ async def looked_at(handles: list[WorkflowHandle[Any, Any]], pause: float) -> As
         await asyncio.gather(*looks, return_exceptions=True)
 
 
+async def results(handles: list[WorkflowHandle[Any, Any]]) -> list[Any]:
+    """The tasks' results. Fails with the ids of the tasks that stand still after the deadline."""
+    ends = {asyncio.create_task(handle.result()): handle for handle in handles}
+    _, pending = await asyncio.wait(ends, timeout=PATIENCE_SECONDS)
+    for end in pending:
+        end.cancel()
+    stuck = [ends[end].id for end in pending]
+    assert not stuck, f"waited {PATIENCE_SECONDS:g} s in vain for the end of {', '.join(stuck)}"
+    return [await end for end in ends]
+
+
 async def test_tasks_that_are_looked_at_end_and_replay(dev_server: EmbeddedTemporal) -> None:
     ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
     client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
@@ -115,7 +126,7 @@ async def test_tasks_that_are_looked_at_end_and_replay(dev_server: EmbeddedTempo
                     async with asyncio.timeout(1.5):
                         await asyncio.gather(*(handle.result() for handle in handles))
         async with tasks_on(dev_server.address, [SideBySide], [sometimes], ledger=ledger, task_queue=queue):
-            assert await asyncio.gather(*(handle.result() for handle in handles)) == [6] * len(handles)
+            assert await results(handles) == [6] * len(handles)
     replayer = Replayer(workflows=[SideBySide], plugins=[TasquencerPlugin(InMemoryLedger())])
     for handle in handles:
         await replayer.replay_workflow(await handle.fetch_history())
@@ -148,7 +159,7 @@ async def test_a_query_that_waits_for_a_worker_while_a_backoff_ends_starts_nothi
         dev_server.address, [Backoff], [first_fails], ledger=ledger, task_queue=queue
     ) as tasks:
         await asyncio.gather(*looks, return_exceptions=True)
-        assert await asyncio.gather(*(handle.result() for handle in handles)) == ["done"] * len(handles)
+        assert await results(handles) == ["done"] * len(handles)
         for handle in handles:
             _, second = await ledger.work_items_of(handle.id)
             assert second.started_at is not None
