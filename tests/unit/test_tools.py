@@ -200,7 +200,7 @@ def test_calls_are_read_as_providers_write_them() -> None:
 def test_each_call_of_a_turn_has_a_lineage_of_its_own() -> None:
     names = ["refund", "refund", "a/b c", "x" * 100]
     calls = [ToolCall(id=str(n), name=name, arguments="{}") for n, name in enumerate(names)]
-    assert tool_lineages(2, calls) == [
+    assert tool_lineages("turn-2", calls) == [
         "turn-2/refund",
         "turn-2/refund-2",
         "turn-2/a_b_c",
@@ -210,7 +210,7 @@ def test_each_call_of_a_turn_has_a_lineage_of_its_own() -> None:
 
 def test_lineages_stay_apart_whatever_the_names_are() -> None:
     calls = [ToolCall(id=str(n), name=name, arguments="{}") for n, name in enumerate(["f", "f-2", "f", "f"])]
-    assert len(set(tool_lineages(1, calls))) == 4
+    assert len(set(tool_lineages("turn-1", calls))) == 4
 
 
 def test_an_empty_result_is_still_a_message() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,30 @@ from uuid import uuid4
 
 import pytest
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
-from tasquencer.ai import AiCalls, OnToolFailure, ToolContext, ToolError, tool
-from tasquencer.ai.provider.client import make_client
+from tasquencer.ai import OnToolFailure, ToolContext, ToolError, tool
 from tasquencer.ai.review import Reminder
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.sql import SqlLedger
-from tasquencer.temporal import TasquencerPlugin
-from tasquencer.testing import InMemoryLedger
-from tests.support import answers
+from tests.support import answers, desks
 from tests.support.answers import Answer
+from tests.support.desks import Handle
 from tests.support.patience import eventually
 from tests.support.provider import Choose, ProviderRequest, ScriptedProvider
-from tests.support.tasks import Tasks, comes_to, details, failure_of_task, history, timer_summaries
+from tests.support.tasks import comes_to, details, failure_of_task, history, timer_summaries
 from workflows.ai_agent import AiAgentTask
 
 ASK = {"prompt": "Where is order 7?", "retry": {"initial_interval_seconds": 0}}
-Handle = WorkflowHandle[Any, Any]
 
 
-@dataclass(frozen=True)
-class Desk:
-    """A worker with tools, and the provider that its model is."""
-
-    tasks: Tasks
-    provider: ScriptedProvider
+class Desk(desks.Desk):
+    """A desk whose tasks are agents."""
 
     async def run(self, **fields: Any) -> tuple[dict[str, Any], Handle]:
         return await self.tasks.run("AiAgentTask", ASK | fields)
@@ -52,38 +44,13 @@ class Desk:
     async def start(self, **fields: Any) -> Handle:
         return await self.tasks.start("AiAgentTask", ASK | fields)
 
-    async def story(self, handle: Handle) -> list[tuple[str, int, str, str | None]]:
-        """Lineage, attempt, state and kind of failure of each work item, in the order of the lineages."""
-        items = await self.tasks.work_items(handle)
-        return [
-            (item.lineage, item.attempt, item.state.value, item.failure.kind if item.failure else None)
-            for item in sorted(items, key=lambda one: (one.lineage, one.attempt))
-        ]
-
-    def heard(self, request: int) -> list[Any]:
-        """What the tools said, as the provider read it in this request."""
-        messages = self.provider.requests[request].body["messages"]
-        return [message["content"] for message in messages if message["role"] == "tool"]
-
 
 @asynccontextmanager
 async def desk(
     server: EmbeddedTemporal, script: Sequence[Answer] | Choose, tools: Sequence[Callable[..., Any]]
 ) -> AsyncIterator[Desk]:
-    ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
-    async with (
-        ScriptedProvider(script) as provider,
-        make_client(api_key="key-of-the-tests", base_url=provider.base_url) as model,
-    ):
-        plugin = TasquencerPlugin(ledger, calls=AiCalls(model, "tiny-1", tools=tools))
-        client = await Client.connect(server.address, plugins=[plugin])
-        async with Worker(
-            client,
-            task_queue=queue,
-            workflows=[AiAgentTask],
-            max_heartbeat_throttle_interval=timedelta(milliseconds=50),
-        ):
-            yield Desk(Tasks(client, queue, ledger), provider)
+    async with desks.desk(server, [AiAgentTask], script, tools) as one:
+        yield Desk(one.tasks, one.provider, one.workflows)
 
 
 async def search_orders(number: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The work items of an agent: model turns, tool calls, approvals; told apart by their lineages.
+"""The work items of an agent: model turns, tool calls and approvals. Their lineages tell which is which.
 
-`main` or `turn-2` is a turn, `turn-2/refund` a tool call, `turn-2/refund/approval` the approval of one.
+`main` or `turn-2` is a turn, `turn-2/refund` a tool call, `turn-2/refund/approval` its approval. In a call of
+`ask` and in a fan-out a name comes first: `ask-1/turn-2`, `prompt-3/turn-2/refund`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from pydantic import JsonValue
 from tasquencer.ai.answer import parse_answer
 from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES
 from tasquencer.ai.record import ai_job_record
+from tasquencer.ai.request import AgentOptions
 from tasquencer.ai.review import parse_decision
+from tasquencer.ai.tool_calls import is_approval, is_tool_call
 from tasquencer.ai.tools import ToolError, as_result
 from tasquencer.core.entries import DomainRecord
 from tasquencer.core.errors import InvalidRequest
 from tasquencer.core.hooks import LineageRules, retry_by_recipe
+from tasquencer.core.lineage import MAIN_LINEAGE
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.work_item import WorkItem
 
 __all__ = [
+    "APPROVAL",
     "RESULTS_BYTES",
     "TOOL",
     "TOOL_RULES",
@@ -29,6 +34,7 @@ __all__ = [
     "agent_result",
     "approval_lineage",
     "is_turn",
+    "turn_lineage",
 ]
 
 RESULTS_BYTES = 3 * MAXIMUM_CONVERSATION_BYTES + 256 * 1024
@@ -40,7 +46,20 @@ TOOL: Final = "tool"
 
 def is_turn(work_item: WorkItem) -> bool:
     """Return whether it is an attempt at a model turn."""
-    return "/" not in work_item.lineage
+    return not is_tool_call(work_item) and not is_approval(work_item)
+
+
+def turn_lineage(request: AgentOptions, name: str | None, number: int) -> str:
+    """The lineage of a turn.
+
+    Args:
+        request: What is asked. Without tools there is only one turn.
+        name: That of the conversation. None: the task has only one.
+        number: From 1.
+    """
+    if request.tools is None:
+        return MAIN_LINEAGE if name is None else name
+    return f"turn-{number}" if name is None else f"{name}/turn-{number}"
 
 
 def approval_lineage(tool_call: str) -> str:
@@ -53,7 +72,13 @@ def agent_record(work_item: WorkItem, recipe: RetryRecipe) -> DomainRecord | Non
     return ai_job_record(work_item, recipe) if is_turn(work_item) else None
 
 
-TOOL_RULES: Mapping[str, LineageRules] = {TOOL: LineageRules(retry_by_recipe, agent_record)}
+APPROVAL: Final = "approval"
+"""The kind of approvals in a call of `ask` and in a fan-out, where they take no place of a call."""
+
+TOOL_RULES: Mapping[str, LineageRules] = {
+    TOOL: LineageRules(retry_by_recipe, agent_record),
+    APPROVAL: LineageRules(retry_by_recipe, agent_record, takes_place=False),
+}
 """Of tool calls whose failure the model reads, and of approvals: the task's policy does not count them."""
 
 
@@ -65,7 +90,7 @@ def agent_result(work_item: WorkItem, result: JsonValue) -> JsonValue:
     """
     if is_turn(work_item):
         return parse_answer(result)
-    if work_item.lineage.count("/") > 1:
+    if is_approval(work_item):
         return parse_decision(result)
     try:
         return as_result(result)

@@ -39,6 +39,7 @@ __all__ = [
     "MOST_STOPS",
     "MOST_TOOLS",
     "MOST_TURNS",
+    "AgentOptions",
     "AiAgentRequest",
     "AskOptions",
     "CallOptions",
@@ -232,6 +233,36 @@ class CallOptions(RequestModel):
         )
 
 
+class AgentOptions(CallOptions):
+    """The fields of a request about its AI calls and about the tools that the model may call."""
+
+    tools: Annotated[list[FilledText], Field(min_length=1, max_length=MOST_TOOLS)] | None = None
+    tool_choice: FilledText | None = None
+    parallel_tool_calls: bool | None = None
+    max_turns: Annotated[Whole, Field(ge=1, le=MOST_TURNS)] = 20
+
+    @model_validator(mode="after")
+    def _options_fit_its_tools(self) -> Self:
+        if self.tools is None:
+            fields = type(self).model_fields
+            given = [name for name in _WITH_TOOLS if getattr(self, name) != fields[name].default]
+            if given:
+                raise ValueError(f"{', '.join(given)}: only with tools")
+        elif len(set(self.tools)) < len(self.tools):
+            raise ValueError("tools: names one of them twice")
+        elif self.tool_choice not in (None, "auto", "none", "required", *self.tools):
+            raise ValueError("tool_choice: must be auto, none, required or one of the tools")
+        return self
+
+    def job_of(self, messages: list[ChatMessage]) -> AiJob:
+        """Return the payload of a work item that continues this conversation."""
+        job = super().job_of(messages)
+        if self.tools is None:
+            return job
+        with_tools = {name: getattr(self, name) for name in ("tools", "tool_choice", "parallel_tool_calls")}
+        return job.model_copy(update=with_tools)
+
+
 class RetrySettings(TypedDict, total=False):
     """The fields of `RetryOptions` as keywords."""
 
@@ -265,9 +296,13 @@ class AskOptions(TypedDict, total=False):
     queue_timeout_seconds: float | None
     deadline_seconds: float | None
     metadata: Mapping[str, str]
+    tools: Sequence[str] | None
+    tool_choice: str | None
+    parallel_tool_calls: bool | None
+    max_turns: int
 
 
-class AiAgentRequest(CallOptions):
+class AiAgentRequest(AgentOptions):
     """The input of an AI agent task.
 
     Attributes:
@@ -297,10 +332,6 @@ class AiAgentRequest(CallOptions):
         max_turns: How many times the model may be asked, 1 to 100. Each turn has `max_retries`.
     """
 
-    tools: Annotated[list[FilledText], Field(min_length=1, max_length=MOST_TOOLS)] | None = None
-    tool_choice: FilledText | None = None
-    parallel_tool_calls: bool | None = None
-    max_turns: Annotated[Whole, Field(ge=1, le=MOST_TURNS)] = 20
     prompt: FilledText | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)] | None = None
 
@@ -312,26 +343,9 @@ class AiAgentRequest(CallOptions):
             raise ValueError("prompt, messages: give one of them, not both")
         return self
 
-    @model_validator(mode="after")
-    def _options_fit_its_tools(self) -> Self:
-        if self.tools is None:
-            fields = type(self).model_fields
-            given = [name for name in _WITH_TOOLS if getattr(self, name) != fields[name].default]
-            if given:
-                raise ValueError(f"{', '.join(given)}: only with tools")
-        elif len(set(self.tools)) < len(self.tools):
-            raise ValueError("tools: names one of them twice")
-        elif self.tool_choice not in (None, "auto", "none", "required", *self.tools):
-            raise ValueError("tool_choice: must be auto, none, required or one of the tools")
-        return self
-
     def job(self) -> AiJob:
         """What each work item of the task has to do; with tools, each one of its first turn."""
-        job = self.job_of(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
-        if self.tools is None:
-            return job
-        with_tools = {name: getattr(self, name) for name in ("tools", "tool_choice", "parallel_tool_calls")}
-        return job.model_copy(update=with_tools)
+        return self.job_of(self.messages or [ChatMessage(role="user", content=self.prompt or "")])
 
 
 def limit_attempts(request: CallOptions, drafts: int = 1) -> None:

@@ -27,6 +27,8 @@ __all__ = [
     "answered_calls",
     "as_content",
     "assistant_message",
+    "is_approval",
+    "is_approved",
     "is_tool_call",
     "not_approved",
     "tool_lineages",
@@ -42,6 +44,8 @@ MAXIMUM_TOOL_RESULT_BYTES = 256 * 1024
 _NAME_LENGTH = 64
 
 _Name = Annotated[FilledText, Field(max_length=200)]
+
+_TOOL_CALL = re.compile(r"(?:.+/)?turn-\d+/[^/]+", re.DOTALL)
 
 
 class OnToolFailure(StrEnum):
@@ -137,8 +141,11 @@ class ToolJob(BaseModel):
     idempotency_key: str
 
 
-def tool_lineages(turn: int, calls: Sequence[ToolCall]) -> list[str]:
-    """The lineages of the calls of one turn: `turn-2/refund`, then `turn-2/refund-2` for a second one."""
+def tool_lineages(turn: str, calls: Sequence[ToolCall]) -> list[str]:
+    """The lineages of the calls of one turn, from that of the turn.
+
+    `turn-2/refund`, then `turn-2/refund-2` for a second one.
+    """
     names: dict[str, None] = {}
     for call in calls:
         plain = name = re.sub(r"[^A-Za-z0-9_.-]", "_", call.name[:_NAME_LENGTH])
@@ -147,12 +154,18 @@ def tool_lineages(turn: int, calls: Sequence[ToolCall]) -> list[str]:
             number += 1
             name = f"{plain}-{number}"
         names[name] = None
-    return [f"turn-{turn}/{name}" for name in names]
+    return [f"{turn}/{name}" for name in names]
 
 
 def is_tool_call(work_item: WorkItem) -> bool:
     """Return whether it is an attempt at a tool call of an agent."""
-    return re.fullmatch(r"turn-\d+/[^/]+", work_item.lineage) is not None
+    return _TOOL_CALL.fullmatch(work_item.lineage) is not None
+
+
+def is_approval(work_item: WorkItem) -> bool:
+    """Return whether it is the wait for the approval of a tool call."""
+    turn, slash, rest = work_item.lineage.rpartition("/")
+    return rest == "approval" and bool(slash) and _TOOL_CALL.fullmatch(turn) is not None
 
 
 def assistant_message(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
@@ -165,6 +178,11 @@ def assistant_message(text: str, calls: Sequence[ToolCall]) -> ChatMessage:
             for call in calls
         ],
     )
+
+
+def is_approved(asked: WorkItem) -> bool:
+    """Return whether a person has approved the call, from the last work item of its approval."""
+    return isinstance(asked.result, dict) and asked.result.get("decision") == "approve"
 
 
 def not_approved(asked: WorkItem, reason: str | None) -> str:

@@ -91,8 +91,13 @@ class Books:
         kind = self.lineages[lineage].kind
         return None if kind is None else self._rules[kind]
 
+    def takes_place(self, item: WorkItem) -> bool:
+        """Return whether the work item counts among those that are started at the same time."""
+        rules = self.rules_of(item.lineage)
+        return rules is None or rules.takes_place
+
     def counts(self) -> Counts:
-        """Count the work items and lineages by state, without independent lineages."""
+        """Count the work items and lineages by state, without independent lineages. A group counts as one."""
         return Counts(
             initialized=self._states[WorkItemState.INITIALIZED],
             started=self._states[WorkItemState.STARTED],
@@ -170,6 +175,31 @@ class Books:
             facts["ended_at"] = now
         return self._note(before, before.model_copy(update={"state": state, **facts}), now, actor, reason)
 
+    def adopt(self, known: LedgerEntry, entries: list[LedgerEntry]) -> list[LedgerEntry]:
+        """Give a work item that was just canceled the end that the ledger already holds for it.
+
+        The hook and the policy are not called, because the work item was canceled by the task's end.
+
+        Args:
+            known: The end that the ledger holds.
+            entries: The entries still to be recorded, including the cancellation.
+
+        Returns:
+            The entries, with the known end instead of the cancellation.
+        """
+        present = self.work_item(known.work_item.id)
+        if present.state is not WorkItemState.CANCELED or not known.work_item.state.is_terminal:
+            raise TaskMisused(f"work item {present.id!r} is {present.state}, the ledger's end is not its own")
+        fields = ("state", "result", "failure", "started_at", "ended_at", "worker")
+        item = present.model_copy(update={name: getattr(known.work_item, name) for name in fields})
+        record = self.correct(item)
+        told = item.model_copy(update={"payload": None})
+        entry = LedgerEntry(transition=known.transition, work_item=told, record=record)
+        canceled = (item.id, WorkItemState.CANCELED)
+        return [
+            entry if (one.work_item.id, one.transition.next_state) == canceled else one for one in entries
+        ]
+
     def correct(self, item: WorkItem) -> DomainRecord | None:
         """Replace a work item that has ended. Returns the domain record of the new one."""
         self._keep(item, self.work_item(item.id).state)
@@ -235,6 +265,6 @@ class Books:
         standing = state if state.is_terminal else None
         if lineage.counted:
             self._standings[lineage.standing] -= 1
-        lineage.standing, lineage.counted = standing, lineage.kind is None
+        lineage.standing, lineage.counted = standing, lineage.kind is None and lineage.group is None
         if lineage.counted:
             self._standings[standing] += 1

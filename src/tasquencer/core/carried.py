@@ -7,13 +7,22 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
-from tasquencer.core.lineage import Lineage
+from tasquencer.core.failure import Failure
+from tasquencer.core.lineage import Group, Lineage
 from tasquencer.core.policy import Verdict
 from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.wording import moment, one_line
-from tasquencer.core.work_item import Transition, WorkItem
+from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 
-__all__ = ["RESULTS_BYTES", "CarriedLineage", "CarriedTask", "TaskPause", "lean_work_items"]
+__all__ = [
+    "GROUP_RESULTS_BYTES",
+    "RESULTS_BYTES",
+    "CarriedGroup",
+    "CarriedLineage",
+    "CarriedTask",
+    "TaskPause",
+    "lean_work_items",
+]
 
 _MESSAGE_LENGTH = 50
 """Characters of a failure's message that travel along."""
@@ -23,6 +32,29 @@ _READ_MESSAGE_LENGTH = 500
 
 RESULTS_BYTES = 300_000
 """Bytes of results that travel along. The ledger has the only copy of a result that does not fit."""
+
+GROUP_RESULTS_BYTES = 2_560 * 1024
+"""The same for results in open groups, whose code needs them. The code limits what it puts into a group."""
+
+
+class CarriedGroup(BaseModel):
+    """A group of a task that continues as new. See `Group`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    counted: bool
+    state: WorkItemState | None = None
+    last: str | None = None
+    failure: Failure | None = None
+
+    @classmethod
+    def of(cls, group: Group) -> CarriedGroup:
+        """The group as it travels along."""
+        return cls(counted=group.counted, state=group.state, last=group.last, failure=group.failure)
+
+    def group(self) -> Group:
+        """The group in the next run."""
+        return Group(self.counted, self.state, self.last, self.failure)
 
 
 class CarriedLineage(BaseModel):
@@ -40,6 +72,7 @@ class CarriedLineage(BaseModel):
     too_late: Delay | None = None
     expired: bool = False
     reason: str | None = None
+    group: str | None = None
 
     @classmethod
     def of(cls, lineage: Lineage) -> CarriedLineage:
@@ -51,7 +84,8 @@ class CarriedLineage(BaseModel):
             kind=lineage.kind,
             too_late=lineage.too_late,
             expired=lineage.expired,
-            reason=lineage.reason if lineage.kind and lineage.standing else None,
+            reason=lineage.reason if (lineage.kind or lineage.group) and lineage.standing else None,
+            group=lineage.group,
         )
 
     def lineage(self) -> Lineage:
@@ -65,6 +99,7 @@ class CarriedLineage(BaseModel):
             too_late=self.too_late,
             expired=self.expired,
             reason=self.reason,
+            group=self.group,
         )
 
 
@@ -94,6 +129,7 @@ class CarriedTask(BaseModel):
         actor and the reason.
         left_behind: Ids of open work items that a reset has left behind and that are not replaced yet.
         left_out: Ids of work items whose result is not carried along.
+        groups: By name.
         run_id: The run that carries the task along. None if an earlier release, which did not record it, did.
         verdict: The last verdict of the policy. If it is FAIL, `decisive` is the transition that it judged.
     """
@@ -107,6 +143,7 @@ class CarriedTask(BaseModel):
     hurried: dict[str, tuple[str, str | None]] = {}
     left_behind: set[str] = set()
     left_out: set[str] = set()
+    groups: dict[str, CarriedGroup] = {}
     deadline: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
     run_id: str | None = None
@@ -119,6 +156,7 @@ def lean_work_items(
     work_items: Iterable[WorkItem],
     lineages: Mapping[str, Lineage],
     results_bytes: int = RESULTS_BYTES,
+    groups: Mapping[str, Group] | None = None,
 ) -> tuple[list[WorkItem], set[str]]:
     """Return the work items to carry along, without payloads, and the ids of those whose result is left out.
 
@@ -128,16 +166,22 @@ def lean_work_items(
         work_items: Oldest first; their results are carried along in this order.
         lineages: By name. The code that began an independent one may still read why it failed.
         results_bytes: Bytes of results to carry along, as JSON.
+        groups: By name. Results in open ones have room of their own. Of an ended one only the last counts.
     """
-    room = results_bytes
+    room = {False: results_bytes, True: GROUP_RESULTS_BYTES}
     lean, left_out = [], set()
     for item in work_items:
+        lineage = lineages[item.lineage]
+        group = (groups or {}).get(lineage.group or "")
+        is_open = group is not None and group.state is None
+        is_over = group is not None and group.state is not None and group.last != item.lineage
         size = len(json.dumps(item.result).encode())
-        if size > room:
+        fits = size <= room[is_open] and not is_over
+        if not fits:
             left_out.add(item.id)
-        most = _MESSAGE_LENGTH if lineages[item.lineage].kind is None else _READ_MESSAGE_LENGTH
-        lean.append(_lean(item, item.result if size <= room else _numbers(item.result), most))
-        room -= size if size <= room else 0
+        most = _MESSAGE_LENGTH if lineage.kind is None else _READ_MESSAGE_LENGTH
+        lean.append(_lean(item, item.result if fits else _numbers(item.result), most))
+        room[is_open] -= size if fits else 0
     return lean, left_out
 
 

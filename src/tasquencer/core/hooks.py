@@ -52,10 +52,14 @@ class LineageRules:
 
     The code that began an independent lineage decides what its end means: the task's policy neither counts
     it nor is asked about it. If the policy fails the task, it ends like all others.
+
+    Attributes:
+        takes_place: Whether its work items count where only a number of them may be started at the same time.
     """
 
     on_work_item_state_changed: StateChangeHook
     record: RecordOf
+    takes_place: bool = True
 
 
 def retry_by_recipe(change: StateChange) -> NextAttempt | None:

@@ -18,13 +18,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from tasquencer.core.books import Books
-from tasquencer.core.carried import RESULTS_BYTES, CarriedLineage, CarriedTask, lean_work_items
-from tasquencer.core.entries import LedgerEntry
+from tasquencer.core.carried import RESULTS_BYTES, CarriedGroup, CarriedLineage, CarriedTask, lean_work_items
 from tasquencer.core.errors import TaskMisused, TooManyWorkItems
 from tasquencer.core.explanation import TaskFailure, culprit, explain
 from tasquencer.core.failure import Failure
 from tasquencer.core.given_functions import verdict_of, wish_of
+from tasquencer.core.groups import Groups
 from tasquencer.core.hooks import (
     LineageRules,
     NextAttempt,
@@ -33,7 +32,7 @@ from tasquencer.core.hooks import (
     StateChangeHook,
     retry_by_recipe,
 )
-from tasquencer.core.lineage import MAIN_LINEAGE, Lineage
+from tasquencer.core.lineage import MAIN_LINEAGE, Group, Lineage
 from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.wording import moment
@@ -45,7 +44,7 @@ TASK_ACTOR = "task"
 """The actor of a transition that the task itself decided."""
 
 
-class TaskState(Books):
+class TaskState(Groups):
     """The work items of one task and what follows from each event.
 
     Args:
@@ -117,6 +116,7 @@ class TaskState(Books):
         recipe: RetryRecipe | None = None,
         deadline: datetime | None = None,
         kind: str | None = None,
+        group: str | None = None,
     ) -> WorkItem:
         """Begin a lineage with its first work item, or continue one that was carried along.
 
@@ -130,7 +130,7 @@ class TaskState(Books):
             raise TaskMisused(f"lineage {lineage!r} cannot begin: the task has failed")
         if known is None:
             known = self.lineages[lineage] = Lineage(
-                recipe or self.recipe, deadline or self.deadline, payload, begun=True, kind=kind
+                recipe or self.recipe, deadline or self.deadline, payload, begun=True, kind=kind, group=group
             )
             return self._initialize(
                 lineage, payload, 0, Delay(timedelta(0), DelayReason.FIRST_TRY), now=now, reason=None
@@ -233,39 +233,27 @@ class TaskState(Books):
         self._conclude(transition, may_continue=True)
         return item
 
-    def adopt(self, known: LedgerEntry, entries: list[LedgerEntry]) -> list[LedgerEntry]:
-        """Give a work item that was just canceled the end that the ledger already holds for it.
-
-        The hook and the policy are not called, because the work item was canceled by the task's end.
-
-        Args:
-            known: The end that the ledger holds.
-            entries: The entries still to be recorded, including the cancellation.
-
-        Returns:
-            The entries, with the known end instead of the cancellation.
-        """
-        present = self.work_item(known.work_item.id)
-        if present.state is not WorkItemState.CANCELED or not known.work_item.state.is_terminal:
-            raise TaskMisused(f"work item {present.id!r} is {present.state}, the ledger's end is not its own")
-        fields = ("state", "result", "failure", "started_at", "ended_at", "worker")
-        item = present.model_copy(update={name: getattr(known.work_item, name) for name in fields})
-        record = self.correct(item)
-        told = item.model_copy(update={"payload": None})
-        entry = LedgerEntry(transition=known.transition, work_item=told, record=record)
-        canceled = (item.id, WorkItemState.CANCELED)
-        return [
-            entry if (one.work_item.id, one.transition.next_state) == canceled else one for one in entries
-        ]
-
     def close(
         self, *, now: datetime, reason: str, lineage: str | None = None, spares_independent: bool = False
     ) -> None:
         """Cancel the open work items of one lineage or of all. Calls neither the hook nor the policy."""
         for item in self.open_work_items():
-            is_spared = spares_independent and self.rules_of(item.lineage) is not None
+            group = self.group_of(item.lineage)
+            is_of_the_task = self.rules_of(item.lineage) is None or (group is not None and group.counted)
+            is_spared = spares_independent and not is_of_the_task
             if lineage in (None, item.lineage) and not is_spared:
                 self.move(item, WorkItemState.CANCELED, now, TASK_ACTOR, reason)
+
+    def end_group(self, name: str, group: Group, *, now: datetime) -> Verdict:
+        """End a group, unless it has ended: cancel what is open in it, and ask the policy if it counts it.
+
+        Args:
+            group: The group with its end: the state, the lineage that ends it, and why it is given up.
+        """
+        if self.groups[name].state is not None:
+            return self.verdict
+        ended = self.conclude_group(name, group, now, TASK_ACTOR)
+        return self._judge(ended) if group.counted else self.verdict
 
     # The end
 
@@ -275,6 +263,9 @@ class TaskState(Books):
             raise TaskMisused("the task has not failed")
         counted = [item for item in self.work_items() if self.rules_of(item.lineage) is None]
         item = self.work_item(culprit(self._decisive, counted))
+        name = self.lineages[item.lineage].group
+        if name is not None and (failure := self.groups[name].failure) is not None:
+            return TaskFailure("TaskFailed", f"{name}: {failure.message}", failure)
         return explain(item, self.lineages[item.lineage], self._decisive.reason, self.before(item))
 
     # Continuing as new
@@ -282,10 +273,13 @@ class TaskState(Books):
     def carry(self) -> CarriedTask:
         """Return the state that the next run of this task needs."""
         open_items = self.open_work_items()
-        work_items, left_out = lean_work_items(self.work_items(), self.lineages, self.results_bytes)
+        work_items, left_out = lean_work_items(
+            self.work_items(), self.lineages, self.results_bytes, self.groups
+        )
         return CarriedTask(
             lineages={name: CarriedLineage.of(lineage) for name, lineage in self.lineages.items()},
             work_items=work_items,
+            groups={name: CarriedGroup.of(group) for name, group in self.groups.items()},
             left_out=left_out | self.left_out,
             payloads={
                 item.id: item.payload
@@ -308,6 +302,8 @@ class TaskState(Books):
         self.left_out = set(carried.left_out)
         for name, lineage in carried.lineages.items():
             self.lineages[name] = lineage.lineage()
+        for name, group in carried.groups.items():
+            self.put_group(name, group.group())
         for lean in carried.work_items:
             payload = carried.payloads.get(lean.id, carried.lineages[lean.lineage].payload)
             item = lean if lean.state.is_terminal else lean.model_copy(update={"payload": payload})
@@ -384,7 +380,10 @@ class TaskState(Books):
 
     def _decide(self, transition: Transition) -> Verdict:
         item = self.work_item(transition.work_item_id)
-        if self.verdict is Verdict.FAIL or self.rules_of(item.lineage) is not None:
+        return self.verdict if self.rules_of(item.lineage) is not None else self._judge(transition)
+
+    def _judge(self, transition: Transition) -> Verdict:
+        if self.verdict is Verdict.FAIL:
             return self.verdict
         self.verdict = verdict_of(self._policy, transition, self.counts())
         if self.verdict is Verdict.FAIL:
@@ -392,5 +391,6 @@ class TaskState(Books):
         if self.verdict is not Verdict.CONTINUE:
             has_failed = self.verdict is Verdict.FAIL
             reason = "the task failed" if has_failed else "the task completed"
+            self.cancel_groups()
             self.close(now=transition.at, reason=reason, spares_independent=not has_failed)
         return self.verdict

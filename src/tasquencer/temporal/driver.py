@@ -194,7 +194,7 @@ class TaskDriver:
     async def take_place(self, item: WorkItem) -> None:
         """Wait for a free place, or continue in a new run if one is due."""
         try:
-            has_place = await self._places.take(item.id)
+            has_place = await self._places.take(item.id, needs_place=self.state.takes_place(item))
             if not has_place and not self.state.work_item(item.id).state.is_terminal:
                 self._drained.add(item.id)
                 await self.flush()

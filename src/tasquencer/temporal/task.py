@@ -33,9 +33,10 @@ from temporalio import workflow
 from tasquencer.core.carried import RESULTS_BYTES
 from tasquencer.core.ending import TaskEndHook
 from tasquencer.core.errors import InvalidRequest, TaskMisused
+from tasquencer.core.failure import Failure
 from tasquencer.core.hooks import LineageRules, RecordOf, StateChangeHook, retry_by_recipe
 from tasquencer.core.json_values import as_json
-from tasquencer.core.lineage import MAIN_LINEAGE
+from tasquencer.core.lineage import MAIN_LINEAGE, Group
 from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
@@ -203,6 +204,7 @@ class Task:
         recipe: RetryRecipe | None = None,
         deadline: datetime | None = None,
         kind: str | None = None,
+        group: str | None = None,
     ) -> Attempts:
         """Iterate over the attempts at one piece of work until one succeeds or none is left.
 
@@ -214,6 +216,7 @@ class Task:
             recipe: The recipe of its retries. None means the task's.
             deadline: No attempt starts at or after this time. A longer wait is given up.
             kind: The `rules` of an independent lineage. None: the task's own hook, record and policy.
+            group: The group that the lineage belongs to, see `begin_group`.
         """
         TaskScope.current().enter(self._driver, self._on_ended)
         if self._state.verdict is not Verdict.FAIL and not self._driver.is_ending:
@@ -225,6 +228,7 @@ class Task:
                 recipe=recipe,
                 deadline=deadline,
                 kind=kind,
+                group=group,
             )
         return Attempts(self._driver, lineage)
 
@@ -234,35 +238,58 @@ class Task:
         name = f"{prefix}-{self._names[prefix]}"
         return name if suffix is None else f"{name}-{suffix}"
 
-    def independent(
-        self,
-        payload: object,
-        *,
-        kind: str,
-        lineage: str,
-        recipe: RetryRecipe,
-        within: timedelta | None,
-        result_of: ResultOf,
-    ) -> tuple[Attempts, datetime | None]:
-        """The attempts of an independent lineage (`LineageRules`), and its deadline.
+    def deadline_within(self, within: timedelta | None, lineage: str) -> datetime | None:
+        """Return when something has to end that begins now with this lineage, before Temporal's own timeouts.
+
+        If the lineage has begun before the task continued as new, its deadline stays.
+        """
+        if (known := self._state.lineages.get(lineage)) is not None:
+            return known.deadline
+        begin = workflow.now() - self.started_at
+        return self.deadline_after(None if within is None else (begin + within).total_seconds())
+
+    def results_from_outside(self, lineage: str, result_of: ResultOf) -> None:
+        """Let this function check the results that come from outside for a lineage."""
+        self._operators.results_of[lineage] = result_of
+
+    def begin_group(self, name: str, *, counted: bool) -> None:
+        """Begin a group of lineages, which make one result together (`attempts(…, group=name)`).
 
         Args:
-            payload: What each attempt has to do, as in `attempts`.
-            kind: Names the rules.
-            lineage: Unique within the task.
-            recipe: How it retries.
-            within: How long from now it may take, at most until Temporal's own timeouts.
-            result_of: Checks a result that comes from outside.
+            name: Unique among the groups of the task.
+            counted: Whether the policy counts the group as one lineage. It does not count the lineages in it.
         """
-        known = self._state.lineages.get(lineage)
-        if known is None:
-            begin = workflow.now() - self.started_at
-            deadline = self.deadline_after(None if within is None else (begin + within).total_seconds())
-        else:
-            deadline = known.deadline
-        self._operators.results_of[lineage] = result_of
-        attempts = self.attempts(payload, lineage=lineage, recipe=recipe, deadline=deadline, kind=kind)
-        return attempts, deadline
+        TaskScope.current().enter(self._driver, self._on_ended)
+        self._state.begin_group(name, counted=counted)
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The groups of the task by name, and how they have ended."""
+        return self._state.groups
+
+    def abandon_group(self, name: str) -> None:
+        """End an independent group whose code was canceled. Its work items have ended in their own way."""
+        if self.groups[name].state is None:
+            self._state.put_group(name, Group(counted=False, state=WorkItemState.CANCELED))
+
+    async def end_group(
+        self, name: str, state: WorkItemState, last: str, failure: Failure | None = None
+    ) -> None:
+        """End a group, unless it has ended. What is open in it is canceled, and the policy decides.
+
+        Args:
+            name: The name of the group.
+            state: How it ends.
+            last: The lineage that ends it. Its result is that of the group.
+            failure: Why the code gives the group up. None: the last work item of `last` says it.
+        """
+        group = Group(self.groups[name].counted, state, last, failure)
+        self._state.end_group(name, group, now=workflow.now())
+        await self._driver.flush()
+
+    def is_carried(self, lineage: str) -> bool:
+        """Return whether the result of a lineage has traveled along with a task that continued as new."""
+        return self._state.latest(lineage).id not in self._state.left_out
 
     def independent_result(self, lineage: str) -> JsonValue:
         """The result of an independent lineage.
