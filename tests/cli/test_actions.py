@@ -24,6 +24,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Environment = dict[str, str]
 
+LISTS = [["list"], ["tasks"]]
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def environment(
@@ -73,14 +75,37 @@ async def test_pause_holds_a_task_back_until_resume(environment: Environment) ->
     by_anna = ("held", "--actor", "anna", "--reason", "too expensive")
     paused = await finish("pause", *by_anna, environment=environment)
     shown = await finish("show", "held", environment=environment)
+    listed = [await once_listed(environment, command, "paused by anna: too expensive") for command in LISTS]
     hurried = await finish("retry-now", "held", "--yes", environment=environment)
     resumed = await finish("resume", "held", environment=environment)
     later = await finish("show", "held", environment=environment)
+    assert [(pause["actor"], pause["reason"]) for pause in listed] == [("anna", "too expensive")] * 2
+    for command in LISTS:
+        assert await once_listed(environment, command, "held", without="paused by") is False
     assert (paused.code, hurried.code, resumed.code) == (0, 1, 0)
     assert "paused by anna since" in shown.stdout
     assert "too expensive" in shown.stdout
     assert "resume it first" in hurried.stderr
     assert "paused" not in later.stdout
+
+
+async def once_listed(environment: Environment, command: list[str], text: str, without: str = "\n\n") -> Any:
+    """Wait until the list contains the text. Return the pause that it has as JSON for the task `held`."""
+
+    async def probe() -> bool:
+        listed = await finish(*command, environment=environment)
+        assert (listed.code, listed.stderr) == (0, "")
+        told = " ".join(listed.stdout.split())
+        return text in told and without not in told
+
+    await eventually(probe, f"{text!r} in {command}")
+    listed = await finish(*command, "--json", environment=environment)
+    (pause,) = {json.dumps(one["paused"]) for one in json.loads(listed.stdout) if is_held(one)}
+    return json.loads(pause)
+
+
+def is_held(listed: dict[str, Any]) -> bool:
+    return (listed["task_id"], listed["state"]) in {("held", "initialized"), ("held", "started")}
 
 
 async def test_retry_now_ends_the_backoff_and_says_who_did_it(environment: Environment) -> None:

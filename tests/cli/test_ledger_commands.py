@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -76,6 +77,40 @@ def test_tasks_has_the_wanted_tasks_the_last_active_first(
     result = tasq("tasks", *arguments, "--json")
     assert result.exit_code == 0, result.stderr
     assert [task["task_id"] for task in json.loads(result.stdout)] == ids
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("command", ["list", "tasks"])
+def test_without_temporal_a_list_is_complete_but_for_the_pauses(tasq: Tasq, command: str) -> None:
+    drawn = tasq(command)
+    assert drawn.exit_code == 0
+    assert {"moons", "waiting", "given-up"} < set(drawn.stdout.split())
+    assert drawn.stderr.startswith("pauses are unknown: ") and drawn.stderr.count("\n") == 1
+    as_json = tasq(command, "--json")
+    paused = {(one["task_id"], one["state"]): one["paused"] for one in json.loads(as_json.stdout)}
+    is_unknown = {key for key, pause in paused.items() if pause is None}
+    assert is_unknown == {("waiting", "initialized" if command == "list" else "started")}
+    assert {pause for key, pause in paused.items() if key not in is_unknown} == {False}
+    assert as_json.stderr == ""
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("command", ["list", "tasks"])
+def test_a_list_without_open_tasks_does_not_ask_temporal(tasq: Tasq, command: str) -> None:
+    assert tasq(command, "--state", "canceled").stderr == ""
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("command", [["list"], ["tasks"], ["show", "waiting"]])
+def test_a_list_waits_two_seconds_for_temporal(
+    tasq: Tasq, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        drawn = tasq(*command)
+    assert drawn.exit_code == 0
+    assert "waiting" in drawn.stdout
+    assert drawn.stderr == "pauses are unknown: Temporal did not answer within 2 s\n"
 
 
 @pytest.mark.usefixtures("told")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 from temporalio.client import Client
 
 from tasquencer.cli.application import find_worker
@@ -19,8 +20,9 @@ from tasquencer.settings import Settings
 from tasquencer.temporal.converter import configured
 from tests.cli.processes import finish
 from tests.layer.own_converter import converter
-from tests.support.answers import ok, status
+from tests.support.answers import ok, rate_limited, status
 from tests.support.encryption import ENCRYPTED, payloads_in
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
 
 OWN = "tests.layer.own_converter"
@@ -33,7 +35,8 @@ async def environment(
     """The environment of `tasq`, while a worker with a codec serves its task queue."""
     folder = tmp_path_factory.mktemp("run")
     settings = Settings(database_url=f"sqlite:///{folder / 'ledger.db'}", task_queue="codec-tests")
-    async with ScriptedProvider([status(503), ok("Io.")], then=ok("Io.")) as provider:
+    script = {"moons": [status(503), ok("Io.")], "waits": [rate_limited("3000")]}
+    async with ScriptedProvider(script, then=ok("Io.")) as provider:
         model = AnsweringModel(
             "scripted", None, provider.base_url, {"OPENAI_API_KEY": "test", "TASQ_MODEL": "m"}
         )
@@ -89,6 +92,40 @@ async def test_what_only_needs_the_ledger_works_without_the_codec(environment: d
     listed = await finish("list", "--json", environment={**environment, "TASQ_DATA_CONVERTER": ""})
     assert listed.code == 0, listed.stderr
     assert json.loads(listed.stdout)
+
+
+async def test_a_pause_is_encoded_and_listed(
+    environment: dict[str, str], dev_server: EmbeddedTemporal
+) -> None:
+    start = ("run", "waits", "--id", "hidden-3", "--detach")
+    assert (await finish(*start, environment=environment)).code == 0
+
+    async def listed(setting: str = f"{OWN}:make") -> tuple[JsonValue, str]:
+        command = ("list", "--task", "hidden-3", "--state", "initialized")
+        chosen = {**environment, "TASQ_DATA_CONVERTER": setting}
+        as_json = await finish(*command, "--json", environment=chosen)
+        table = await finish(*command, environment=chosen)
+        assert (as_json.code, table.code) == (0, 0)
+        return next((item["paused"] for item in json.loads(as_json.stdout)), None), table.stderr
+
+    async def is_known() -> bool:
+        return (await listed())[0] is False
+
+    async def paused() -> Any:
+        return (await listed())[0]
+
+    await eventually(is_known, "the retry in the list")
+    by_anna = ("--actor", "anna", "--reason", "too expensive")
+    assert (await finish("pause", "hidden-3", *by_anna, environment=environment)).code == 0
+    assert (await eventually(paused, "the pause in the list"))["reason"] == "too expensive"
+    client = await Client.connect(dev_server.address, data_converter=converter)
+    memo = (
+        await client.get_workflow_handle("hidden-3").describe()
+    ).raw_description.workflow_execution_info.memo
+    assert {payload.metadata["encoding"] for payload in memo.fields.values()} == {ENCRYPTED}
+    unknown, problem = await listed(setting="")
+    assert unknown is None
+    assert problem.startswith("pauses are unknown: cannot decode a payload with the encoding 'binary/enc")
 
 
 @pytest.mark.parametrize(

@@ -146,28 +146,57 @@ def attempts_table(
     return table
 
 
-def listing_table(items: Sequence[WorkItem], records: Records, *, wide: bool = True) -> Table:
-    """Return work items of many tasks as a table. If not `wide`, it leaves out columns to fit 80."""
+def listing_table(
+    items: Sequence[WorkItem],
+    records: Records,
+    pauses: Mapping[str, str] = MappingProxyType({}),
+    *,
+    wide: bool = True,
+) -> Table:
+    """Return work items of many tasks as a table. If not `wide`, it leaves out columns to fit 80.
+
+    Args:
+        items: The work items.
+        records: Their AI jobs.
+        pauses: By task id, who has paused the task. Shown with its open work items.
+        wide: True to show all columns.
+    """
     more = ["delay", "took"] if wide else []
     table = _table(_CREATED, "task", "attempt", "state", *more, "failure")
     for item in items:
-        kind = Text(terminal_line(item.failure.kind) if item.failure else "")
+        last = _failure(item, _LISTED_MESSAGE_LENGTH)
+        if not item.state.is_terminal and item.task_id in pauses:
+            last = _pause(pauses[item.task_id])
+        elif item.failure and not wide:
+            last = Text(terminal_line(item.failure.kind))
         table.add_row(
             Text(item.created_at.strftime(_TIME)),
             Text(terminal_line(item.task_id)),
             Text(attempt_of(item, records.get(item.id, {}).get("max_retries"))),
             Text(item.state, style=_STYLES[item.state]),
             *[Text(delay_label(item)), Text(_took(item))][: len(more)],
-            _failure(item, _LISTED_MESSAGE_LENGTH) if wide else kind,
+            last,
         )
     return table
 
 
-def tasks_table(tasks: Sequence[TaskSummary], now: datetime, *, wide: bool = True) -> Table:
-    """Return tasks with attempts, cost and age as a table. If not `wide`, it leaves out columns to fit 80."""
-    table = _table(
-        *[_CREATED][:wide], "task", *["type"][:wide], "state", "attempts", *["tokens"][:wide], "cost", "age"
-    )
+def tasks_table(
+    tasks: Sequence[TaskSummary],
+    now: datetime,
+    pauses: Mapping[str, str] = MappingProxyType({}),
+    *,
+    wide: bool = True,
+) -> Table:
+    """Return tasks with attempts, cost and age as a table. If not `wide`, it leaves out columns to fit 80.
+
+    Args:
+        tasks: The tasks.
+        now: For their ages.
+        pauses: By task id, who has paused the task. The table has a column for them only if there are some.
+        wide: True to show all columns.
+    """
+    usual = ("state", "attempts", *["tokens"][:wide], "cost", "age")
+    table = _table(*[_CREATED][:wide], "task", *["type"][:wide], *usual, *["paused"][: bool(pauses)])
     for task in tasks:
         usage = task.usage.model_dump()
         table.add_row(
@@ -179,6 +208,7 @@ def tasks_table(tasks: Sequence[TaskSummary], now: datetime, *, wide: bool = Tru
             *[Text(_tokens(usage))][:wide],
             Text(cost_label(task.cost_usd) if task.models else ""),
             Text(duration(math.floor((now - task.created_at).total_seconds()))),
+            *[_pause(pauses.get(task.task_id, ""))][: bool(pauses)],
         )
     return table
 
@@ -262,6 +292,10 @@ def _failure(item: WorkItem, width: int = _MESSAGE_LENGTH) -> Text:
         return Text("")
     message = terminal_line(item.failure.message, width)
     return Text.assemble((terminal_line(item.failure.kind), "bold"), ": ", message)
+
+
+def _pause(paused: str) -> Text:
+    return Text(terminal_line(paused, _LISTED_MESSAGE_LENGTH), style="yellow")
 
 
 def _start(item: WorkItem) -> str:

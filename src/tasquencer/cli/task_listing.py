@@ -53,8 +53,10 @@ def tasks(
 ) -> None:
     """List tasks with their attempts, cost and age, from the ledger.
 
-    Tokens and cost are those of all attempts. `tasq list` lists the attempts
-    themselves, `tasq show` those of one task.
+    Tokens and cost are those of all attempts. Temporal knows which tasks are
+    paused. If it does not answer within two seconds, the list comes without
+    that. `tasq list` lists the attempts themselves, `tasq show` those of one
+    task.
     """
     from tasquencer.sql.task_listing import TaskFilter, TaskState
 
@@ -82,16 +84,21 @@ def tasks(
 async def _list(wanted: TaskFilter, page: int, *, as_json: bool) -> ExitCode:
     from tasquencer.cli.connections import open_ledger, read_settings
     from tasquencer.cli.display import print_table
+    from tasquencer.cli.pauses import KnownPauses
     from tasquencer.cli.rendering import tasks_table
+    from tasquencer.sql.task_listing import TaskState
 
     async with open_ledger(read_settings()) as ledger:
         found = await ledger.tasks(wanted)
         database = ledger.database
     listed = found[: wanted.limit - 1]
+    known = await KnownPauses.among(task.task_id for task in listed if task.state is TaskState.STARTED)
     if as_json:
-        print_json([task.model_dump(mode="json") for task in listed], indent=2)
+        dumped = [task.model_dump(mode="json") | {"paused": known.as_json(task.task_id)} for task in listed]
+        print_json(dumped, indent=2)
     elif listed:
-        print_table(lambda wide: tasks_table(listed, datetime.now(UTC), wide=wide))
+        print_table(lambda wide: tasks_table(listed, datetime.now(UTC), known.labels(), wide=wide))
+        known.say_unknown()
     if len(found) > len(listed):
         say(f"There are more: --page {page + 1}")
     elif not listed:

@@ -58,7 +58,9 @@ def list_(
 ) -> None:
     """List work items (attempts) of all tasks, newest first, from the ledger.
 
-    `tasq tasks` lists the tasks themselves.
+    Temporal knows which tasks are paused. If it does not answer within two
+    seconds, the list comes without that. `tasq tasks` lists the tasks
+    themselves.
     """
     from tasquencer.core.work_item import WorkItemState
     from tasquencer.ledger.contract import WorkItemFilter
@@ -87,6 +89,7 @@ async def _list(wanted: WorkItemFilter, page: int, *, as_json: bool) -> ExitCode
     from tasquencer.ai.record import AI_JOBS
     from tasquencer.cli.connections import open_ledger, read_settings
     from tasquencer.cli.display import print_table
+    from tasquencer.cli.pauses import KnownPauses
     from tasquencer.cli.rendering import listing_table
     from tasquencer.cli.work_items_json import listed
 
@@ -94,10 +97,14 @@ async def _list(wanted: WorkItemFilter, page: int, *, as_json: bool) -> ExitCode
         found = await ledger.work_items(wanted)
         items = found[: wanted.limit - 1]
         records = await ledger.domain_records(AI_JOBS, [item.id for item in items])
+    known = await KnownPauses.among(item.task_id for item in items if not item.state.is_terminal)
     if as_json:
-        _print_json([listed(item) for item in items])
+        _print_json(
+            [listed(item, not item.state.is_terminal and known.as_json(item.task_id)) for item in items]
+        )
     elif items:
-        print_table(lambda wide: listing_table(items, records, wide=wide))
+        print_table(lambda wide: listing_table(items, records, known.labels(), wide=wide))
+        known.say_unknown()
     if len(found) > len(items):
         say(f"There are more: --page {page + 1}")
     elif not items:
@@ -120,6 +127,7 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
     from tasquencer.ai.record import AI_JOBS
     from tasquencer.cli.connections import open_ledger, read_settings
     from tasquencer.cli.display import print_table
+    from tasquencer.cli.pauses import KnownPauses
     from tasquencer.cli.rendering import attempts_table, totals, transitions_table
     from tasquencer.cli.work_items_json import shown
 
@@ -133,36 +141,22 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
         ids = [item.id for item in items]
         records = await ledger.domain_records(AI_JOBS, ids)
         transitions = await ledger.transitions_of(ids)
+    is_open = any(not item.state.is_terminal for item in items)
+    known = await KnownPauses.of(task_id) if is_open else KnownPauses()
     if as_json:
-        _print_json(shown(task_id, items, records, transitions))
+        _print_json(shown(task_id, items, records, transitions, known.as_json(task_id)))
         return ExitCode.COMPLETED
     print_line(f"task {task_id} ({items[0].task_type})")
     if (prompt := records.get(items[0].id, {}).get("prompt")) is not None:
         print_line(f"prompt: {terminal_line(str(prompt), 200)}")
-    if any(not item.state.is_terminal for item in items) and (paused := await _pause_of(task_id)):
-        print_line(terminal_line(paused))
+    if (pause := known.pauses.get(task_id)) is not None:
+        print_line(terminal_line(str(pause)))
     print_table(lambda wide: attempts_table(items, records, transitions, wide=wide))
     if with_transitions:
         print_table(lambda _: transitions_table(items, transitions))
     print_line(totals(items, records))
+    known.say_unknown()
     return ExitCode.COMPLETED
-
-
-async def _pause_of(task_id: str) -> str | None:
-    """Return who has paused the task, if somebody has and Temporal answers."""
-    from tasquencer.cli.connections import connect_temporal
-    from tasquencer.cli.following import described
-    from tasquencer.core.carried import TaskPause
-    from tasquencer.core.errors import TasquencerError
-    from tasquencer.temporal.pausing import PAUSED
-
-    try:
-        client = await connect_temporal()
-    except TasquencerError:
-        return None
-    found = await described(client.get_workflow_handle(task_id))
-    pause = None if found is None else (await found.memo()).get(PAUSED)
-    return None if pause is None else str(TaskPause.model_validate(pause))
 
 
 def _print_json(value: JsonValue) -> None:

@@ -15,10 +15,10 @@ from tasquencer.core.work_item import Transition, WorkItem
 __all__ = ["listed", "shown"]
 
 
-def listed(item: WorkItem) -> dict[str, JsonValue]:
-    """Return a work item without its payload and result."""
+def listed(item: WorkItem, paused: JsonValue) -> dict[str, JsonValue]:
+    """Return a work item without its payload and result, with the pause that holds it back."""
     dumped: dict[str, JsonValue] = item.model_dump(mode="json", exclude={"payload", "result"})
-    return dumped | _failure_columns(item)
+    return dumped | _failure_columns(item) | {"paused": paused}
 
 
 def shown(
@@ -26,11 +26,13 @@ def shown(
     items: Sequence[WorkItem],
     records: Records,
     transitions: Mapping[str, Sequence[Transition]],
+    paused: JsonValue,
 ) -> dict[str, Any]:
-    """Return a whole task: its work items with their AI jobs and transitions, and the totals."""
+    """Return a whole task: its pause, its work items with their AI jobs and transitions, and the totals."""
     return {
         "task_id": task_id,
         "task_type": items[0].task_type,
+        "paused": paused,
         "work_items": [
             item.model_dump(mode="json")
             | _failure_columns(item)

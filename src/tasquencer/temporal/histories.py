@@ -30,6 +30,7 @@ from tasquencer.ledger.memory import InMemoryLedger
 from tasquencer.temporal.bookkeeping import RECORD
 from tasquencer.temporal.not_found import is_missing
 from tasquencer.temporal.plugin import TasquencerPlugin
+from tasquencer.temporal.visibility import quoted
 from tasquencer.temporal.wire import received
 
 __all__ = ["Histories", "TaskHistory", "Write"]
@@ -109,10 +110,10 @@ class Histories:
 
     async def task_ids(self, since: datetime | None, limit: int) -> list[str]:
         """Return the ids of tasks of these types, newest first, at most `limit`."""
-        types = ", ".join(_quoted(name) for name in sorted(name for name in self._types if name))
+        types = ", ".join(quoted(name) for name in sorted(name for name in self._types if name))
         query = f"WorkflowType IN ({types})"
         if since is not None:
-            query += f" AND StartTime >= {_quoted(since.isoformat())}"
+            query += f" AND StartTime >= {quoted(since.isoformat())}"
         found: dict[str, None] = {}
         async for execution in self._client.list_workflows(query):
             found[execution.id] = None
@@ -168,7 +169,7 @@ class Histories:
     async def _runs(self, task_id: str) -> list[_Run]:
         """Return all runs of the task that Temporal still has, oldest first."""
         found: dict[str, _Run] = {}
-        async for execution in self._client.list_workflows(f"WorkflowId = {_quoted(task_id)}"):
+        async for execution in self._client.list_workflows(f"WorkflowId = {quoted(task_id)}"):
             found[execution.run_id] = _run(execution)
         try:  # the list may not have it yet
             latest = await self._client.get_workflow_handle(task_id).describe()
@@ -183,11 +184,6 @@ class Histories:
 def _run(execution: Any) -> _Run:
     running = execution.status is WorkflowExecutionStatus.RUNNING
     return _Run(execution.run_id, execution.workflow_type, execution.start_time, running)
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 _WRITTEN = "tasquencer.written"
