@@ -43,6 +43,7 @@ from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.sql import SqlLedger, upgrade
+from tasquencer.sql.group_commit import Write
 from tests.support.postgres import embedded_postgres
 
 __all__ = ["ONE_BY_ONE", "TOGETHER", "OneByOne", "batches", "databases"]
@@ -68,7 +69,7 @@ class OneByOne(SqlLedger):
     """Each call of `record` is a transaction of its own; on PostgreSQL as many at once as connections."""
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        await self._write([cleaned(entry) for entry in entries])
+        await self._write([Write([cleaned(entry) for entry in entries])])
 
 
 @dataclass(frozen=True)

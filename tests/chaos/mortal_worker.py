@@ -16,10 +16,11 @@ SQLite ledger may not grow.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
@@ -61,6 +62,16 @@ def _act(will: Will) -> None:
     _deeds.write(will, "continue")
 
 
+@contextlib.contextmanager
+def _moments_around(entries: Sequence[LedgerEntry]) -> Iterator[None]:
+    states = sorted({entry.transition.next_state.value for entry in entries})
+    for state in states:
+        _moment(f"before {state}")
+    yield
+    for state in states:
+        _moment(f"after {state}")
+
+
 class _MortalLedger(SqlLedger):
     def __init__(self, database_url: str) -> None:
         super().__init__(database_url)
@@ -69,12 +80,14 @@ class _MortalLedger(SqlLedger):
             sa.event.listen(engine, "begin", _limit_size)
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        states = {entry.transition.next_state.value for entry in entries}
-        for state in sorted(states):
-            _moment(f"before {state}")
-        await super().record(entries)
-        for state in sorted(states):
-            _moment(f"after {state}")
+        with _moments_around(entries):
+            await super().record(entries)
+
+    async def record_and_find_open(
+        self, entries: Sequence[LedgerEntry], task_id: str, run_id: str
+    ) -> frozenset[str]:
+        with _moments_around(entries):
+            return await super().record_and_find_open(entries, task_id, run_id)
 
     async def settle(self, settlement: Settlement) -> list[str]:
         _moment("before settled")

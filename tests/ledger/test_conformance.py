@@ -578,6 +578,37 @@ async def test_settling_a_run_leaves_open_what_it_spares(ledger: Ledger) -> None
     assert (await only(ledger, "spared")).state is WorkItemState.INITIALIZED
 
 
+async def test_a_write_tells_what_its_run_has_open(ledger: Ledger) -> None:
+    mine, observed = Life("mine\x00", lineage="1"), Life(observed_id("an attempt"), lineage="2")
+    await ledger.record([mine.initialized(), observed.initialized()])
+    await ledger.record([Life("next-run", run_id="another run").initialized()])
+    await ledger.record([Life("elsewhere", task_id="another task", run_id="its run").initialized()])
+    last = Life("last", lineage="3")
+
+    async def written(*entries: LedgerEntry) -> frozenset[str]:
+        return await ledger.record_and_find_open(entries, "task", "run")
+
+    assert await written(last.initialized(), last.started()) == {"mine\x00", "last"}
+    assert await written(last.completed("done")) == {"mine\x00"}
+    assert (await only(ledger, "last")).state is WorkItemState.COMPLETED
+    assert await written(mine.started(), mine.completed("done")) == frozenset()
+    assert await written() == frozenset()
+
+
+async def test_writes_at_the_same_time_are_each_told_about_their_own_run(ledger: Ledger) -> None:
+    lives = [Life(f"w{n}", task_id=f"task-{n % 3}", run_id=f"run-{n}") for n in range(9)]
+    found = await asyncio.gather(
+        *(ledger.record_and_find_open([one.initialized()], one.task_id, one.run_id) for one in lives)
+    )
+    assert found == [{one.id} for one in lives]
+
+
+async def test_a_refused_write_tells_nothing(ledger: Ledger) -> None:
+    with pytest.raises(LedgerConflict):
+        await ledger.record_and_find_open([Life("a").until(WorkItemState.STARTED)[-1]], "task", "run")
+    assert await all_ids(ledger) == []
+
+
 async def test_settling_twice_settles_nothing_more(ledger: Ledger) -> None:
     await ledger.record([Life("a").initialized()])
     assert await ledger.settle(SETTLEMENT) == ["a"]

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import LedgerConflict, LedgerUnavailable
-from tasquencer.sql.group_commit import GroupCommit
+from tasquencer.sql.group_commit import GroupCommit, Write
 from tests.ledger.stories import Life
 
 
@@ -21,7 +20,8 @@ class Transactions:
         self.errors = list(errors)
         self.release = asyncio.Event()
 
-    async def write(self, entries: Sequence[LedgerEntry]) -> None:
+    async def write(self, writes: Sequence[Write]) -> None:
+        entries = [entry for one in writes for entry in one.entries]
         self.ids.append([entry.work_item.id for entry in entries])
         await self.release.wait()
         if self.errors:
@@ -30,8 +30,8 @@ class Transactions:
             raise LedgerConflict("bad", "planted")
 
 
-def write_of(work_item_id: str) -> list[LedgerEntry]:
-    return [Life(work_item_id).initialized()]
+def write_of(work_item_id: str) -> Write:
+    return Write([Life(work_item_id).initialized()])
 
 
 async def added(transactions: Transactions, *ids: str) -> list[BaseException | None]:

@@ -52,6 +52,17 @@ class DeadlyLedger(SqlLedger):
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         """See the base class."""
         await super().record(entries)
+        await self._committed(entries)
+
+    async def record_and_find_open(
+        self, entries: Sequence[LedgerEntry], task_id: str, run_id: str
+    ) -> frozenset[str]:
+        """See the base class."""
+        found = await super().record_and_find_open(entries, task_id, run_id)
+        await self._committed(entries)
+        return found
+
+    async def _committed(self, entries: Sequence[LedgerEntry]) -> None:
         if await self._wanted(entries):
             os._exit(DEAD)
         completes = any(one.transition.next_state is WorkItemState.COMPLETED for one in entries)

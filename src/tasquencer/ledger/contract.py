@@ -87,6 +87,19 @@ class Ledger(ABC):
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         """Write the entries in one transaction. Raises `LedgerConflict` or `LedgerUnavailable`."""
 
+    async def record_and_find_open(
+        self, entries: Sequence[LedgerEntry], task_id: str, run_id: str
+    ) -> frozenset[str]:
+        """Write the entries like `record`, then return the ids of the work items that the run has open.
+
+        These are the work items that a run of a task has created and that have not ended, without observed
+        attempts.
+        """
+        await self.record(entries)
+        items = await self.work_items_of(task_id)
+        of_run = (item for item in items if item.run_id == run_id and not item.state.is_terminal)
+        return frozenset(item.id for item in of_run if not is_observed(item.id))
+
     async def supersessions(self, work_item_ids: Sequence[str]) -> dict[str, list[Supersession]]:
         """Return the supersessions of some work items, oldest first, by work item id. Most have none."""
         return {}
@@ -161,6 +174,7 @@ class Settlement(BaseModel):
         run_id: Only work items that this run of it has created.
         work_item_ids: Only these of them; None: all but observed attempts.
         spared: Not these, where `work_item_ids` is None.
+        only_looks: Cancel nothing. The task may continue, and only wants to know what is left open.
         at: When they end; aware.
         reason: Why, in one line.
     """
@@ -171,6 +185,7 @@ class Settlement(BaseModel):
     run_id: str
     work_item_ids: frozenset[str] | None = None
     spared: frozenset[str] = frozenset()
+    only_looks: bool = False
     at: AwareDatetime
     actor: str
     reason: str

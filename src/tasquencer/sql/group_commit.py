@@ -9,20 +9,35 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.errors import LedgerConflict
 
-__all__ = ["GroupCommit"]
+__all__ = ["GroupCommit", "Write"]
 
 _LARGEST_GROUP = 64
 """Writes in one transaction. A conflict among many makes all of them wait, so the group must not be large."""
 
 
 @dataclass(frozen=True)
-class _Waiting:
+class Write:
+    """One caller's write.
+
+    Attributes:
+        entries: The entries to write.
+        run: A task and a run of it whose open work items the caller wants to know. None: of none.
+        found_open: The ids of those work items after the group's entries.
+    """
+
     entries: Sequence[LedgerEntry]
+    run: tuple[str, str] | None = None
+    found_open: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    write: Write
     written: asyncio.Future[None]
 
 
@@ -30,21 +45,21 @@ class GroupCommit:
     """Executes writes one group after the other, each group in one transaction.
 
     Args:
-        write: Writes the entries in one transaction. If it raises, none of them was written.
+        write: Executes the writes in one transaction. If it raises, none of them was written.
     """
 
-    def __init__(self, write: Callable[[Sequence[LedgerEntry]], Awaitable[None]]) -> None:
+    def __init__(self, write: Callable[[Sequence[Write]], Awaitable[None]]) -> None:
         self._write = write
         self._waiting: deque[_Waiting] = deque()
         self._writer: asyncio.Task[None] | None = None
 
-    async def add(self, entries: Sequence[LedgerEntry]) -> None:
-        """Return after the entries are committed, or raise the error that prevented it.
+    async def add(self, write: Write) -> None:
+        """Return after the write is committed, or raise the error that prevented it.
 
         A write that the ledger refuses does not affect the others of its group. A caller that is cancelled
         while it waits cannot know whether its entries were written.
         """
-        waiting = _Waiting(entries, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(write, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_waiting())
@@ -68,7 +83,7 @@ class GroupCommit:
 
     async def _write_group(self, group: list[_Waiting]) -> None:
         try:
-            await self._write([entry for waiting in group for entry in waiting.entries])
+            await self._write([waiting.write for waiting in group])
         except LedgerConflict as conflict:
             if len(group) == 1:
                 _end(group[0], conflict)

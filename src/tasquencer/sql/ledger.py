@@ -17,7 +17,7 @@ from tasquencer.ledger.contract import Ledger, OpenWorkItem, Place, Settlement, 
 from tasquencer.ledger.rules import Supersession
 from tasquencer.sql.batches import SqlBatches
 from tasquencer.sql.databases import SqliteDatabase, Trouble, database_at
-from tasquencer.sql.group_commit import GroupCommit
+from tasquencer.sql.group_commit import GroupCommit, Write
 from tasquencer.sql.migrate import check_schema, upgrade_database
 from tasquencer.sql.reading import (
     domain_records_in,
@@ -29,7 +29,7 @@ from tasquencer.sql.reading import (
 from tasquencer.sql.schema import ai_jobs
 from tasquencer.sql.superseding import supersessions_in
 from tasquencer.sql.task_listing import TaskFilter, TaskSummary, tasks_in
-from tasquencer.sql.writing import settle, taken_attempt, write
+from tasquencer.sql.writing import find_open, settle, taken_attempt, write
 
 __all__ = ["SqlLedger"]
 
@@ -107,7 +107,15 @@ class SqlLedger(Ledger):
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         """See `Ledger.record`."""
         if entries:
-            await self._commits.add([cleaned(entry) for entry in entries])
+            await self._commits.add(Write([cleaned(entry) for entry in entries]))
+
+    async def record_and_find_open(
+        self, entries: Sequence[LedgerEntry], task_id: str, run_id: str
+    ) -> frozenset[str]:
+        """See `Ledger.record_and_find_open`. This is one transaction."""
+        write = Write([cleaned(entry) for entry in entries], (task_id, run_id))
+        await self._commits.add(write)
+        return frozenset(write.found_open)
 
     async def settle(self, settlement: Settlement) -> list[str]:
         """See `Ledger.settle`."""
@@ -154,16 +162,20 @@ class SqlLedger(Ledger):
         """See `Ledger.holder`."""
         return await self._read(lambda connection: holder_in(connection, work_item_id))
 
-    async def _write(self, entries: Sequence[LedgerEntry]) -> None:
+    async def _write(self, writes: Sequence[Write]) -> None:
+        entries = [entry for one in writes for entry in one.entries]
+
+        def work(connection: sa.Connection) -> None:
+            write(connection, entries, self._domain_tables)
+            find_open(connection, writes)
+
         async def check_attempts() -> None:
             taken = await self._read(lambda connection: taken_attempt(connection, entries))
             if taken is not None:
                 raise taken
 
         try:
-            await self._change(
-                lambda connection: write(connection, entries, self._domain_tables), check_attempts
-            )
+            await self._change(work, check_attempts)
         except _Refused as refused:
             raise self._refusal(entries, refused.error) from refused.error
 

@@ -12,7 +12,16 @@ from pydantic_core import to_jsonable_python
 
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
 from tasquencer.ledger.contract import OpenWorkItem, Place, WorkItemFilter
-from tasquencer.sql.schema import is_canceled, is_failed, is_open, work_item_transitions, work_items
+from tasquencer.sql.prepared import rows_of
+from tasquencer.sql.schema import (
+    Id,
+    is_canceled,
+    is_failed,
+    is_open,
+    unescaped,
+    work_item_transitions,
+    work_items,
+)
 from tasquencer.sql.writing import PARAMETERS
 
 __all__ = [
@@ -70,12 +79,16 @@ def work_items_in(connection: sa.Connection, wanted: WorkItemFilter) -> list[Wor
     return [WorkItem.model_validate(dict(row)) for row in rows]
 
 
+_HOLDER = sa.select(work_items.c.task_id, work_items.c.state).where(
+    work_items.c.id == sa.bindparam("id", type_=Id())
+)
+
+
 def holder_in(connection: sa.Connection, work_item_id: str) -> tuple[str, WorkItemState] | None:
     """Return the task and the state of a work item, if it exists."""
-    columns = work_items.c
-    query = sa.select(columns.task_id, columns.state).where(columns.id == work_item_id)
-    row = connection.execute(query).first()
-    return None if row is None else (row.task_id, WorkItemState(row.state))
+    for task_id, state in rows_of(connection, _HOLDER, [work_item_id]):
+        return unescaped(task_id), WorkItemState(state)
+    return None
 
 
 def open_work_items_query(

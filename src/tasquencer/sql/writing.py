@@ -18,14 +18,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tasquencer.core.entries import DomainRecord, LedgerEntry
 from tasquencer.core.errors import LedgerConflict
+from tasquencer.core.observed import is_observed
 from tasquencer.core.work_item import DelayReason, Transition, WorkItem, WorkItemState
 from tasquencer.ledger.contract import Settlement
 from tasquencer.ledger.rules import Supersession, as_recorded, check_owner, follows, judge
+from tasquencer.sql.group_commit import Write
 from tasquencer.sql.prepared import execute_many, rows_of
 from tasquencer.sql.schema import Id, is_open, unescaped, work_item_transitions, work_items
 from tasquencer.sql.superseding import held_of, make_room, put_in_place
 
-__all__ = ["PARAMETERS", "settle", "taken_attempt", "write"]
+__all__ = ["PARAMETERS", "find_open", "settle", "taken_attempt", "write"]
 
 PARAMETERS = 1_000
 """The maximum number of values in one `IN (…)`. SQLite takes 32,766, PostgreSQL 32,767."""
@@ -48,6 +50,13 @@ def _log(ids: int) -> sa.Select[tuple[str, int, str, str]]:
     task_id = work_items.c.task_id
     query = sa.select(columns.work_item_id, columns.sequence, columns.next_state, task_id)
     return query.join(work_items, work_items.c.id == columns.work_item_id).where(wanted)
+
+
+@functools.cache
+def _open_of(tasks: int) -> sa.Select[tuple[str, str, str]]:
+    columns = work_items.c
+    wanted = columns.task_id.in_([sa.bindparam(str(number), type_=Id()) for number in range(tasks)])
+    return sa.select(columns.task_id, columns.run_id, columns.id).where(wanted, is_open)
 
 
 @functools.cache
@@ -100,6 +109,19 @@ def write(
         if ids:
             execute_many(connection, _update(columns), [_row(plan.changed[key]) for key in sorted(ids)])
     _write_records(connection, plan.records, domain_tables)
+
+
+def find_open(connection: sa.Connection, writes: Sequence[Write]) -> None:
+    """Fill in `found_open` of the writes that ask for it, within the connection's transaction."""
+    asking = [one for one in writes if one.run is not None]
+    found: dict[tuple[str, str], set[str]] = {}
+    tasks = _padded(sorted({one.run[0] for one in asking if one.run is not None}))
+    for task_id, run_id, key in rows_of(connection, _open_of(len(tasks)), tasks) if tasks else ():
+        if not is_observed(key):
+            found.setdefault((unescaped(task_id), unescaped(run_id)), set()).add(unescaped(key))
+    for one in asking:
+        one.found_open.clear()
+        one.found_open.update(found.get(one.run or ("", ""), ()))
 
 
 def settle(
@@ -168,14 +190,17 @@ def _logs(
     logs: dict[str, dict[int, WorkItemState]] = {key: {} for key in ids}
     owners: dict[str, str] = {}
     for first in range(0, len(ids), PARAMETERS):
-        some = list(ids[first : first + PARAMETERS])
-        # Round up to a power of two and repeat the last id, so that few statements serve all sizes.
-        places = 1 << (len(some) - 1).bit_length()
-        some += some[-1:] * (places - len(some))
-        for key, sequence, state, task_id in rows_of(connection, _log(places), some):
+        some = _padded(ids[first : first + PARAMETERS])
+        for key, sequence, state, task_id in rows_of(connection, _log(len(some)), some):
             logs[unescaped(key)][sequence] = WorkItemState(state)
             owners[unescaped(key)] = unescaped(task_id)
     return logs, owners
+
+
+def _padded(ids: Sequence[str]) -> list[str]:
+    """Return the ids, with the last one repeated up to a power of two. So few statements serve all sizes."""
+    places = 1 << (len(ids) - 1).bit_length()
+    return [*ids, *[ids[-1]] * (places - len(ids))] if ids else []
 
 
 def _place(

@@ -36,7 +36,15 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, Workflo
 from tasquencer.temporal.bookkeeping import RECORD
 from tasquencer.temporal.run_status import Status, status_of
 
-__all__ = ["Behaviour", "behaves", "guarded", "is_new_run_due", "report_bug", "workflow_task_began"]
+__all__ = [
+    "Behaviour",
+    "activation_number",
+    "behaves",
+    "guarded",
+    "is_new_run_due",
+    "report_bug",
+    "workflow_task_began",
+]
 
 _EXTERN = "tasquencer_activations"
 
@@ -74,6 +82,15 @@ def workflow_task_began() -> datetime:
     """Return when the current workflow task began, by Temporal's clock (aware UTC)."""
     guard = _current()
     return workflow.now() if guard is None else guard.began
+
+
+def activation_number() -> int | None:
+    """Return a number that changes whenever the run gets news: an event, or the result of a local activity.
+
+    It counts for one worker only. Compare it, and never store it. None: the worker's runner has no guard.
+    """
+    guard = _current()
+    return None if guard is None else guard.activations
 
 
 def is_new_run_due() -> bool:
@@ -142,6 +159,7 @@ class _Guard:
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
         self.suggests_new_run = False
+        self.activations = 0
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False
         self._seen: _Place | None = None
@@ -208,6 +226,7 @@ class _Guard:
             parts = [list(activation.jobs)]
         completions: list[WorkflowActivationCompletion] = []
         for jobs in parts:
+            self.activations += 1
             self._look_for_suggestion(activation, jobs)
             completions.append(self._activate(_with_jobs(activation, jobs)))
             if completions[-1].HasField("failed"):

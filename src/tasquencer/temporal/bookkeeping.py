@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from pydantic import BaseModel, ConfigDict
 from temporalio import activity
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.common import RetryPolicy
@@ -29,6 +30,7 @@ __all__ = [
     "RECORD_TIMEOUT",
     "REFUSED",
     "Bookkeeping",
+    "Look",
     "already_ended",
     "refused_work_item",
 ]
@@ -76,6 +78,20 @@ _DESCRIBE_TIMEOUT = timedelta(seconds=2)
 _log = logging.getLogger(__name__)
 
 
+class Look(BaseModel):
+    """The result of a write with a settlement that only looks.
+
+    Attributes:
+        slow: As without a look.
+        left: Whether the run has left work items open that the settlement covers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    slow: bool
+    left: bool
+
+
 class Bookkeeping:
     """Writes the decisions of tasks. One per worker.
 
@@ -88,8 +104,10 @@ class Bookkeeping:
         self._down = False
 
     @activity.defn(name=RECORD)
-    async def record(self, entries: Sequence[LedgerEntry], settlement: Settlement | None = None) -> bool:
-        """Write the entries, then settle. Return whether that was slow, including earlier tries.
+    async def record(
+        self, entries: Sequence[LedgerEntry], settlement: Settlement | None = None
+    ) -> bool | Look:
+        """Write the entries, then settle or look. Return whether that was slow, including earlier tries.
 
         A refusal is final. Outages and bugs are retried. Nothing is written for a run that has ended: a
         worker replays such a run for a query, and then executes what its last workflow task did not reach.
@@ -105,7 +123,7 @@ class Bookkeeping:
             )
         try:
             async with asyncio.timeout(_PATIENCE.total_seconds()):
-                await self._write(entries, settlement)
+                left = await self._write(entries, settlement)
         except LedgerConflict as conflict:
             raise ApplicationError(
                 str(conflict), conflict.work_item_id, type=REFUSED, non_retryable=True
@@ -119,12 +137,19 @@ class Bookkeeping:
         if self._down:
             self._down = False
             _log.warning("the ledger can be written again")
-        return activity.info().attempt > 1 or time.monotonic() - begin > _SLOW_SECONDS
+        slow = activity.info().attempt > 1 or time.monotonic() - begin > _SLOW_SECONDS
+        return slow if left is None else Look(slow=slow, left=left)
 
-    async def _write(self, entries: Sequence[LedgerEntry], settlement: Settlement | None) -> None:
-        await self._ledger.record([_with_worker(entry) for entry in entries])
+    async def _write(self, entries: Sequence[LedgerEntry], settlement: Settlement | None) -> bool | None:
+        """Return whether a look has found something that the settlement covers. None: there was no look."""
+        entries = [_with_worker(entry) for entry in entries]
+        if settlement is not None and settlement.only_looks:
+            found = await self._ledger.record_and_find_open(entries, settlement.task_id, settlement.run_id)
+            return any(settlement.covers(known) for known in found)
+        await self._ledger.record(entries)
         if settlement is not None:
             await self._ledger.settle(settlement)
+        return None
 
 
 def already_ended(error: BaseException | None) -> LedgerEntry | None:

@@ -88,9 +88,9 @@ class FailureConverter(DefaultFailureConverter):
         self, exception: BaseException, payload_converter: BasePayloadConverter, failure: Failure
     ) -> None:
         """See the base class."""
-        super().to_failure(exception, payload_converter, failure)
         if isinstance(exception, ApplicationError) and exception.category is ApplicationErrorCategory.BENIGN:
-            failure.ClearField("stack_trace")
+            exception.__traceback__ = None  # formatting it takes longer than the rest of the conversion
+        super().to_failure(exception, payload_converter, failure)
 
 
 data_converter = DataConverter(

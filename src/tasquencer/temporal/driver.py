@@ -5,14 +5,14 @@ workflow continues, that is before a durable sleep begins, before an activity is
 task ends.
 
 A worker may die between a write and the end of its workflow task. Then the ledger holds decisions that are in
-no
-history, and the next worker decides again:
+no history, and the next worker decides again:
 
 - The ledger skips equal decisions, and replaces an earlier decision by a different later one
 (`tasquencer.ledger.rules`).
 - An action that ends a work item waits until it is in the history (`news`), and an outcome counts before a
 cancellation that came with it.
-- When the task ends, `Ledger.settle` cancels work items that only the lost workflow task had begun.
+- When the task ends, `Ledger.settle` cancels work items that only the lost workflow task had begun, unless
+the write of the last outcome has found none.
 """
 
 from __future__ import annotations

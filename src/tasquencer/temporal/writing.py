@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -17,12 +18,13 @@ from tasquencer.core.task_state import TASK_ACTOR, TaskState
 from tasquencer.core.wording import record_label
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Settlement
-from tasquencer.temporal.activations import workflow_task_began
+from tasquencer.temporal.activations import Behaviour, activation_number, behaves, workflow_task_began
 from tasquencer.temporal.bookkeeping import (
     LOCAL_RETRY_THRESHOLD,
     RECORD,
     RECORD_RETRY,
     RECORD_TIMEOUT,
+    Look,
     already_ended,
     refused_work_item,
 )
@@ -33,6 +35,9 @@ __all__ = ["CANCELED", "Writing"]
 
 CANCELED = "the task was canceled"
 """The reason for the end of a canceled task's open work items."""
+
+_RESULT: Any = bool | Look
+"""The type of the result of a write."""
 
 _HANDOVER_STEPS = 4
 """Turns of the loop from the end of one work item to the start of the one that gets its place."""
@@ -54,6 +59,7 @@ class Writing:
         self._batch: asyncio.Task[None] | None = None
         self._must_settle = False
         self._has_settled = False
+        self._nothing_left_at: int | None = None
         self._started_by: dict[str, str] = {}
 
     def started_by(self, work_item_id: str) -> str:
@@ -67,7 +73,14 @@ class Writing:
 
     def settle(self) -> None:
         """Make the last write settle work items that are in the ledger but not in the state."""
-        self._must_settle = self._state.has_entries or not self._has_settled
+        self._must_settle = self._state.has_entries or not (self._has_settled or self._has_just_looked())
+
+    def _has_just_looked(self) -> bool:
+        """Return whether the last write has found nothing to settle, and the run has had no news since.
+
+        Without news it has decided nothing since that a lost workflow task could have written.
+        """
+        return self._nothing_left_at is not None and self._nothing_left_at == activation_number()
 
     async def flush(self) -> None:
         """Return when every transition so far is in the ledger.
@@ -95,9 +108,9 @@ class Writing:
                 for _ in range(_HANDOVER_STEPS):
                     await asyncio.sleep(0)
             entries = self._state.take_entries()
-            settlement = self._settlement()
+            settlement = self._settlement() or self._look(entries)
             slow = await self._record(entries, settlement)
-            if slow and settlement is None:
+            if slow and (settlement is None or settlement.only_looks):
                 await self._news()
         finally:
             self._batch = None
@@ -132,7 +145,15 @@ class Writing:
                     raise BookkeepingRefused(str(cause)) from error
             else:
                 self._note_run(run_of(slow), entries)
-                return received(slow, bool)
+                return self._slow(received(slow, _RESULT))
+
+    def _slow(self, result: bool | Look | None) -> bool:
+        """Return whether the write was slow, and note what its look has found."""
+        if not isinstance(result, Look):
+            return bool(result)  # None in histories of earlier releases
+        if not result.left:
+            self._nothing_left_at = activation_number()
+        return result.slow
 
     def _note_run(self, run: str | None, entries: list[LedgerEntry]) -> None:
         if run is None or run == workflow.info().run_id:
@@ -145,8 +166,21 @@ class Writing:
         """Return the settlement for the next write. There is none unless the task ends with it."""
         self._has_settled = self._must_settle or self._state.verdict is Verdict.FAIL
         self._must_settle = False
-        if not self._has_settled:
+        return self._settlement_of_now() if self._has_settled else None
+
+    def _look(self, entries: list[LedgerEntry]) -> Settlement | None:
+        """Return what to look for with the next write, if the task may end with it.
+
+        If nothing is found and the task ends right after it, the task needs no settlement of its own.
+        """
+        ends = any(entry.transition.next_state.is_terminal for entry in entries)
+        if not ends or self._state.open_work_items() or others_open(self._state):
             return None
+        if not behaves(Behaviour.RESULTS_ONE_BY_ONE):
+            return None  # news might come together with the look
+        return self._settlement_of_now().model_copy(update={"only_looks": True})
+
+    def _settlement_of_now(self) -> Settlement:
         return Settlement(
             task_id=self._state.task_id,
             run_id=workflow.info().run_id,

@@ -121,6 +121,16 @@ class MortalLedger(SqlLedger):
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
         await super().record(entries)
+        self._committed(entries)
+
+    async def record_and_find_open(
+        self, entries: Sequence[LedgerEntry], task_id: str, run_id: str
+    ) -> frozenset[str]:
+        found = await super().record_and_find_open(entries, task_id, run_id)
+        self._committed(entries)
+        return found
+
+    def _committed(self, entries: Sequence[LedgerEntry]) -> None:
         for state in sorted({entry.transition.next_state.value for entry in entries}):
             self._mortal.moment(f"after {state}")
 
