@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from tasquencer.core.errors import WrongSetting
 
@@ -27,6 +28,7 @@ __all__ = [
     "key_problem",
     "named_setting",
     "problems_in",
+    "secrets_in",
 ]
 
 DATA_CONVERTER = "TASQ_DATA_CONVERTER"
@@ -53,6 +55,16 @@ def clean(environment: MutableMapping[str, str]) -> None:
             del environment[name]
         elif kept[name] != value:
             environment[name] = kept[name]
+
+
+def secrets_in(environment: Mapping[str, str]) -> list[str]:
+    """Return the secrets of the ledger and of Temporal. Those of providers are in `Endpoints`."""
+    known = cleaned(environment)
+    try:
+        password = unquote(urlsplit(known.get("TASQ_DATABASE_URL", "")).password or "")
+    except ValueError:  # the ledger refuses the URL
+        password = ""
+    return [password, known.get("TEMPORAL_API_KEY", ""), known.get("TEMPORAL_CODEC_AUTH", "")]
 
 
 def _is_setting(name: str) -> bool:

@@ -16,6 +16,8 @@ from temporalio.testing import ActivityEnvironment
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.provider.client import make_client
+from tasquencer.ai.provider.directory import Endpoint
+from tasquencer.ai.provider.exchange import Providers
 from tasquencer.ai.provider.prices import Price
 from tasquencer.ai.timeouts import CALL_MARGIN
 from tasquencer.core.failure import Failure
@@ -55,10 +57,13 @@ async def activities_for(
 ) -> AsyncIterator[AiCalls]:
     async with (
         make_client(api_key=key, base_url=base_url) as client,
-        AiCalls(client, MODEL, price) as calls,
+        AiCalls(client, MODEL, price, providers=_providers) as calls,
     ):
-        calls._endpoints.default = replace(calls._endpoints.default, api=Interface.api)
         yield calls
+
+
+def _providers(default: Endpoint) -> Providers:
+    return Providers(replace(default, api=Interface.api))
 
 
 def environment(limit_seconds: float = PATIENCE_SECONDS, **info: Any) -> ActivityEnvironment:

@@ -22,6 +22,7 @@ from temporalio.exceptions import ApplicationError
 
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.provider.client import make_client, output_limit_field
+from tasquencer.ai.provider.exchange import Providers
 from tasquencer.ai.provider.requests import chat_body
 from tasquencer.ai.request import AiAgentRequest
 from tasquencer.ai.timeouts import CALL_MARGIN, call_limit
@@ -272,7 +273,7 @@ async def test_a_bug_is_a_failure_of_its_own_that_is_logged_and_not_retried(
     async def broken(*args: object, **kwargs: object) -> Mapping[str, object]:
         raise ZeroDivisionError(f"with {KEY}")
 
-    monkeypatch.setattr(AiCalls, "_exchange", broken)
+    monkeypatch.setattr(Providers, "exchange", broken)
     with caplog.at_level(logging.ERROR, logger=activity.logger.name):
         failure = await failure_of("http://127.0.0.1:1/v1")
     assert (failure.kind, failure.transient, failure.outcome_unknown) == ("unexpected", False, True)

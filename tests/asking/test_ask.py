@@ -291,11 +291,11 @@ class SlowCalls(ScriptedCalls):
     """Never answers the question "slow"."""
 
     def __init__(self) -> None:
-        super().__init__(lambda job: f"{job.prompt} answer")
+        super().__init__(self._answer)
         self.under_way = asyncio.Event()
 
-    async def _exchange(self, job: AiJob, *rest: Any) -> Any:
+    async def _answer(self, job: AiJob) -> str:
         if "slow" in job.prompt:
             self.under_way.set()
             await asyncio.Event().wait()
-        return await super()._exchange(job, *rest)
+        return f"{job.prompt} answer"

@@ -15,6 +15,7 @@ from tasquencer.ai.tool_calls import ToolCall, ToolOptions
 from tasquencer.ai.tools import ToolContext, ToolError, by_name
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.ledger.contract import Ledger
+from tasquencer.temporal.supervision import Supervision
 from tasquencer.temporal.tool_activity import ToolActivity
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
@@ -94,7 +95,8 @@ def tool_activity() -> Callable[..., Any]:
         """Wait for ever."""
         await asyncio.Event().wait()
 
-    return ToolActivity(by_name([look_up, refund, wait]), Redactor, timedelta(milliseconds=50)).call_tool
+    supervision = Supervision(timedelta(milliseconds=50))
+    return ToolActivity(by_name([look_up, refund, wait]), Redactor, supervision).call_tool
 
 
 async def _approving(tasks: Tasks, handle: Handle) -> None:

@@ -481,7 +481,7 @@ async def test_a_worker_that_is_killed_costs_one_attempt(
             str(tmp_path),
         ]
         client = await Client.connect(dev_server.address)
-        request = ASK | {"tools": ["look_up"], "heartbeat_timeout_seconds": 1}
+        request = ASK | {"tools": ["look_up"], "heartbeat_timeout_seconds": 3}
         first = ChildProcess("worker", arguments)
         second: ChildProcess | None = None
         try:

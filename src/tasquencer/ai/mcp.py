@@ -21,9 +21,19 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
+from tasquencer.ai.provider.redaction import Redactor, secret_values
 from tasquencer.ai.provider.reply import nests_too_deeply
 from tasquencer.ai.tool_calls import ToolOptions
 from tasquencer.ai.tools import ToolContext, ToolError, ToolSource, as_result
@@ -46,6 +56,7 @@ _SCHEMA_BYTES = 64 * 1024
 """Limits for what a server says about its tools: all of it goes out with each request."""
 
 _CONNECT_SECONDS = 30.0
+_HARMLESS_HEADERS = frozenset({"accept", "accept-language", "content-type", "user-agent"})
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -74,12 +85,32 @@ class McpSettings(BaseModel):
     url: str | None = None
     headers: dict[str, str] = Field(default_factory=dict)
     options: ToolOptions = ToolOptions()
+    _secret_variables: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be recorded of them: see `docs/guides/tools.md`."""
+        known = (
+            *(value for name, value in self.headers.items() if name.lower() not in _HARMLESS_HEADERS),
+            *secret_values(self.env or {}),
+            *_secrets_in_url(self.url or ""),
+            *self._secret_variables,
+        )
+        return tuple(secret for secret in known if secret)
 
     @model_validator(mode="after")
     def _is_reached_in_one_way(self) -> McpSettings:
         if (self.command is None) == (self.url is None):
             raise ValueError("needs either command or url")
         return self
+
+
+def _secrets_in_url(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # the connection fails with it
+        return []
+    return [unquote(parts.password or ""), *secret_values(dict(parse_qsl(parts.query)))]
 
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,32}$")]
@@ -101,10 +132,13 @@ def read_servers(environment: Mapping[str, str]) -> dict[str, McpSettings]:
     try:
         text = Path(name).read_text("utf-8")
         whole = _File.model_validate_json(_with_variables(text, environment))
+        used = {found[1]: environment[found[1]] for found in _VARIABLE.finditer(text)}
     except ValidationError as error:
         raise WrongSetting(MCP_SERVERS, f"{name!r}: {'; '.join(problems_of(error))}") from None
     except (OSError, ValueError) as error:
         raise WrongSetting(MCP_SERVERS, f"{name!r} cannot be read: {error}") from None
+    for settings in whole.mcpServers.values():
+        settings._secret_variables = tuple(secret_values(used))
     return whole.mcpServers
 
 
@@ -146,8 +180,9 @@ class _Server:
             await self.client()
         except ImportError:
             raise McpServerFailed(self.name, "install 'tasquencer[mcp]'") from None
-        except Exception as error:
-            raise McpServerFailed(self.name, f"cannot be reached: {_cause(error)}") from error
+        except Exception as error:  # noqa: BLE001 - its text may hold secrets
+            clean = Redactor.of(others=self.settings.secrets)
+            raise McpServerFailed(self.name, clean(f"cannot be reached: {_cause(error)}")) from None
         return self
 
     async def __aexit__(self, *raised: object) -> None:

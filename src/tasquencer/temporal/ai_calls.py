@@ -13,14 +13,13 @@ import math
 import os
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 from uuid import uuid4
 
-import httpx2
 import openai
 from pydantic import JsonValue
 from temporalio import activity
@@ -29,27 +28,22 @@ from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.mcp import McpSettings, mcp_tools, read_servers
 from tasquencer.ai.provider.answers import judge, unfit
-from tasquencer.ai.provider.body import ACCEPTED_ENCODING
 from tasquencer.ai.provider.classify import classify
-from tasquencer.ai.provider.client import client_from, guard, output_limit_field, read_reply
-from tasquencer.ai.provider.directory import DEFAULT_PROVIDER, Endpoint, Endpoints, named_providers
+from tasquencer.ai.provider.client import client_from, guard
+from tasquencer.ai.provider.directory import DEFAULT_PROVIDER, Endpoint, named_providers
+from tasquencer.ai.provider.exchange import Providers, Question
 from tasquencer.ai.provider.prices import Price, own_prices, price_list
 from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.reply import Reply
-from tasquencer.ai.provider.requests import chat_body, responses_body
 from tasquencer.ai.provider.schemas import SchemaChecks
 from tasquencer.ai.timeouts import call_limit
 from tasquencer.ai.tools import ToolSource, by_name, checked, offered, tool_fields
 from tasquencer.core.errors import TasquencerError
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.ledger.contract import Ledger
-from tasquencer.settings import DEFAULT_MODEL
-from tasquencer.temporal.authority import only_for_started
-from tasquencer.temporal.cancels import heartbeat_interval
-from tasquencer.temporal.failures import AI_CALL, as_application_error
-from tasquencer.temporal.heartbeats import heartbeats
-from tasquencer.temporal.only_once import CALLED, is_second_run, second_run
-from tasquencer.temporal.pauses import through_pauses
+from tasquencer.settings import DEFAULT_MODEL, secrets_in
+from tasquencer.temporal.failures import AI_CALL
+from tasquencer.temporal.supervision import Supervision
 from tasquencer.temporal.tool_activity import ToolActivity
 
 __all__ = ["HEARTBEAT_INTERVAL", "AiCalls", "ClientRetries"]
@@ -61,9 +55,6 @@ the same interval."""
 
 _QUICKLY_JUDGED = 64 * 1024
 """A body of at most this number of bytes is judged faster than a thread starts."""
-
-CONNECT_LIMIT = timedelta(seconds=10)
-"""The time limit for the connection, which is shorter than that for the answer."""
 
 
 class ClientRetries(TasquencerError):
@@ -96,6 +87,7 @@ class AiCalls:
         tools: What models may call: functions with type hints and a docstring, see `tasquencer.ai.tool`.
         mcp_servers: Servers whose tools models may call, too, by name. None: those in the file that
             `TASQ_MCP_SERVERS` names, see `tasquencer.ai.mcp`.
+        providers: Makes the worker's providers from the default one. Tests give another, see `ScriptedCalls`.
 
     Raises:
         ClientRetries: the client would retry.
@@ -110,34 +102,37 @@ class AiCalls:
         heartbeat_interval: timedelta = HEARTBEAT_INTERVAL,
         tools: Iterable[ToolSource | Callable[..., Any]] = (),
         mcp_servers: Mapping[str, McpSettings] | None = None,
+        providers: Callable[[Endpoint], Providers] = Providers,
     ) -> None:
         if client is not None and client.max_retries != 0:
             raise ClientRetries(client.max_retries)
         self._given_client = client
         self._default_model = default_model or os.environ.get("TASQ_MODEL") or DEFAULT_MODEL
         self._given_price = price
-        self._heartbeat_interval = heartbeat_interval
+        self._make_providers = providers
+        self._supervision = Supervision(heartbeat_interval)
         self._schema_checks = SchemaChecks()
-        self._ledger: Ledger | None = None
         self._tools = dict(by_name(tools))
         self._mcp_servers = mcp_servers
-        self._tool_activity = ToolActivity(self._tools, lambda: Redactor.of(self._client), heartbeat_interval)
-        self._grace_period = timedelta(0)
-        self._pushed = False
+        self._other_secrets: list[str] = []
+        self._tool_activity = ToolActivity(self._tools, self._redactor, self._supervision)
         self._closing = contextlib.AsyncExitStack()
         if client is not None:
             self._use(client)
 
     def _use(self, client: openai.AsyncOpenAI) -> None:
-        self._client = guard(client)
         price = self._given_price or price_list(str(client.base_url), own_prices(os.environ))
-        self._endpoints = Endpoints(
-            Endpoint(DEFAULT_PROVIDER, self._client, price, default_model=self._default_model)
+        self._providers = self._make_providers(
+            Endpoint(DEFAULT_PROVIDER, guard(client), price, default_model=self._default_model)
         )
+
+    def _redactor(self) -> Redactor:
+        """Return what removes all secrets that the worker knows."""
+        return self._providers.redactor(self._other_secrets)
 
     def check_in(self, ledger: Ledger) -> None:
         """Make calls only for work items that this ledger holds as started. The plugin calls this."""
-        self._ledger = self._tool_activity.ledger = ledger
+        self._supervision.ledger = ledger
 
     @property
     def activities(self) -> list[Callable[..., Awaitable[Any]]]:
@@ -146,24 +141,21 @@ class AiCalls:
 
     def stops_within(self, grace_period: timedelta) -> None:
         """Set how long a call may still run after its worker began to stop. The plugin calls this."""
-        self._grace_period = self._tool_activity.grace_period = grace_period
+        self._supervision.grace_period = grace_period
 
     def cancels_are_pushed(self, pushed: bool) -> None:
         """Note whether the server pushes cancels, which makes most heartbeats needless."""
-        self._pushed = self._tool_activity.pushed = pushed
-
-    def _interval(self) -> timedelta:
-        timeout = activity.info().heartbeat_timeout
-        return heartbeat_interval(self._heartbeat_interval, timeout, pushed=self._pushed)
+        self._supervision.pushed = pushed
 
     async def __aenter__(self) -> Self:
+        self._other_secrets = secrets_in(os.environ)
         await self._closing.enter_async_context(self._schema_checks)
         await self._offer_tools_of_servers()
         if self._given_client is None:
             self._use(await self._closing.enter_async_context(client_from(os.environ)))
         for name, entry in named_providers(os.environ).items():
             price = self._given_price or price_list(entry.base_url, own_prices(os.environ))
-            endpoint = self._endpoints.add(name, entry, os.environ, price)
+            endpoint = self._providers.add(name, entry, os.environ, price)
             self._closing.push_async_callback(endpoint.client.close)
         return self
 
@@ -171,6 +163,7 @@ class AiCalls:
         servers = read_servers(os.environ) if self._mcp_servers is None else self._mcp_servers
         if not servers:
             return
+        self._other_secrets += [secret for one in servers.values() for secret in one.secrets]
         theirs = await self._closing.enter_async_context(mcp_tools(servers))
         whole = by_name([*self._tools.values(), *theirs])
         added = whole.keys() - self._tools.keys()
@@ -195,38 +188,22 @@ class AiCalls:
             ApplicationError: of the failure's kind, with the `Failure` as its detail. `NotAllowed` for a
             caller whose work item is not started.
         """
-        outcome = await through_pauses(
-            self._checked_attempt(job), interval=self._heartbeat_interval, grace_period=self._grace_period
-        )
-        if isinstance(outcome, Failure):
-            # Not raised within `except`, because the history would keep the cause, with all its quotes.
-            raise as_application_error(outcome, is_final=True)
-        return outcome
+        return await self._supervision.run(partial(self._attempt, job))
 
-    async def _checked_attempt(self, job: AiJob) -> AiAnswer | Failure:
-        if self._ledger is not None:
-            async with heartbeats(self._interval(), begins_with_one=False):
-                await only_for_started(self._ledger)
-        return second_run() if is_second_run() else await self._attempt(job, activity.info())
-
-    async def _attempt(self, job: AiJob, info: activity.Info) -> AiAnswer | Failure:
-        endpoint, model = self._endpoint(job.model)
+    async def _attempt(self, job: AiJob) -> AiAnswer | Failure:
+        endpoint, model = self._providers.find(job.model)
         if model is None:
             problem = f"model: the provider {endpoint.name!r} has no default model, name one"
             return Failure.of(FailureKind.INVALID_REQUEST, problem)
-        outcome = await self._asked(job, endpoint, model, info)
+        outcome = await self._asked(job, endpoint, model)
         if isinstance(outcome, Failure) and job.fallback_models:
-            following, _ = self._endpoint(job.fallback_models[0])
+            following, _ = self._providers.find(job.fallback_models[0])
             known: dict[str, JsonValue] = {"provider": endpoint.name, "next_provider": following.name}
             return outcome.model_copy(update={"details": outcome.details | known})
         return outcome
 
-    def _endpoint(self, model: str | None) -> tuple[Endpoint, str | None]:
-        return self._endpoints.find(model)
-
-    async def _asked(
-        self, job: AiJob, endpoint: Endpoint, model: str, info: activity.Info
-    ) -> AiAnswer | Failure:
+    async def _asked(self, job: AiJob, endpoint: Endpoint, model: str) -> AiAnswer | Failure:
+        info = activity.info()
         try:
             tools = offered(job.tools or [], self._tools)
         except ValueError as unknown:
@@ -236,26 +213,27 @@ class AiCalls:
         begin = time.monotonic()
         latency = None
         try:
-            async with heartbeats(self._interval(), CALLED, begins_with_one=not self._pushed):
-                problem = await self._problem_of_schema(job)
-                if problem is not None:
-                    return Failure.of(FailureKind.INVALID_REQUEST, problem, model=model)
-                async with self._place(endpoint, seconds) as has_place:
-                    if has_place:
-                        reply = await self._exchange(job, endpoint, model, info.activity_id, seconds, tools)
-                    else:
-                        reply = _without_a_place(endpoint)
-                latency = time.monotonic() - begin
-                # The time until Temporal gives up on the activity, and a second for the transport.
-                whole = info.start_to_close_timeout
-                left = None if whole is None else max(1.0, whole.total_seconds() - latency - 1)
-                if isinstance(reply, Failure):
-                    outcome: AiAnswer | Failure = reply
+            problem = await self._problem_of_schema(job)
+            if problem is not None:
+                return Failure.of(FailureKind.INVALID_REQUEST, problem, model=model)
+            async with self._place(endpoint, seconds) as has_place:
+                if has_place:
+                    offering = tool_fields(job, tools) if tools else {}
+                    question = Question(job, endpoint, model, info.activity_id, seconds, offering)
+                    reply = await self._providers.exchange(question)
                 else:
-                    outcome = await self._judge(reply, job, endpoint, model, left)
+                    reply = _without_a_place(endpoint)
+            latency = time.monotonic() - begin
+            # The time until Temporal gives up on the activity, and a second for the transport.
+            whole = info.start_to_close_timeout
+            left = None if whole is None else max(1.0, whole.total_seconds() - latency - 1)
+            if isinstance(reply, Failure):
+                outcome: AiAnswer | Failure = reply
+            else:
+                outcome = await self._judge(reply, job, endpoint, model, left)
         except Exception as error:  # noqa: BLE001 - classified, and logged if it is a bug
             # Only now, because the client may just have fetched its key.
-            clean = Redactor.of(endpoint.client, endpoint.secrets)
+            clean = Redactor.of(endpoint.client, others=endpoint.secrets)
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
             if outcome.kind == FailureKind.UNEXPECTED:
                 activity.logger.error("%s\n%s", outcome, clean("".join(traceback.format_exception(error))))
@@ -269,7 +247,7 @@ class AiCalls:
     @property
     def endpoints(self) -> list[Endpoint]:
         """The providers, the default one first."""
-        return self._endpoints.all()
+        return self._providers.all()
 
     async def check(self, endpoint: Endpoint, seconds: float) -> str:
         """Ask the provider's default model for a few tokens: `ok`, or the failure in one line."""
@@ -278,15 +256,14 @@ class AiCalls:
         asked = AiJob(messages=[ChatMessage(role="user", content="Answer: ok")], max_output_tokens=16)
         try:
             async with asyncio.timeout(seconds):
-                reply = await self._exchange(
-                    asked, endpoint, endpoint.default_model, str(uuid4()), seconds, ()
-                )
+                question = Question(asked, endpoint, endpoint.default_model, str(uuid4()), seconds)
+                reply = await self._providers.exchange(question)
                 if isinstance(reply, Reply):
                     outcome = await self._judge(reply, asked, endpoint, endpoint.default_model, seconds)
                 else:
                     outcome = reply
         except Exception as error:  # noqa: BLE001 - classified
-            clean = Redactor.of(endpoint.client, endpoint.secrets)
+            clean = Redactor.of(endpoint.client, others=endpoint.secrets)
             outcome = classify(error, now=datetime.now(UTC), clean=clean, limit_seconds=seconds)
         # So few tokens may all be reasoning: then the text is empty, and the provider has answered.
         answered = isinstance(outcome, AiAnswer) or outcome.kind == FailureKind.INVALID_OUTPUT
@@ -301,7 +278,7 @@ class AiCalls:
     @contextlib.asynccontextmanager
     async def _place(self, endpoint: Endpoint, seconds: float | None) -> AsyncIterator[bool]:
         """Limit the block to these seconds, the wait for a place included, and say whether there was one."""
-        places = self._endpoints.places(endpoint)
+        places = self._providers.places(endpoint)
         if places is None:
             async with asyncio.timeout(seconds):
                 yield True
@@ -322,7 +299,7 @@ class AiCalls:
     async def _judge(
         self, reply: Reply, job: AiJob, endpoint: Endpoint, model: str, seconds: float | None
     ) -> AiAnswer | Failure:
-        clean = Redactor.of(endpoint.client, endpoint.secrets)
+        clean = Redactor.of(endpoint.client, others=endpoint.secrets)
         judging = partial(
             judge,
             reply,
@@ -340,39 +317,3 @@ class AiCalls:
         checks = self._schema_checks
         problem = await checks.problem_of_output(outcome.text, job.output_schema, seconds or math.inf)
         return outcome if problem is None else unfit(outcome, reply, problem, clean)
-
-    async def _exchange(
-        self,
-        job: AiJob,
-        endpoint: Endpoint,
-        model: str,
-        work_item_id: str,
-        limit_seconds: float | None,
-        tools: Sequence[ToolSource],
-    ) -> Reply | Failure:
-        connect = CONNECT_LIMIT.total_seconds()
-        client, takes_schemas = endpoint.client, endpoint.takes_schemas
-        offering = tool_fields(job, tools) if tools else {}
-        if endpoint.api == "responses":
-            path, body = "/responses", responses_body(job, model, offering, takes_schemas=takes_schemas)
-        else:
-            path, limit_field = "/chat/completions", output_limit_field(client.base_url, model)
-            body = chat_body(job, model, limit_field, offering, takes_schemas=takes_schemas)
-        # Not `chat.completions.create`, which checks the body's types, a fifth of a call's CPU time.
-        posting = client.post(
-            path,
-            body=body,
-            options={
-                "headers": {"Idempotency-Key": work_item_id, "Accept-Encoding": ACCEPTED_ENCODING},
-                "timeout": httpx2.Timeout(
-                    limit_seconds, connect=connect if limit_seconds is None else min(connect, limit_seconds)
-                ),
-                "security": {"bearer_auth": True},
-            },
-            cast_to=httpx2.Response,
-            stream=True,
-            stream_cls=openai.AsyncStream[object],
-        )
-        response = cast("httpx2.Response", await posting)
-        async with contextlib.aclosing(response):
-            return await read_reply(response)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from functools import partial
 
 from pydantic import JsonValue
 from temporalio import activity
@@ -15,13 +15,7 @@ from tasquencer.ai.timeouts import call_limit
 from tasquencer.ai.tool_calls import ToolJob
 from tasquencer.ai.tools import ToolContext, ToolError, ToolSource
 from tasquencer.core.failure import Failure, FailureKind
-from tasquencer.ledger.contract import Ledger
-from tasquencer.temporal.authority import only_for_started
-from tasquencer.temporal.cancels import heartbeat_interval
-from tasquencer.temporal.failures import as_application_error
-from tasquencer.temporal.heartbeats import heartbeats
-from tasquencer.temporal.only_once import CALLED, is_second_run, second_run
-from tasquencer.temporal.pauses import through_pauses
+from tasquencer.temporal.supervision import Supervision
 
 __all__ = ["CALL_TOOL", "TOOL_FAILED", "ToolActivity"]
 
@@ -36,23 +30,20 @@ class ToolActivity:
 
     Args:
         tools: The worker's tools, by name.
-        clean: Returns the function that removes secrets from a tool's error.
-        interval: The time between two heartbeats.
+        clean: Returns what removes the worker's secrets from a tool's result or error.
+        supervision: Runs the calls.
     """
 
     def __init__(
-        self, tools: Mapping[str, ToolSource], clean: Callable[[], Redactor], interval: timedelta
+        self, tools: Mapping[str, ToolSource], clean: Callable[[], Redactor], supervision: Supervision
     ) -> None:
         self._tools = tools
         self._clean = clean
-        self._interval = interval
-        self.ledger: Ledger | None = None
-        self.grace_period = timedelta(0)
-        self.pushed = False
+        self._supervision = supervision
 
     @activity.defn(name=CALL_TOOL)
     async def call_tool(self, job: ToolJob, attempt: int) -> JsonValue:
-        """Call the tool once. Return its result as JSON.
+        """Call the tool once. Return its result as JSON, without the worker's secrets.
 
         Args:
             job: The call.
@@ -64,29 +55,10 @@ class ToolActivity:
             ApplicationError: of the failure's kind, with the `Failure` as its detail. `NotAllowed` for a
             caller whose work item is not started.
         """
+        return await self._supervision.run(partial(self._attempt, job, attempt))
+
+    async def _attempt(self, job: ToolJob, attempt: int) -> JsonValue | Failure:
         info = activity.info()
-        interval = heartbeat_interval(self._interval, info.heartbeat_timeout, pushed=self.pushed)
-        outcome = await through_pauses(
-            self._checked_attempt(job, attempt, info, interval),
-            interval=self._interval,
-            grace_period=self.grace_period,
-        )
-        if isinstance(outcome, Failure):
-            raise as_application_error(outcome, is_final=True)
-        return outcome
-
-    async def _checked_attempt(
-        self, job: ToolJob, attempt: int, info: activity.Info, interval: timedelta
-    ) -> JsonValue | Failure:
-        if self.ledger is not None:
-            async with heartbeats(interval, begins_with_one=False):
-                await only_for_started(self.ledger)
-        if is_second_run():
-            return second_run()
-        async with heartbeats(interval, CALLED, begins_with_one=not self.pushed):
-            return await self._attempt(job, attempt, info)
-
-    async def _attempt(self, job: ToolJob, attempt: int, info: activity.Info) -> JsonValue | Failure:
         known = self._tools.get(job.tool)
         if known is None:
             return Failure.of(FailureKind.INVALID_REQUEST, f"this worker has no tool {job.tool!r}")
@@ -99,7 +71,9 @@ class ToolActivity:
         limit = call_limit(info.start_to_close_timeout)
         try:
             async with asyncio.timeout(limit.total_seconds() if limit is not None else None) as timeout:
-                return await known.call(job.arguments, context)
+                result = await known.call(job.arguments, context)
+                # In a thread, because a long result takes some time.
+                return await asyncio.to_thread(self._clean().json_without_secrets, result)
         except ToolError as error:
             return self._failed(str(error), transient=error.retry)
         except Exception as error:  # noqa: BLE001 - it is the tool's

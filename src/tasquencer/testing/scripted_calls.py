@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from pydantic import BaseModel, JsonValue
-from temporalio import activity
 
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob
 from tasquencer.ai.ladder import provider_of
 from tasquencer.ai.provider.client import make_client
 from tasquencer.ai.provider.directory import Endpoint
+from tasquencer.ai.provider.exchange import Providers, Question
 from tasquencer.ai.provider.reply import Reply
-from tasquencer.ai.tools import ToolSource
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.temporal.ai_calls import AiCalls
 
@@ -34,57 +34,64 @@ class ScriptedCalls(AiCalls):
 
     Args:
         script: What each call comes to, in order; a call beyond it fails as `unexpected`. Or a function of
-            the job, for calls that run side by side.
+            the job, async or not, for calls that run side by side.
 
     Attributes:
         jobs: What was asked so far, in order.
     """
 
-    def __init__(self, script: Iterable[Step] | Callable[[AiJob], Step]) -> None:
+    def __init__(self, script: Iterable[Step] | Callable[[AiJob], Step | Awaitable[Step]]) -> None:
+        self.jobs: list[AiJob] = []
         super().__init__(
             make_client(api_key="scripted", base_url="http://127.0.0.1:9/v1"),
             default_model="scripted",
             price=lambda *_: None,
+            providers=partial(_ScriptedProviders, script=script, jobs=self.jobs),
         )
+
+
+class _ScriptedProviders(Providers):
+    def __init__(
+        self,
+        default: Endpoint,
+        *,
+        script: Iterable[Step] | Callable[[AiJob], Step | Awaitable[Step]],
+        jobs: list[AiJob],
+    ) -> None:
+        super().__init__(default)
         self._choose = script if callable(script) else None
         self._steps = iter(()) if callable(script) else iter(list(script))
-        self.jobs: list[AiJob] = []
+        self._jobs = jobs
 
-    def _endpoint(self, model: str | None) -> tuple[Endpoint, str | None]:
+    def find(self, model: str | None) -> tuple[Endpoint, str | None]:
         """Every name before a colon is that of a provider, as if a file named them all."""
-        default, name = super()._endpoint(model)
+        default, name = super().find(model)
         prefix = provider_of(model)
         return (default, name) if prefix is None else (replace(default, name=prefix), name)
 
-    async def _exchange(
-        self,
-        job: AiJob,
-        endpoint: Endpoint,
-        model: str,
-        work_item_id: str,
-        limit_seconds: float | None,
-        tools: Sequence[ToolSource],
-    ) -> Reply | Failure:
+    async def exchange(self, question: Question) -> Reply | Failure:
         """What the script says, as the provider's reply."""
-        self.jobs.append(job)
-        step = self._choose(job) if self._choose is not None else next(self._steps, None)
+        self._jobs.append(question.job)
+        step = self._choose(question.job) if self._choose is not None else next(self._steps, None)
+        if isinstance(step, Awaitable):
+            step = await step
         if step is None:
-            problem = f"the script has no more than {len(self.jobs) - 1} steps"
+            problem = f"the script has no more than {len(self._jobs) - 1} steps"
             return Failure.of(FailureKind.UNEXPECTED, problem)
         if isinstance(step, FailureKind):
             return Failure.of(step, f"{step} by the script")
-        return step if isinstance(step, Failure) else _reply(step, model)
+        return step if isinstance(step, Failure) else _reply(step, question)
 
 
-def _reply(step: str | dict[str, JsonValue] | BaseModel | AiAnswer, model: str) -> Reply:
+def _reply(step: str | dict[str, JsonValue] | BaseModel | AiAnswer, question: Question) -> Reply:
     """The reply of a provider that answers so."""
     given = step if isinstance(step, AiAnswer) else AiAnswer(text=_text(step))
     usage = {"prompt_tokens": given.input_tokens, "completion_tokens": given.output_tokens}
     details = {"cached_tokens": given.cached_tokens}
     completion = {
-        "id": given.provider_request_id or activity.info().activity_id,
+        "id": given.provider_request_id or question.work_item_id,
         "object": "chat.completion",
-        "model": given.model or model,
+        "model": given.model or question.model,
         "choices": [
             {
                 "index": 0,

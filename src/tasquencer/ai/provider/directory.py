@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasquencer.ai.provider.client import guard, make_client
 from tasquencer.ai.provider.prices import Price
+from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.settings import is_azure, is_local, url_problem
 from tasquencer.core.errors import WrongSetting
 from tasquencer.core.validation import problems_of
@@ -145,6 +146,11 @@ class Endpoints:
     def all(self) -> list[Endpoint]:
         """The default provider, and those of the file."""
         return [self.default, *self._named.values()]
+
+    def redactor(self, others: Iterable[str] = ()) -> Redactor:
+        """What removes the secrets of all providers from a text, and others."""
+        secrets = [secret for one in self.all() for secret in one.secrets]
+        return Redactor.of(*(one.client for one in self.all()), others=[*secrets, *others])
 
     def places(self, endpoint: Endpoint) -> asyncio.Semaphore | None:
         """The places for calls of this provider; None: there is no limit."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ from tasquencer.core.entries import cleaned_text
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+    from pydantic import JsonValue
 
-__all__ = ["REDACTED", "Redactor"]
+__all__ = ["REDACTED", "Redactor", "secret_values"]
 
 REDACTED = "[redacted]"
 
@@ -46,7 +47,7 @@ _CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?<=://)[^/?#\s]+@"), f"{REDACTED}@"),
 )
 
-_SECRET_HEADER = re.compile(r"(?i)auth|key|token|secret|cookie")
+_SECRET_NAME = re.compile(r"(?i)auth|key|token|secret|cookie|passw|credential")
 
 
 _ESCAPE = re.compile(
@@ -69,29 +70,63 @@ class Redactor:
     secrets: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, client: AsyncOpenAI, others: Sequence[str] = ()) -> Redactor:
-        """Return a redactor for the client's API key and the credentials in its headers and URL."""
-        headers = client.default_headers
-        named = [value for name, value in headers.items() if _SECRET_HEADER.search(name)]
-        url = client.base_url
-        basic = b64encode(f"{url.username}:{url.password}".encode()).decode() if url.password else ""
-        secrets = [
-            client.api_key,
-            url.password,
-            basic,
-            *(one for one in named if isinstance(one, str)),
-            *others,
-        ]
-        return _redactor(tuple(secrets))
+    def of(cls, *clients: AsyncOpenAI, others: Iterable[str] = ()) -> Redactor:
+        """Return a redactor for the clients' API keys, credentials in their headers and URLs, and others."""
+        return _redactor((*(secret for client in clients for secret in _secrets_of(client)), *others))
 
     def __call__(self, text: str) -> str:
         """Return the text without secrets. Cut it to length afterwards, or half a key may remain."""
-        if _ESCAPE.search(text):
-            text = _without_pieces(text, self._pieces, *_unescaped(text))
-        text = _without_pieces(text, self._pieces, text, range(len(text) + 1))
+        text = self.without_secrets(text)
         for pattern, replacement in _CREDENTIALS:
             text = pattern.sub(replacement, text)
         return cleaned_text(text)
+
+    def without_secrets(self, text: str) -> str:
+        """Return the text without the given secrets. Parts that only look like credentials stay."""
+        if _ESCAPE.search(text):
+            text = self._without_pieces(text, *_unescaped(text))
+        return self._without_pieces(text, text, range(len(text) + 1))
+
+    def json_without_secrets(self, value: JsonValue) -> JsonValue:
+        """Return the JSON with all its names and texts `without_secrets`."""
+        if isinstance(value, str):
+            return self.without_secrets(value)
+        if isinstance(value, list):
+            return [self.json_without_secrets(part) for part in value]
+        if isinstance(value, dict):
+            parts = value.items()
+            return {self.without_secrets(name): self.json_without_secrets(part) for name, part in parts}
+        return value
+
+    def _without_pieces(self, text: str, plain: str, begins: Sequence[int]) -> str:
+        """Return the text without the secrets, even cut or masked ones.
+
+        Args:
+            plain: The text to search: the text itself, or the text without escapes.
+            begins: The position in the text of each character of `plain`, and the text's length.
+        """
+        pieces, halves, size, half = self._pieces, self._halves, _SHORTEST_SECRET, _SHORTEST_SECRET // 2
+        kept: list[str] = []
+        begin = 0
+        # A piece covers one of these blocks, wherever it begins. To look for blocks is ten times faster.
+        for block in range(0, len(plain), half):
+            if plain[block : block + half] not in halves:
+                continue
+            for at in range(max(begin, block - half), block + 1):
+                if plain[at : at + size] in pieces:
+                    end = at + size
+                    while plain[end - size + 1 : end + 1] in pieces:
+                        end += 1
+                    kept += [text[begins[begin] : begins[at]], REDACTED]
+                    begin = end
+                    break
+        return "".join([*kept, text[begins[begin] :]]) if kept else text
+
+    @cached_property
+    def _halves(self) -> frozenset[str]:
+        """Return all halves of the pieces."""
+        half = _SHORTEST_SECRET // 2
+        return frozenset(piece[at : at + half] for piece in self._pieces for at in range(half + 1))
 
     @cached_property
     def _pieces(self) -> frozenset[str]:
@@ -99,6 +134,17 @@ class Redactor:
         size = _SHORTEST_SECRET
         forms = {form for secret in self.secrets for form in _forms(secret)}
         return frozenset(form[at : at + size] for form in forms for at in range(len(form) - size + 1))
+
+
+def secret_values(named: Mapping[str, object]) -> list[str]:
+    """Return the values whose names say that they are secret, such as `X-Api-Key` or `SHOP_TOKEN`."""
+    return [value for name, value in named.items() if _SECRET_NAME.search(name) and isinstance(value, str)]
+
+
+def _secrets_of(client: AsyncOpenAI) -> list[str]:
+    url = client.base_url
+    basic = b64encode(f"{url.username}:{url.password}".encode()).decode() if url.password else ""
+    return [client.api_key, url.password, basic, *secret_values(client.default_headers)]
 
 
 @lru_cache(maxsize=16)
@@ -118,28 +164,6 @@ def _forms(secret: str) -> Iterator[str]:
         # The characters at both ends also depend on the text around the secret.
         own = encoded[before + (before > 0) : (before + len(raw)) * 8 // 6]
         yield from (own, own.replace("+", "-").replace("/", "_"))
-
-
-def _without_pieces(text: str, pieces: Set[str], plain: str, begins: Sequence[int]) -> str:
-    """Return the text without the secrets, even cut or masked ones.
-
-    Args:
-        plain: The text to search: the text itself, or the text without escapes.
-        begins: The position in the text of each character of `plain`, and the text's length.
-    """
-    size = _SHORTEST_SECRET
-    kept: list[str] = []
-    begin = at = 0
-    while at <= len(plain) - size:
-        if plain[at : at + size] not in pieces:
-            at += 1
-            continue
-        end = at + size
-        while plain[end - size + 1 : end + 1] in pieces:
-            end += 1
-        kept += [text[begins[begin] : begins[at]], REDACTED]
-        begin = at = end
-    return "".join([*kept, text[begins[begin] :]]) if kept else text
 
 
 def _unescaped(text: str) -> tuple[str, Sequence[int]]:
