@@ -1,4 +1,4 @@
-"""The fan-out: many prompts in one task, each with its own attempts, under one policy."""
+"""The fan-out: many prompts in one task, each with its own attempts and tools, under one policy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 from temporalio import workflow
 
-from tasquencer.ai.answer import parse_answer
+from tasquencer.ai.agent import TOOL_RULES, agent_record, agent_result
 from tasquencer.ai.fan_out import AiFanOutResult, lineage_of, parse_fan_out
 from tasquencer.ai.ladder import climb
-from tasquencer.ai.record import ai_job_record
 from tasquencer.core.errors import InvalidRequest
-from tasquencer.temporal import Attempts, Task, accept, answer, job_of
+from tasquencer.temporal import Agent, Task, Turn, accept
 
 __all__ = ["AiFanOutTask"]
 
@@ -30,8 +29,9 @@ class AiFanOutTask:
                 recipe=request.recipe(),
                 policy=request.policy.decide(),
                 on_work_item_state_changed=climb,
-                record=ai_job_record,
-                result_of=lambda _, result: parse_answer(result),
+                record=agent_record,
+                result_of=agent_result,
+                rules=TOOL_RULES,
                 concurrency=request.concurrency,
             )
 
@@ -41,18 +41,25 @@ class AiFanOutTask:
         request, task = accept(parse_fan_out, [raw, *rest] if rest else raw), self._task
         deadline = task.deadline_after(request.deadline_seconds)
 
-        async def carry_out(attempts: Attempts) -> None:
-            async for work_item in attempts:
-                async with work_item:
-                    work_item.complete(await answer(work_item, job_of(work_item), request, deadline))
+        async def carry_out(agent: Agent, turn: Turn | None) -> None:
+            while turn is not None:
+                async for work_item in turn.attempts:
+                    async with work_item:
+                        work_item.complete(await agent.answer(work_item))
+                await agent.use_tools(turn)
+                turn = agent.next_turn()
 
-        # All of them begin before the first one can end, because the policy counts those that have begun.
-        lineages = [
-            task.attempts(job, lineage=lineage_of(index), deadline=deadline)
+        agents = [
+            Agent(task, request, deadline, job=job, name=lineage_of(index))
             for index, job in enumerate(request.jobs())
         ]
-        await asyncio.gather(*map(carry_out, lineages))
+        # All of them begin before the first one can end, because the policy counts those that have begun.
+        first_turns = [agent.next_turn() for agent in agents]
+        await asyncio.gather(*map(carry_out, agents, first_turns))
         task.check()
         return AiFanOutResult.of(
-            task.work_items, len(request.prompts), reads_output=request.output_schema is not None
+            task.work_items,
+            len(request.prompts),
+            reads_output=request.output_schema is not None,
+            groups=task.groups,
         )

@@ -54,14 +54,22 @@ class Desk:
 
     async def started(self, handle: Handle, lineage: str) -> WorkItem:
         """The work item of this lineage, as soon as it is started."""
+        return await self._comes_to(handle, lineage, lambda state: state is WorkItemState.STARTED)
 
+    async def ended(self, handle: Handle, lineage: str) -> WorkItem:
+        """The work item of this lineage that ends first, as soon as it has ended."""
+        return await self._comes_to(handle, lineage, lambda state: state.is_terminal)
+
+    async def _comes_to(
+        self, handle: Handle, lineage: str, is_there: Callable[[WorkItemState], bool]
+    ) -> WorkItem:
         async def probe() -> WorkItem | None:
             for item in await self.tasks.work_items(handle):
-                if item.lineage == lineage and item.state is WorkItemState.STARTED:
+                if item.lineage == lineage and is_there(item.state):
                     return item
             return None
 
-        return await eventually(probe, f"{lineage} to be started")
+        return await eventually(probe, f"{lineage} to come to a state")
 
     async def replays(self, handle: Handle) -> None:
         """Replay the task's last run on a worker that has never seen it."""

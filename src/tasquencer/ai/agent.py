@@ -16,7 +16,7 @@ from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES
 from tasquencer.ai.record import ai_job_record
 from tasquencer.ai.request import AgentOptions
 from tasquencer.ai.review import parse_decision
-from tasquencer.ai.tool_calls import is_approval, is_tool_call
+from tasquencer.ai.tool_calls import is_approval, is_turn
 from tasquencer.ai.tools import ToolError, as_result
 from tasquencer.core.entries import DomainRecord
 from tasquencer.core.errors import InvalidRequest
@@ -33,7 +33,6 @@ __all__ = [
     "agent_record",
     "agent_result",
     "approval_lineage",
-    "is_turn",
     "turn_lineage",
 ]
 
@@ -42,11 +41,6 @@ RESULTS_BYTES = 3 * MAXIMUM_CONVERSATION_BYTES + 256 * 1024
 
 TOOL: Final = "tool"
 """The kind of such lineages."""
-
-
-def is_turn(work_item: WorkItem) -> bool:
-    """Return whether it is an attempt at a model turn."""
-    return not is_tool_call(work_item) and not is_approval(work_item)
 
 
 def turn_lineage(request: AgentOptions, name: str | None, number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -18,10 +18,12 @@ from pydantic import (
 )
 
 from tasquencer.ai.answer import MAXIMUM_ANSWER_BYTES, AiAnswer, output_in
-from tasquencer.ai.job import AiJob, ChatMessage
-from tasquencer.ai.request import MOST_REQUEST_VALUES, CallOptions, limit_attempts
+from tasquencer.ai.job import MAXIMUM_CONVERSATION_BYTES, AiJob, ChatMessage
+from tasquencer.ai.request import MOST_REQUEST_VALUES, AgentOptions, limit_attempts
+from tasquencer.ai.tool_calls import is_turn
 from tasquencer.ai.usage import Usage, total_usage
 from tasquencer.core.errors import InvalidRequest
+from tasquencer.core.lineage import Group
 from tasquencer.core.named_policy import NamedPolicy, policy_by_name
 from tasquencer.core.validation import FilledText, Whole, limit_size, validated
 from tasquencer.core.work_item import WorkItem, WorkItemState
@@ -53,15 +55,15 @@ MAXIMUM_CALLS_BYTES = 1_536 * 1024
 schedule all of them, and Temporal terminates a workflow that schedules more than 4 MiB in one."""
 
 
-class AiFanOutRequest(CallOptions):
+class AiFanOutRequest(AgentOptions):
     """The input of a fan-out: many prompts, each with its own attempts, under one policy.
 
     The options of an AI agent task (see `tasquencer.ai.AiAgentRequest`) apply to each prompt, and the
-    deadline to the whole task.
+    deadline to the whole task. With tools each prompt is a conversation of its own.
 
     Attributes:
         prompts: The prompts to answer, 1 to 500. `max_retries` + 1 times their number must not exceed 2,000.
-        concurrency: How many AI calls may run at the same time.
+        concurrency: How many AI calls and tool calls may run at the same time, together.
         policy: When the task completes or fails: a name, or an object such as
             `{"name": "absorb_failures", "fraction": 0.1}`.
     """
@@ -103,13 +105,16 @@ class PromptResult(Usage):
     """The outcome of one prompt.
 
     Attributes:
-        state: The state of its last work item.
+        state: The state of its last work item, or with tools of its conversation.
         text: None if there is no answer, or if it is `omitted`.
         omitted: True if there is an answer, but all answers together are too large for one result. The
         ledger has it.
-        attempts: Its number of work items.
+        work_item_id: Its last work item; that of the answer if it has one.
+        attempts: Its number of work items. With tools also those of tool calls and approvals.
         input_tokens, output_tokens, cost_usd: Those of the answer.
-        failure: The failure of the last work item, if it failed.
+        failure: The failure of the last work item, if it failed, or why the conversation has ended.
+        turns: How many times the model was asked, retries left out. There is no such field without tools.
+        total: Tokens and cost of all attempts of all turns. There is no such field without tools.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -123,12 +128,15 @@ class PromptResult(Usage):
     work_item_id: str
     attempts: int
     failure: PromptFailure | None = None
+    turns: int | None = None
+    total: Usage | None = None
 
     @model_serializer(mode="wrap")
-    def _without_output(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_it_has_not(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         whole: dict[str, Any] = serialize(self)
-        if self.output is None:
-            del whole["output"]
+        for name in ("output", "turns", "total"):
+            if whole[name] is None:
+                del whole[name]
         return whole
 
 
@@ -151,17 +159,30 @@ class AiFanOutResult(BaseModel):
 
     @classmethod
     def of(
-        cls, work_items: Sequence[WorkItem], prompts: int, *, reads_output: bool = False
+        cls,
+        work_items: Sequence[WorkItem],
+        prompts: int,
+        *,
+        reads_output: bool = False,
+        groups: Mapping[str, Group] | None = None,
     ) -> AiFanOutResult:
-        """Make the result from the task's work items. Texts that exceed a payload's size are omitted."""
-        lineages = defaultdict[str, list[WorkItem]](list)
+        """Make the result from the task's work items. Texts that exceed a payload's size are omitted.
+
+        Args:
+            work_items: All of the task, oldest first.
+            prompts: The number of prompts.
+            reads_output: The text of each answer is JSON.
+            groups: The conversations of a fan-out with tools, by name, and how they have ended.
+        """
+        of_prompts = defaultdict[str, list[WorkItem]](list)
         for item in work_items:
-            lineages[item.lineage].append(item)
+            of_prompts[item.lineage.partition("/")[0]].append(item)
         room = MAXIMUM_ANSWER_BYTES
         results = []
         for index in range(prompts):
-            items = lineages[lineage_of(index)]
-            result = _result(items[-1], len(items), reads_output=reads_output)
+            name = lineage_of(index)
+            group = (groups or {}).get(name)
+            result = _result(of_prompts[name], group, reads_output=reads_output)
             size = len(result.model_dump_json().encode())
             if size > room - (prompts - index) * _SPARE and result.text is not None:
                 result = result.model_copy(update={"text": None, "output": None, "omitted": True})
@@ -182,19 +203,25 @@ _SPARE = 1_000
 """Bytes reserved for the facts about each prompt other than its answer."""
 
 
-def _result(item: WorkItem, attempts: int, *, reads_output: bool) -> PromptResult:
-    facts: dict[str, Any] = {}
-    if item.state is WorkItemState.COMPLETED:
-        if not isinstance(item.result, dict) or "text" not in item.result:  # it was too large to carry along
-            facts = {"omitted": True}
+def _result(items: Sequence[WorkItem], group: Group | None, *, reads_output: bool) -> PromptResult:
+    last, facts = items[-1], dict[str, Any]()
+    state = last.state
+    if group is not None:
+        state = group.state or last.state
+        last = [item for item in items if group.last in (None, item.lineage)][-1]
+        turns = [item for item in items if is_turn(item)]
+        facts = {"turns": len({item.lineage for item in turns}), "total": total_usage(turns)}
+    if state is WorkItemState.COMPLETED:
+        if not isinstance(last.result, dict) or "text" not in last.result:  # it was too large to carry along
+            facts["omitted"] = True
         else:
-            known = PromptResult.model_fields.keys()
-            answer = AiAnswer.model_validate(item.result).model_dump()
-            facts = {name: value for name, value in answer.items() if name in known}
+            known = PromptResult.model_fields.keys() - facts.keys()
+            answer = AiAnswer.model_validate(last.result).model_dump()
+            facts |= {name: value for name, value in answer.items() if name in known}
             facts["output"] = output_in(answer["text"]) if reads_output else None
-    elif item.failure is not None:
-        facts["failure"] = PromptFailure(kind=item.failure.kind, message=item.failure.message[:200])
-    return PromptResult(state=item.state, work_item_id=item.id, attempts=attempts, **facts)
+    elif (failure := group.failure if group is not None and group.failure else last.failure) is not None:
+        facts["failure"] = PromptFailure(kind=failure.kind, message=failure.message[:200])
+    return PromptResult(state=state, work_item_id=last.id, attempts=len(items), **facts)
 
 
 def parse_fan_out(raw: object) -> AiFanOutRequest:
@@ -208,9 +235,11 @@ def parse_fan_out(raw: object) -> AiFanOutRequest:
     limit_attempts(request)
     asked = len(request.model_dump_json(include={"prompts"}).encode())
     size = asked + _shared(request) * len(request.prompts)
-    if size > MAXIMUM_CALLS_BYTES:
+    most = MAXIMUM_CALLS_BYTES if request.tools is None else MAXIMUM_CONVERSATION_BYTES
+    if size > most:
         said = f"the calls have {size:,} bytes, because each has system and metadata"
-        raise InvalidRequest([f"system, metadata, prompts: {said}; the limit is {MAXIMUM_CALLS_BYTES:,}"])
+        with_tools = "" if request.tools is None else " with tools"
+        raise InvalidRequest([f"system, metadata, prompts: {said}; the limit{with_tools} is {most:,}"])
     return request
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "is_approval",
     "is_approved",
     "is_tool_call",
+    "is_turn",
     "not_approved",
     "tool_lineages",
     "tool_message",
@@ -166,6 +167,11 @@ def is_approval(work_item: WorkItem) -> bool:
     """Return whether it is the wait for the approval of a tool call."""
     turn, slash, rest = work_item.lineage.rpartition("/")
     return rest == "approval" and bool(slash) and _TOOL_CALL.fullmatch(turn) is not None
+
+
+def is_turn(work_item: WorkItem) -> bool:
+    """Return whether it is an attempt at a model turn."""
+    return not is_tool_call(work_item) and not is_approval(work_item)
 
 
 def assistant_message(text: str, calls: Sequence[ToolCall]) -> ChatMessage:

@@ -87,6 +87,7 @@ Actor = Annotated[str | None, typer.Option(help="Who acts. Default: your user na
 
 @batch_commands.command(epilog=RUN_EXAMPLES)
 @options.with_call_options
+@options.with_tool_options
 @options.with_policy_options(whole="batch", parts="rows")
 def run(
     file: Annotated[
@@ -113,6 +114,7 @@ def run(
         bool, typer.Option("--retry-failed", help="Try the failed lines of a completed batch again.")
     ] = False,
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
+    tools: options.Tools = {},  # noqa: B006 (the decorator gives it)
     batch_id: Annotated[
         str | None,
         typer.Option("--id", help="The batch's id. Default: from the file's name and content."),
@@ -124,7 +126,7 @@ def run(
 ) -> None:
     """Answer each line of a file of prompts, and write the results to a file.
 
-    The options about calls are defaults for fields that a line does not
+    The options about calls and tools are defaults for fields that a line does not
     have. All lines are checked before anything starts. If you run the same
     file again, the batch continues: lines with an answer are not asked
     again. Ctrl-C stops watching, not the batch.
@@ -138,7 +140,7 @@ def run(
     from tasquencer.cli.request import check_request
 
     request = check_request({"concurrency": concurrency, **policy}, parse_batch)
-    defaults = check_request(calls, _parse_defaults)
+    defaults = check_request({**calls, **tools}, _parse_defaults)
     if batch_id is not None:
         _check_id(batch_id)
     if detach and (out is not None or failures is not None or unordered):
@@ -236,7 +238,7 @@ def _check_output(out: Path | None, *, as_json: bool) -> None:
 
 
 def _parse_defaults(raw: object) -> object:
-    from tasquencer.ai.request import CallOptions
+    from tasquencer.ai.request import AgentOptions
     from tasquencer.core.validation import validated
 
-    return validated(CallOptions, raw, example="{}")
+    return validated(AgentOptions, raw, example="{}")

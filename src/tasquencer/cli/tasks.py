@@ -43,6 +43,7 @@ FAN_OUT_EXAMPLES = examples(
     "tasq fan-out prompts.txt --concurrency 50",
     "tasq fan-out prompts.txt --max-failure-fraction 0.1 --json > answers.json",
     "head -100 prompts.txt | tasq fan-out - --successes 10",
+    "tasq fan-out letters.txt --tool search_orders --max-turns 5",
 )
 
 
@@ -89,15 +90,17 @@ def run(
 
 
 @options.with_call_options
+@options.with_tool_options
 @options.with_policy_options(whole="task", parts="prompts")
 def fan_out(
     file: Annotated[
         Path,
         typer.Argument(metavar="FILE", help="The prompts, one per line; - reads them from standard input."),
     ],
-    concurrency: Annotated[int | None, typer.Option(help="AI calls at the same time. Default: 10.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Calls at the same time. Default: 10.")] = None,
     policy: options.Policy = {},  # noqa: B006 (the decorator gives it)
     calls: options.Calls = {},  # noqa: B006 (the decorator gives it)
+    tools: options.Tools = {},  # noqa: B006 (the decorator gives it)
     task_id: options.TaskId = None,
     detach: options.Detach = False,
     as_json: options.Json = False,
@@ -118,6 +121,7 @@ def fan_out(
             "concurrency": concurrency,
             **policy,
             **calls,
+            **tools,
         },
         parse_fan_out,
     )

@@ -1,6 +1,6 @@
 """Tasks on Temporal: `Task` for workflows, `TasquencerPlugin` for workers, `connect` for both."""
 
-from tasquencer.temporal.agent import Agent
+from tasquencer.temporal.agent import Agent, Turn
 from tasquencer.temporal.asking import ask
 from tasquencer.temporal.attempts import ActiveWorkItem, Attempts
 from tasquencer.temporal.connection import connect
@@ -18,6 +18,7 @@ __all__ = [
     "Attempts",
     "Task",
     "TasquencerPlugin",
+    "Turn",
     "accept",
     "answer",
     "as_application_error",

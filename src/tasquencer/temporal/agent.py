@@ -24,7 +24,7 @@ from typing import Final
 from temporalio import workflow
 from temporalio.common import RawValue
 
-from tasquencer.ai.agent import APPROVAL, TOOL, approval_lineage, is_turn, turn_lineage
+from tasquencer.ai.agent import APPROVAL, TOOL, approval_lineage, turn_lineage
 from tasquencer.ai.answer import AgentResult, AiAgentResult, AiAnswer, ToolCallResult
 from tasquencer.ai.job import AiJob, ChatMessage
 from tasquencer.ai.request import AgentOptions, AiAgentRequest
@@ -36,6 +36,7 @@ from tasquencer.ai.tool_calls import (
     ToolJob,
     assistant_message,
     is_approved,
+    is_turn,
     not_approved,
     tool_lineages,
     tool_message,

@@ -16,12 +16,13 @@ from typing import Any, TypeVar, Unpack, overload
 
 from pydantic import JsonValue, TypeAdapter
 
-from tasquencer.ai.agent import agent_result, is_turn, turn_lineage
+from tasquencer.ai.agent import agent_result, turn_lineage
 from tasquencer.ai.answer import AiAnswer, parse_answer
 from tasquencer.ai.job import ChatMessage
 from tasquencer.ai.ladder import kept_output
 from tasquencer.ai.output import OutputType, output_type
 from tasquencer.ai.request import AiAgentRequest, AskOptions, parse_request
+from tasquencer.ai.tool_calls import is_turn
 from tasquencer.core.errors import InvalidRequest, TaskMisused
 from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.core.work_item import WorkItem
