@@ -106,5 +106,6 @@ async def test_a_fan_out_may_use_tools_and_shows_them(stock: Stock, tmp_path: Pa
         "prompt-2/turn-2",
     ):
         assert part in shown.stdout
+    assert shown.stdout.index("prompt-1/turn-2") < shown.stdout.index("prompt-2/turn-1")
     refused = await stock.tasq("fan-out", prompts, "--max-turns", "2")
-    assert (refused.code, refused.stderr.splitlines()[0]) == (2, "--max-turns: only with tools")
+    assert (refused.code, refused.stderr.splitlines()[0]) == (2, "error: --max-turns: only with tools")

@@ -1,0 +1,38 @@
+"""Work items of agents as `tasq show` lists them."""
+
+from __future__ import annotations
+
+from tasquencer.cli.conversations import by_conversation
+from tests.unit.driving import after, task
+
+
+def test_turns_and_tools_of_a_conversation_come_together() -> None:
+    state = task()
+    oldest_first = [
+        "main",
+        "a/turn-1",
+        "b/turn-1",
+        "a/turn-1/x",
+        "b/turn-1/x",
+        "other",
+        "a/turn-1/y",
+        "a/turn-2",
+    ]
+    for place, lineage in enumerate(oldest_first):
+        state.begin("work", now=after(place), lineage=lineage)
+    first = state.latest("a/turn-1/x")
+    again = first.model_copy(update={"id": "again", "attempt": 1})
+
+    listed = [(item.lineage, item.attempt) for item in by_conversation([*state.work_items(), again])]
+
+    assert listed == [
+        ("main", 0),
+        ("a/turn-1", 0),
+        ("a/turn-1/x", 0),
+        ("a/turn-1/x", 1),
+        ("a/turn-1/y", 0),
+        ("a/turn-2", 0),
+        ("b/turn-1", 0),
+        ("b/turn-1/x", 0),
+        ("other", 0),
+    ]
