@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,8 +17,9 @@ from uuid import uuid4
 from temporalio.client import Client, WorkflowFailureError
 
 from tasquencer.devkit.temporal_server import embedded_temporal
-from tasquencer.testing import InMemoryBatches
+from tasquencer.testing import InMemoryBatches, ScriptedCalls
 from tests.replay.adopted import AdoptedShop, adopted_activities
+from tests.replay.asked import AskingSideBySide, AskingTask, AskingWithTask
 from tests.replay.followed import FollowedTask, FollowingTask
 from tests.replay.shapes import Shape, shapes, tool_activity
 from tests.support.batches import filled_batch
@@ -27,8 +29,31 @@ from workflows.ai_batch import AiBatchTask
 from workflows.ai_fan_out import AiFanOutTask
 from workflows.reviewed_draft import ReviewedDraft
 
-WORKFLOWS = [AiAgentTask, AiFanOutTask, AiBatchTask, ReviewedDraft, FollowedTask, FollowingTask, AdoptedShop]
+WORKFLOWS = [
+    AiAgentTask,
+    AiFanOutTask,
+    AiBatchTask,
+    ReviewedDraft,
+    FollowedTask,
+    FollowingTask,
+    AdoptedShop,
+    AskingTask,
+    AskingSideBySide,
+    AskingWithTask,
+]
 HISTORIES = Path(__file__).parent / "histories"
+
+
+class CallsOfTheShape(ScriptedCalls):
+    """Lets workflows ask, while the worker's activities are those of the shape."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    @property
+    def activities(self) -> list[Callable[..., Awaitable[Any]]]:
+        """None of its own."""
+        return []
 
 
 async def main() -> None:
@@ -51,6 +76,7 @@ async def record(server: str, name: str, shape: Shape) -> None:
         ledger=shape.ledger,
         batches=batches,
         adopt_activities=["charge*"],
+        calls=CallsOfTheShape(),
     ) as tasks:
         workflow_id = f"{shape.workflow}-{uuid4()}"
         await filled_batch(batches, workflow_id, shape.rows, **shape.defaults)

@@ -11,8 +11,9 @@ from temporalio.client import WorkflowHandle
 
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.provider.redaction import Redactor
-from tasquencer.ai.tool_calls import ToolCall, ToolOptions
+from tasquencer.ai.tool_calls import OnToolFailure, ToolCall, ToolOptions
 from tasquencer.ai.tools import ToolContext, ToolError, by_name
+from tasquencer.core.failure import Failure, FailureKind
 from tasquencer.core.work_item import WorkItem, WorkItemState
 from tasquencer.ledger.contract import Ledger
 from tasquencer.temporal.supervision import Supervision
@@ -57,7 +58,11 @@ class Shape:
 
 TOLD = ToolOptions()
 RETRIED = ToolOptions(max_retries=2, initial_interval_seconds=0)
+FATAL = ToolOptions(on_failure=OnToolFailure.FAIL_TASK)
 APPROVED = ToolOptions(requires_approval=True, reminder_seconds=3600)
+
+
+UNFIT = Failure.of(FailureKind.INVALID_OUTPUT, "no number", output="many")
 
 
 def calling(*calls: tuple[str, ToolOptions]) -> AiAnswer:
@@ -99,15 +104,21 @@ def tool_activity() -> Callable[..., Any]:
     return ToolActivity(by_name([look_up, refund, wait]), Redactor, supervision).call_tool
 
 
-async def _approving(tasks: Tasks, handle: Handle) -> None:
-    item = await _started(tasks, handle, "turn-2/refund/approval")
-    payload = {"work_item_id": item.id, "actor": "anna", "result": {"decision": "approve"}}
-    await handle.execute_update("complete_work_item", payload)
+def _approving(lineage: str) -> Meanwhile:
+    async def act(tasks: Tasks, handle: Handle) -> None:
+        item = await _started(tasks, handle, lineage)
+        payload = {"work_item_id": item.id, "actor": "anna", "result": {"decision": "approve"}}
+        await handle.execute_update("complete_work_item", payload)
+
+    return act
 
 
-async def _cancel_in_the_tools(tasks: Tasks, handle: Handle) -> None:
-    await _started(tasks, handle, "turn-1/wait-2")
-    await handle.cancel()
+def _cancel_in(lineage: str) -> Meanwhile:
+    async def act(tasks: Tasks, handle: Handle) -> None:
+        await _started(tasks, handle, lineage)
+        await handle.cancel()
+
+    return act
 
 
 async def _cancel_at_once(tasks: Tasks, handle: Handle) -> None:
@@ -345,10 +356,96 @@ def shapes() -> dict[str, Shape]:
             calling(("refund", APPROVED)),
             tools=["look_up", "refund"],
             retry=at_once,
-            meanwhile=_approving,
+            meanwhile=_approving("turn-2/refund/approval"),
         ),
         "agent_canceled_in_its_tools": Shape(
-            calling(("wait", TOLD), ("wait", TOLD)), tools=["wait"], meanwhile=_cancel_in_the_tools
+            calling(("wait", TOLD), ("wait", TOLD)), tools=["wait"], meanwhile=_cancel_in("turn-1/wait-2")
         ),
         "agent_continued_as_new": Shape(*_turns_that_fail_first(12), tools=["look_up"], retry=at_once),
+        "feedback": Shape(UNFIT, UNFIT, retry=at_once),
+        "fallback": Shape(
+            *(SLOW_DOWN, UNFIT, WRONG_KEY),
+            model="a:1",
+            fallback_models=["b:1", "c:1"],
+            fallback_on=["rate_limited", "unauthorized"],
+            retry=at_once,
+        ),
+        "asked": Shape(*(GONE, WRONG_KEY), workflow="AskingTask", retry=at_once),
+        "asked_side_by_side": Shape(
+            *(GONE, ANSWER, ANSWER, ANSWER, ANSWER.model_copy(update={"text": '{"output": 42}'})),
+            workflow="AskingSideBySide",
+            retry=at_once,
+        ),
+        "asked_with_tools": Shape(
+            calling(("look_up", RETRIED), ("look_up", TOLD)),
+            SLOW_DOWN,
+            calling(("refund", APPROVED)),
+            workflow="AskingTask",
+            tools=["look_up", "refund"],
+            retry=at_once,
+            meanwhile=_approving("ask-1/turn-2/refund/approval"),
+        ),
+        "asked_until_no_turn_was_left": Shape(
+            *(calling(("refund", TOLD)), calling(("look_up", FATAL), ("wait", TOLD))),
+            workflow="AskingSideBySide",
+            tools=["look_up", "refund", "wait"],
+            max_turns=1,
+        ),
+        "asked_and_canceled_in_its_tools": Shape(
+            calling(("wait", TOLD), ("wait", TOLD)),
+            workflow="AskingTask",
+            tools=["wait"],
+            meanwhile=_cancel_in("ask-1/turn-1/wait-2"),
+        ),
+        "asked_with_tools_continued_as_new": Shape(
+            *[*_turns_that_fail_first(8), ANSWER, *_turns_that_fail_first(6)],
+            workflow="AskingWithTask",
+            tools=["look_up"],
+            retry=at_once,
+        ),
+        "fan_out_with_tools": Shape(
+            *(
+                calling(("look_up", RETRIED), ("refund", TOLD)),
+                GONE,
+                calling(("refund", APPROVED)),
+                WRONG_KEY,
+            ),
+            workflow="AiFanOutTask",
+            prompts=["one", "two", "three"],
+            concurrency=1,
+            tools=["look_up", "refund"],
+            retry=at_once,
+            meanwhile=_approving("prompt-3/turn-1/refund/approval"),
+        ),
+        "fan_out_with_tools_ended_early": Shape(
+            *(calling(("wait", TOLD)), calling(("look_up", FATAL)), calling(("refund", TOLD)), ANSWER),
+            workflow="AiFanOutTask",
+            prompts=["one", "two", "three"],
+            concurrency=2,
+            policy={"name": "require_successes", "successes": 1},
+            tools=["look_up", "refund", "wait"],
+        ),
+        "fan_out_until_no_turn_was_left": Shape(
+            *[calling(("refund", TOLD))] * 2,
+            workflow="AiFanOutTask",
+            prompts=["one", "two"],
+            policy="until_exhausted",
+            tools=["refund"],
+            max_turns=1,
+        ),
+        "fan_out_canceled_in_its_tools": Shape(
+            *[calling(("wait", TOLD))] * 2,
+            workflow="AiFanOutTask",
+            prompts=["one", "two"],
+            tools=["wait"],
+            meanwhile=_cancel_in("prompt-2/turn-1/wait"),
+        ),
+        "fan_out_with_tools_continued_as_new": Shape(
+            *[calling(("look_up", RETRIED))] * 12,
+            workflow="AiFanOutTask",
+            prompts=[f"line {number}" for number in range(12)],
+            concurrency=2,
+            tools=["look_up"],
+            retry=at_once,
+        ),
     }

@@ -20,6 +20,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from tasquencer.ai import AiCalls
 from tasquencer.batch.store import BatchStore
 from tasquencer.core.work_item import WorkItem
 from tasquencer.ledger.contract import Ledger, WorkItemFilter
@@ -152,10 +153,11 @@ async def tasks_on(
     grace_period: timedelta = timedelta(0),
     calls_at_once: int = _MANY_CALLS,
     adopt_activities: Sequence[str] = (),
+    calls: AiCalls | None = None,
 ) -> AsyncIterator[Tasks]:
     """A worker on the dev server at this address."""
     ledger = ledger or InMemoryLedger()
-    plugin = TasquencerPlugin(ledger, batches, adopt_activities=adopt_activities)
+    plugin = TasquencerPlugin(ledger, batches, calls=calls, adopt_activities=adopt_activities)
     client = await Client.connect(server, plugins=[plugin])
     async with _worker(client, workflows, activities, task_queue, grace_period, calls_at_once) as queue:
         yield Tasks(client, queue, ledger)
