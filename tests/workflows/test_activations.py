@@ -8,6 +8,7 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.temporal.activations import Behaviour, _Guard
+from tasquencer.temporal.run_status import Status
 
 
 class Instance:
@@ -17,12 +18,15 @@ class Instance:
         self._code = code
         self.saw: list[object] = []
         self.heard: list[list[str]] = []
+        self.commands: list[str] = []
 
     def activate(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         self.saw.append(self._code())
         self.heard.append([str(job.WhichOneof("variant")) for job in activation.jobs])
         completion = WorkflowActivationCompletion()
         completion.successful.SetInParent()
+        for name in self.commands:
+            getattr(completion.successful.commands.add(), name).SetInParent()
         return completion
 
 
@@ -43,8 +47,8 @@ def activation(*jobs: str, suggested: bool, length: int, replaying: bool = False
     return made
 
 
-def guarded() -> tuple[_Guard, Instance]:
-    guard = _Guard()
+def guarded(*, is_lost: bool = False) -> tuple[_Guard, Instance]:
+    guard = _Guard(is_lost=lambda _event_id, _began: is_lost)
 
     def code() -> bool:
         guard.decides(Behaviour.RESULTS_ONE_BY_ONE)
@@ -84,3 +88,70 @@ def test_a_result_that_comes_with_events_is_seen_before_their_suggestion() -> No
     guard.activate(activation("initialize_workflow", suggested=False, length=3))
     guard.activate(activation("fire_timer", "local result", suggested=True, length=9))
     assert instance.saw == [False, False, True]
+
+
+def query(query_id: str, *, length: int) -> WorkflowActivation:
+    """An activation with a query only. The SDK always says that it replays."""
+    made = activation("query_workflow", suggested=False, length=length, replaying=True)
+    made.jobs[0].query_workflow.query_id = query_id
+    return made
+
+
+def test_a_query_fails_after_decisions_that_no_workflow_task_has_reported() -> None:
+    guard, _ = guarded(is_lost=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("resolve_activity", suggested=False, length=9))
+    assert guard.activate(query("7f3c", length=9)).HasField("successful")  # as part of the workflow task
+    assert guard.activate(query("legacy_query", length=9)).HasField("failed")
+
+
+def test_a_query_is_answered_after_a_workflow_task() -> None:
+    guard, _ = guarded(is_lost=False)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("resolve_activity", suggested=False, length=9))
+    assert guard.activate(query("legacy_query", length=9)).HasField("successful")
+
+
+def test_a_query_that_brings_the_end_of_the_workflow_task_is_answered() -> None:
+    guard, _ = guarded(is_lost=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("resolve_activity", suggested=False, length=9))
+    assert guard.activate(query("legacy_query", length=11)).HasField("successful")
+
+
+def asking(status: Status) -> tuple[_Guard, list[Status], Instance]:
+    """A guard, what Temporal has answered it, and its instance."""
+    answers: list[Status] = []
+
+    def ask() -> Status:
+        answers.append(status)
+        return status
+
+    guard = _Guard(ask)
+    instance = Instance(lambda: guard.decides(Behaviour.RESULTS_ONE_BY_ONE))
+    guard.surround(instance)  # type: ignore[arg-type]
+    return guard, answers, instance
+
+
+def test_temporal_is_not_asked_about_the_workflow_task_after_a_query() -> None:
+    guard, answers, _ = asking(Status(is_closed=False, waits=True))
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(query("legacy_query", length=5))
+    assert guard.activate(activation("fire_timer", suggested=False, length=9)).HasField("successful")
+    assert not answers
+
+
+def test_events_after_the_late_end_of_a_canceled_activity_may_have_come_with_a_query() -> None:
+    guard, _, instance = asking(Status(is_closed=False, waits=True))
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    instance.commands = ["request_cancel_activity"]
+    guard.activate(activation("fire_timer", suggested=False, length=9))
+    assert guard.activate(activation("fire_timer", suggested=False, length=15)).HasField("failed")
+
+
+def test_events_after_a_lost_workflow_task_may_have_come_with_a_query() -> None:
+    guard, _, _ = asking(Status(is_closed=False, waits=True))
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    late = activation("fire_timer", suggested=False, length=9)
+    late.timestamp.FromSeconds(3)
+    assert guard.activate(late).HasField("failed")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 from temporalio import activity, workflow
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
 from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.service import RPCError
 from temporalio.worker import Replayer
@@ -20,7 +22,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.testing import InMemoryLedger
 from tests.support.patience import PATIENCE_SECONDS, eventually
-from tests.support.tasks import comes_to, tasks_on
+from tests.support.tasks import Tasks, comes_to, tasks_on
 
 QUICKLY = RetryRecipe(max_retries=3, initial_interval=timedelta(milliseconds=20), backoff_coefficient=1)
 
@@ -187,3 +189,88 @@ async def test_a_task_that_was_terminated_before_it_decided_on_news_answers_its_
             listed = await handle.query("work_items", rpc_timeout=timedelta(seconds=20))
             assert [(row["attempt"], row["state"]) for row in listed] == [(0, "failed"), (1, "initialized")]
     assert await ledger.work_items_of(handle.id) == before
+
+
+@workflow.defn(sandboxed=False)
+class Pair:
+    """Two lineages, whose activities run on another task queue."""
+
+    @workflow.run
+    async def run(self, queue: str) -> str:
+        task = Task(recipe=QUICKLY, policy=absorb_failures())
+
+        async def carry_out(name: str) -> None:
+            async for work_item in task.attempts(name, lineage=name):
+                async with work_item:
+                    work_item.complete(
+                        await work_item.execute_activity(
+                            "once_allowed",
+                            f"{name} {work_item.attempt}",
+                            task_queue=queue,
+                            start_to_close_timeout=timedelta(seconds=60),
+                        )
+                    )
+
+        await asyncio.gather(carry_out("first"), carry_out("second"))
+        return "done"
+
+
+async def lose_a_workflow_task(client: Client, queue: str) -> None:
+    """Take workflow tasks like a worker that dies, until one of them is not for a query only."""
+    while True:
+        taken = await client.workflow_service.poll_workflow_task_queue(
+            PollWorkflowTaskQueueRequest(
+                namespace=client.namespace, task_queue=TaskQueue(name=queue), identity="a worker that dies"
+            )
+        )
+        if taken.started_event_id:
+            return
+
+
+async def test_a_query_with_a_workflow_task_that_another_worker_has_lost_leaves_no_decision(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger, queue, calls = InMemoryLedger(), f"queue-{uuid4()}", f"calls-{uuid4()}"
+    may_end = {name: asyncio.Event() for name in ("first", "second")}
+
+    @activity.defn
+    async def once_allowed(text: str) -> str:
+        name, attempt = text.split()
+        await may_end[name].wait()
+        if attempt == "0":
+            raise RuntimeError("the first one fails")
+        return name
+
+    def worker() -> AbstractAsyncContextManager[Tasks]:
+        return tasks_on(dev_server.address, [Pair], [], ledger=ledger, task_queue=queue)
+
+    async with tasks_on(dev_server.address, [], [once_allowed], ledger=ledger, task_queue=calls):
+        async with worker() as tasks:
+            handles = [
+                await tasks.client.start_workflow(
+                    "Pair", calls, id=f"pair-{uuid4()}", task_queue=queue, task_timeout=timedelta(seconds=5)
+                )
+                for _ in range(4)
+            ]
+            for handle in handles:
+                await comes_to(handle, "activity_task_scheduled_event_attributes")
+        looks = [
+            asyncio.create_task(handle.query("work_items", rpc_timeout=timedelta(seconds=60)))
+            for handle in handles
+            for _ in range(6)
+        ]
+        await asyncio.sleep(1)  # the queries wait for a worker before there is a workflow task
+        may_end["first"].set()
+        client = await Client.connect(dev_server.address)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for _ in handles:
+                await lose_a_workflow_task(client, queue)
+        may_end["second"].set()
+        async with worker():
+            assert await results(handles) == ["done"] * len(handles)
+        for look in looks:
+            look.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+    replayer = Replayer(workflows=[Pair], plugins=[TasquencerPlugin(InMemoryLedger())])
+    for handle in handles:
+        await replayer.replay_workflow(await handle.fetch_history())

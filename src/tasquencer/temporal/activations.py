@@ -1,17 +1,20 @@
 """A guard between the SDK and each workflow instance, which controls the order of events for a task's code.
 
 A query must never change a task's decisions. The SDK (temporalio 1.35) breaks this rule in two ways. Both
-were
-seen on a real server with plain workflows:
+were seen on a real server, with plain workflows too:
 
 - A workflow task that also carries a query ends before its local activities do. Their results then come in
   one activation with new events, and the resulting commands get an order that no replay repeats
   (`TMPRL1100`). On replay, results can also come in other groups than live. So the guard delivers the results
   of local activities first, one by one.
-  - A query that reaches a worker before the workflow task advances the run: events that no workflow task
+- A query that reaches a worker before the workflow task advances the run: events that no workflow task
   has delivered yet start local activities, at a time that has passed. The guard refuses such an activation.
   The SDK then fails that query and drops the run from its cache, and the workflow task finds it unchanged.
   A terminated run gets no further workflow task, so it answers with its state before those events.
+- The query can even bring the start of a workflow task that another worker has got, and that this worker may
+  have lost. Its activation looks like that of the workflow task, and the run would continue from decisions
+  that no history has. So before the guard lets the first query after a decision answer, it asks Temporal
+  whether the workflow task was completed. If not, it fails the query, so that the SDK drops the run.
 
 The guard acts only on workflows that keep books, so all others run as without it. SDK flags of the workflow
 tasks store the behaviours of a run. They cost no event, and a history that was recorded without a flag
@@ -34,7 +37,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from tasquencer.temporal.bookkeeping import RECORD
-from tasquencer.temporal.run_status import Status, status_of
+from tasquencer.temporal.run_status import Status, is_lost, status_of
 
 __all__ = [
     "Behaviour",
@@ -47,6 +50,9 @@ __all__ = [
 ]
 
 _EXTERN = "tasquencer_activations"
+_ASK_AGAIN = "the task is about to process new events: ask again in a moment"
+_OWN_TASK = "legacy_query"
+"""Id by which the SDK marks a query that came without a workflow task."""
 
 
 class Behaviour(IntEnum):
@@ -134,7 +140,10 @@ def guarded(runner: WorkflowRunner) -> WorkflowRunner:
 class _GuardedRunner(WorkflowRunner):
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         info, functions = det.info, det.extern_functions
-        guard = _Guard(lambda: status_of(functions, info.workflow_id, info.run_id))
+        guard = _Guard(
+            lambda: status_of(functions, info.workflow_id, info.run_id),
+            lambda event_id, began: is_lost(functions, info.workflow_id, info.run_id, event_id, began),
+        )
         externs: dict[str, Callable[..., Any]] = {**det.extern_functions, _EXTERN: lambda: guard}
         instance = super().create_instance(replace(det, extern_functions=externs))  # type: ignore[safe-super]
         guard.surround(instance)
@@ -154,8 +163,13 @@ def _current() -> _Guard | None:
 class _Guard:
     """Wraps one workflow instance and sees each of its activations."""
 
-    def __init__(self, status: Callable[[], Status | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        status: Callable[[], Status | None] = lambda: None,
+        is_lost: Callable[[int, datetime], bool] = lambda _event_id, _began: False,
+    ) -> None:
         self._status = status
+        self._is_lost = is_lost
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
         self.suggests_new_run = False
@@ -163,11 +177,13 @@ class _Guard:
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False
         self._seen: _Place | None = None
+        self._decided_at: int | None = None
         self._decided: dict[Behaviour, bool] = {}
         self._used: set[Behaviour] = set()
         self._flags: frozenset[int] = frozenset()
         self._is_replaying = False
-        self._has_just_replayed = False
+        self._has_caught_up = False
+        self._has_canceled = False
 
     def surround(self, instance: WorkflowInstance) -> None:
         self._activate = instance.activate
@@ -186,32 +202,37 @@ class _Guard:
         """Activate the instance in the right order, and only with events that a task may depend on."""
         self._flags = frozenset(activation.available_internal_flags)
         self._is_replaying = activation.is_replaying
-        seen, has_just_replayed = self._seen, self._has_just_replayed
-        self._has_just_replayed = activation.is_replaying
+        seen, can_be_hidden = self._seen, not self._has_caught_up or self._has_canceled
+
+        status = functools.cache(self._status)  # two questions would take too long for the SDK
 
         @functools.cache
         def born_of_a_query() -> bool:
-            return self._is_born_of_a_query(activation, seen, has_just_replayed)
+            return self._is_born_of_a_query(activation, seen, status, can_be_hidden=can_be_hidden)
 
+        if self._keeps_books and self._follows_lost_decisions(activation):
+            return _failed(activation, _ASK_AGAIN)
         if self._keeps_books and born_of_a_query():
-            return self._without_news(activation)
+            return self._without_news(activation, status())
         self._note(activation)
         completion = self._activated(activation)
         if self.bug is not None:
             return _failed(activation, f"{type(self.bug).__name__}: {self.bug}")
         self._keeps_books = self._keeps_books or _keeps_books(completion)
         if self._keeps_books and born_of_a_query():
-            return self._without_news(activation)
+            return self._without_news(activation, status())
+        self._has_canceled = self._has_canceled or _cancels(completion)
         if self._used and completion.HasField("successful"):
             completion.successful.used_internal_flags.extend(sorted(self._used))
             self._used.clear()
         return completion
 
-    def _without_news(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
+    def _without_news(
+        self, activation: WorkflowActivation, status: Status | None
+    ) -> WorkflowActivationCompletion:
         """Answer an activation that came with a query, and decide nothing."""
-        status = self._status()
         if status is None or not status.is_closed:
-            return _failed(activation, "the task is about to process new events: ask again in a moment")
+            return _failed(activation, _ASK_AGAIN)
         nothing = WorkflowActivationCompletion(run_id=activation.run_id)
         nothing.successful.SetInParent()
         return nothing
@@ -248,15 +269,34 @@ class _Guard:
         if self._seen is None or place.length != self._seen.length:
             self.began = activation.timestamp.ToDatetime(UTC)
         self._seen = place
+        # The SDK says of each activation with queries only that it replays. Its place is up to date.
+        self._has_caught_up = not activation.is_replaying or not any(map(_is_news, activation.jobs))
+        if not activation.is_replaying:
+            self._decided_at = place.length
+
+    def _follows_lost_decisions(self, activation: WorkflowActivation) -> bool:
+        """Return whether the query follows decisions that no workflow task has reported to Temporal."""
+        is_query = any(job.query_workflow.query_id == _OWN_TASK for job in activation.jobs)
+        if not is_query or self._decided_at is None:
+            return False
+        decided_at, self._decided_at = self._decided_at, None
+        return activation.history_length == decided_at and self._is_lost(decided_at, self.began)
 
     def _is_born_of_a_query(
-        self, activation: WorkflowActivation, seen: _Place | None, has_just_replayed: bool
+        self,
+        activation: WorkflowActivation,
+        seen: _Place | None,
+        find_status: Callable[[], Status | None],
+        *,
+        can_be_hidden: bool,
     ) -> bool:
         """Return whether the events of the activation came with a query.
 
-        Only a workflow task changes the time and the size. But the last workflow tasks of a replay may have
-        had nothing to deliver, and then their time and size show first in the activation that follows. Only
-        Temporal knows whether that is a workflow task.
+        Only a workflow task changes the time and the size. But a workflow task that delivers nothing changes
+        them unseen: the next activation shows its time and size, and may still have come with a query. Such
+        workflow tasks are at the end of a replay, and after the run has canceled an activity or a child. A
+        workflow task that a worker has lost changes the size alone. In these cases only Temporal knows
+        whether a workflow task is under way.
         """
         if activation.is_replaying or seen is None or not any(map(_is_news, activation.jobs)):
             return False
@@ -265,7 +305,7 @@ class _Guard:
             return False
         if (place.size, place.time) == (seen.size, seen.time):
             return True
-        status = self._status() if has_just_replayed else None
+        status = find_status() if can_be_hidden or place.time == seen.time else None
         return status is not None and status.is_past(activation.timestamp.ToDatetime(UTC))
 
 
@@ -306,6 +346,13 @@ _ENDS = (
     "cancel_workflow_execution",
     "continue_as_new_workflow_execution",
 )
+
+
+_CANCELS = ("request_cancel_activity", "cancel_child_workflow_execution", "request_cancel_nexus_operation")
+
+
+def _cancels(completion: WorkflowActivationCompletion) -> bool:
+    return any(command.WhichOneof("variant") in _CANCELS for command in completion.successful.commands)
 
 
 def _joined(

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from temporalio.api.enums.v1 import PendingWorkflowTaskState
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, PendingWorkflowTaskState
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
-__all__ = ["Status", "StatusOfRuns", "status_of"]
+__all__ = ["Status", "StatusOfRuns", "is_lost", "status_of"]
 
 _FUNCTION = "tasquencer.status_of"
 """Name of the function by which the guard of a workflow instance reaches the client."""
+
+_IS_LOST = "tasquencer.is_lost"
+"""Name of the function by which the guard asks about one workflow task."""
 
 _SECONDS = 1.0
 """How long an answer may take. The SDK takes a workflow that says nothing for two seconds for deadlocked."""
 
 _ROUNDING = timedelta(milliseconds=1)
+
+_PAGE = 20
+"""Events to read at a time, newest first."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,13 @@ class StatusOfRuns:
 
     def offer(self, functions: MutableMapping[str, Callable[..., Any]]) -> None:
         """Offer the question to the guards of the worker's workflows."""
-        functions[_FUNCTION] = self._status
+        functions[_FUNCTION] = lambda *run: self._answer(lambda: self._status(*run))
+        functions[_IS_LOST] = lambda *task: self._answer(lambda: self._is_lost(*task))
 
-    def _status(self, workflow_id: str, run_id: str) -> Status | None:
+    def _answer(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
         if self._loop is None or self._thread == threading.get_ident():
             return None  # in the SDK's debug mode: the thread of the event loop cannot wait for it
-        asking = asyncio.run_coroutine_threadsafe(self._ask(workflow_id, run_id), self._loop)
+        asking = asyncio.run_coroutine_threadsafe(ask(), self._loop)
         try:
             return asking.result(_SECONDS)
         except (RPCError, TimeoutError):
@@ -72,9 +83,31 @@ class StatusOfRuns:
         finally:
             asking.cancel()
 
-    async def _ask(self, workflow_id: str, run_id: str) -> Status:
+    async def _status(self, workflow_id: str, run_id: str) -> Status:
         run = self._client.get_workflow_handle(workflow_id, run_id=run_id)
         return _status_in(await run.describe(rpc_timeout=timedelta(seconds=_SECONDS)))
+
+    async def _is_lost(self, workflow_id: str, run_id: str, event_id: int, began: datetime) -> bool:
+        status = await self._status(workflow_id, run_id)
+        if status.is_closed or not (status.waits or status.began):
+            return False  # after a lost workflow task, the next one is always pending
+        return not status.is_past(began) or not await self._is_completed(workflow_id, run_id, event_id)
+
+    async def _is_completed(self, workflow_id: str, run_id: str, event_id: int) -> bool:
+        request = GetWorkflowExecutionHistoryReverseRequest(
+            namespace=self._client.namespace,
+            execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
+            maximum_page_size=_PAGE,
+        )
+        while True:
+            page = await self._client.workflow_service.get_workflow_execution_history_reverse(request)
+            for event in page.history.events:
+                if event.event_id <= event_id + 1:
+                    is_end = event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+                    return is_end and event.event_id == event_id + 1
+            if not page.next_page_token:
+                return False
+            request.next_page_token = page.next_page_token
 
 
 def _status_in(described: WorkflowExecutionDescription) -> Status:
@@ -92,3 +125,18 @@ def status_of(functions: Mapping[str, Callable[..., Any]], workflow_id: str, run
     ask = functions.get(_FUNCTION)
     answer = None if ask is None else ask(workflow_id, run_id)
     return answer if isinstance(answer, Status) else None
+
+
+def is_lost(
+    functions: Mapping[str, Callable[..., Any]],
+    workflow_id: str,
+    run_id: str,
+    event_id: int,
+    began: datetime,
+) -> bool:
+    """Return whether no worker has completed the workflow task that began with this event at this time.
+
+    False if nobody knows.
+    """
+    ask = functions.get(_IS_LOST)
+    return ask is not None and bool(ask(workflow_id, run_id, event_id, began))
