@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 from rich.console import Console, RenderableType
 
 from tasquencer.cli.progress import progress_lines
@@ -17,6 +19,7 @@ from tasquencer.cli.rendering import (
     transitions_table,
 )
 from tasquencer.core.failure import Failure, FailureKind
+from tasquencer.core.work_item import WorkItem, WorkItemState
 from tests.cli.stories import NOON, Story, rate_limited
 
 
@@ -155,6 +158,107 @@ def test_transitions_are_told_with_actor_and_reason() -> None:
     table = transitions_table(story.items, {"story-0": transitions})
     assert row(table, "canceled") == "2026-11-23 12:00:01.000 canceled alice wrong customer"
     assert row(table, "initialized") == "story-0 first try 2026-11-23 12:00:00.000 initialized task"
+
+
+TURN: JsonValue = {"tool_calls": [{"name": "search"}, {"name": "refund"}]}
+
+
+def step(lineage: str, state: str, attempt: int = 0, result: JsonValue = None) -> WorkItem:
+    """A work item of an agent's step, a minute after noon if it has ended."""
+    is_over = state != "started"
+    return WorkItem(
+        id=f"{lineage}/{attempt}",
+        task_id="agent",
+        run_id="run",
+        task_type="AiAgentTask",
+        lineage=lineage,
+        attempt=attempt,
+        state=WorkItemState(state),
+        failure=Failure(kind="tool_failed", message="closed", transient=True) if state == "failed" else None,
+        result=result,
+        not_before=NOON,
+        created_at=NOON,
+        started_at=NOON,
+        ended_at=NOON + timedelta(minutes=1) if is_over else None,
+    )
+
+
+AGENT = [
+    step("turn-1", "failed"),
+    step("turn-1", "completed", 1, TURN),
+    step("turn-1/search", "failed"),
+    step("turn-1/refund/approval", "completed", 0, {"decision": "reject", "comments": "too old"}),
+    step("turn-1/search", "completed", 1, {"order": 7}),
+    step("turn-2", "completed", 0, {"tool_calls": [{"name": "refund"}]}),
+    step("turn-2/refund/approval", "started"),
+]
+
+
+def first_columns(table: RenderableType) -> list[tuple[str, str]]:
+    """Lineage and attempt of each row."""
+    found = re.findall(r"(?m)^ (.*?) +(first try|retry \d+(?: of \d+)?) ", drawn(table))
+    return [(lineage, attempt) for lineage, attempt in found]
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_the_work_items_of_an_agent_stand_by_turn_and_tool(is_live: bool) -> None:
+    later = [*AGENT[:3], step("other", "started"), *AGENT[3:]]
+    table = live_table(later, max_retries=3, now=NOON, most_rows=20) if is_live else attempts_table(later, {})
+    assert first_columns(table) == [
+        ("turn-1", "first try"),
+        ("turn-1", "retry 1 of 3" if is_live else "retry 1"),
+        ("  search", "first try"),
+        ("  search", "retry 1"),
+        ("  refund/approval", "first try"),
+        ("turn-2", "first try"),
+        ("  refund/approval", "first try"),
+        ("other", "first try"),
+    ]
+
+
+def test_the_turns_of_several_conversations_stand_one_conversation_after_the_other() -> None:
+    lineages = ["ask-1/turn-1", "ask-2/turn-1", "ask-1/turn-1/look", "ask-2/turn-1/look", "ask-1/turn-2"]
+    table = live_table(
+        [step(lineage, "started") for lineage in lineages], max_retries=None, now=NOON, most_rows=20
+    )
+    assert [lineage for lineage, _ in first_columns(table)] == [
+        "ask-1/turn-1",
+        "  look",
+        "ask-1/turn-2",
+        "ask-2/turn-1",
+        "  look",
+    ]
+
+
+def test_a_tool_call_whose_turn_does_not_fit_keeps_its_whole_name() -> None:
+    table = live_table(AGENT[:5], max_retries=3, now=NOON, most_rows=3)
+    assert [lineage for lineage, _ in first_columns(table)] == [
+        "turn-1/search",
+        "turn-1/search",
+        "turn-1/refund/approval",
+    ]
+
+
+def test_the_live_table_tells_what_a_step_came_to_and_what_waits() -> None:
+    text = drawn(live_table(AGENT, max_retries=3, now=NOON, most_rows=20))
+    for expected in ("calls search, refund", '{"order": 7}', "reject: too old", "waits for approval"):
+        assert expected in text
+
+
+def test_progress_tells_turn_and_tool() -> None:
+    assert progress_lines([], AGENT, max_retries=3) == [
+        "turn 1: first try failed after 1 min: tool_failed: closed",
+        "turn 1: retry 1 of 3 completed after 1 min: calls search, refund",
+        "turn 1 · tool search: first try failed after 1 min: tool_failed: closed",
+        "turn 1 · tool refund · approval: first try completed after 1 min: reject: too old",
+        'turn 1 · tool search: retry 1 completed after 1 min: {"order": 7}',
+        "turn 2: first try completed after 1 min: calls refund",
+        "turn 2 · tool refund · approval: waits for approval",
+    ]
+    (line,) = progress_lines([], [step("ask-1/turn-2", "started")], max_retries=None)
+    assert line == "ask-1 · turn 2: first try started"
+    (line,) = progress_lines([], [step("prompt-3", "started")], max_retries=None)
+    assert line == "prompt-3: first try started"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ async def test_the_order_desk_runs_and_shows_each_attempt() -> None:
     for expected in (
         "rate_limited: 429",
         "tool_failed: ConnectionError",
-        "turn-2/refund/approval",
+        "refund/approval",
         "approve · given by anna",
         "calls refund",
         "invalid_output",

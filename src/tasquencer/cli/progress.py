@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasquencer.cli.rendering import attempt_of
+from tasquencer.cli.rendering import attempt_of, came_to
+from tasquencer.cli.steps import retries_of, step_name, waits_for_approval
 from tasquencer.core.display_text import terminal_line
 from tasquencer.core.wording import delay_label, duration, elapsed
 from tasquencer.core.work_item import WorkItem, WorkItemState
@@ -23,10 +24,12 @@ def progress_lines(
         if known.get(item.id) is item.state:
             continue
         earlier = failures.get((item.lineage, item.attempt - 1))
-        named = attempt_of(item, max_retries)
-        if item.lineage != "main":
-            named = f"{item.lineage}: {named}"
-        lines.append(f"{named} {_event(item, earlier.kind if earlier is not None else None)}")
+        name = step_name(item)
+        said = "waits for approval"
+        if not waits_for_approval(item):
+            event = _event(item, earlier.kind if earlier is not None else None)
+            said = f"{attempt_of(item, retries_of(item, max_retries))} {event}"
+        lines.append(f"{name}: {said}" if name else said)
     return lines
 
 
@@ -41,4 +44,5 @@ def _event(item: WorkItem, after: str | None) -> str:
         case WorkItemState.INITIALIZED | WorkItemState.STARTED:
             return str(item.state)
         case state:
-            return f"{state}{spent}"
+            came = came_to(item)
+            return f"{state}{spent}" + (f": {came}" if came else "")

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tasquencer.ai.tool_calls import as_content, is_tool_call
 from tasquencer.ai.usage import Usage
+from tasquencer.cli.steps import by_step, retries_of, waits_for_approval
 from tasquencer.core.display_text import terminal_line
 from tasquencer.core.task_state import TASK_ACTOR
 from tasquencer.core.wording import attempt_label, counted, delay_label, duration, elapsed, moment
@@ -28,6 +29,7 @@ __all__ = [
     "Records",
     "attempt_of",
     "attempts_table",
+    "came_to",
     "cost_label",
     "listing_table",
     "live_table",
@@ -84,18 +86,25 @@ def usage_labels(usage: Mapping[str, JsonValue]) -> list[str]:
 
 
 def live_table(items: Sequence[WorkItem], *, max_retries: int | None, now: datetime, most_rows: int) -> Table:
-    """Return the work items of a running task as a table. `now` counts the backoff down."""
+    """Return the work items of a running task as a table, those of an agent by turn and tool.
+
+    Args:
+        items: Oldest first.
+        max_retries: From the request. None: not known.
+        now: Counts the backoff down.
+        most_rows: How many work items fit. If there are more, the newest are shown.
+    """
     shown = items[-most_rows:]
     several = _several_lineages(items)
-    table = _table(*_LINEAGE[:several], "attempt", "state", "delay", "took", "failure")
-    for item in shown:
+    table = _table(*_LINEAGE[:several], "attempt", "state", "delay", "took", "outcome")
+    for name, item in by_step(shown):
         table.add_row(
-            *[Text(terminal_line(item.lineage))][:several],
-            Text(attempt_of(item, max_retries)),
+            *[Text(name)][:several],
+            Text(attempt_of(item, retries_of(item, max_retries))),
             _state_now(item, now),
             Text(delay_label(item)),
             Text(_took(item, now)),
-            _failure(item, _LIVE_MESSAGE_LENGTH),
+            _failure(item, _LIVE_MESSAGE_LENGTH) if item.failure else Text(came_to(item)),
         )
     if len(items) > len(shown):
         table.caption = f"the newest {len(shown)} of {counted(len(items), 'work item')}"
@@ -109,7 +118,9 @@ def attempts_table(
     *,
     wide: bool = True,
 ) -> Table:
-    """Return a task's work items from the ledger as a table, oldest first, with their cost.
+    """Return a task's work items from the ledger as a table, with their cost.
+
+    They come oldest first, those of an agent by turn and tool.
 
     Args:
         items: The work items.
@@ -120,7 +131,7 @@ def attempts_table(
     several = _several_lineages(items)
     last = ["worker"] if wide else []
     table = _table(*_LINEAGE[:several], "attempt", "state", "delay", _STARTED, "took", "outcome", *last)
-    for item in items:
+    for name, item in by_step(items):
         record = records.get(item.id, {})
         started = item.started_at.strftime(_TIME if wide else "%H:%M:%S") if item.started_at else ""
         outcome = _failure(item)
@@ -134,7 +145,7 @@ def attempts_table(
             if part:
                 outcome.append(f"{' · ' if outcome else ''}{part}")
         table.add_row(
-            *[Text(terminal_line(item.lineage))][:several],
+            *[Text(name)][:several],
             Text(attempt_of(item, record.get("max_retries"))),
             Text(item.state, style=_STYLES[item.state]),
             Text(delay_label(item)),
@@ -274,6 +285,8 @@ def _several_lineages(items: Iterable[WorkItem]) -> bool:
 
 def _state_now(item: WorkItem, now: datetime) -> Text:
     style = _STYLES[item.state]
+    if waits_for_approval(item):
+        return Text("waits for approval", style="yellow")
     if item.state is not WorkItemState.INITIALIZED:
         return Text(item.state, style=style)
     left = math.ceil((item.not_before - now).total_seconds())
@@ -311,9 +324,14 @@ def _giver(item: WorkItem, transitions: Sequence[Transition]) -> str:
     return terminal_line(transitions[-1].actor)
 
 
+def came_to(item: WorkItem) -> str:
+    """Return what a completed work item of an agent came to: a decision, a tool's result, or tool calls."""
+    return _decision(item) or _tools(item)
+
+
 def _tools(item: WorkItem) -> str:
     """Which tools a model turn calls, or what a tool has returned."""
-    if item.state is not WorkItemState.COMPLETED:
+    if item.state is not WorkItemState.COMPLETED or item.result is None:
         return ""
     if is_tool_call(item):
         return terminal_line(as_content(item.result), _SHOWN_RESULT)
