@@ -36,3 +36,16 @@ def test_turns_and_tools_of_a_conversation_come_together() -> None:
         ("b/turn-1/x", 0),
         ("other", 0),
     ]
+
+
+def test_conversations_that_begin_together_come_in_the_order_of_their_names() -> None:
+    state = task()
+    for lineage in ("prompt-10/turn-1", "prompt-2/turn-1", "prompt-2/turn-1/b", "prompt-2/turn-1/a"):
+        state.begin("work", now=after(0), lineage=lineage)
+
+    assert [item.lineage for item in by_conversation(state.work_items())] == [
+        "prompt-2/turn-1",
+        "prompt-2/turn-1/a",
+        "prompt-2/turn-1/b",
+        "prompt-10/turn-1",
+    ]

@@ -18,6 +18,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 from tests.cli.processes import Finished, finish
 from tests.support.answers import Answer, ok, tools
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
 
 SHOP = '''
@@ -30,15 +31,20 @@ def look_up(of: str) -> str:
     """Look it up."""
     return f"found {of}"
 
+@server.tool()
+def pay_back(of: str) -> str:
+    """Pay back."""
+    return f"paid {of}"
+
 server.run("stdio")
 '''
 
 
 def answer(request: Any) -> Answer:
     """Call the tool once, and then repeat what it has said."""
-    messages = request.body["messages"]
+    messages, (offered,) = request.body["messages"], request.body["tools"]
     if messages[-1]["role"] != "tool":
-        return tools(("shop__look_up", {"of": messages[-1]["content"]}))
+        return tools((offered["function"]["name"], {"of": messages[-1]["content"]}))
     return ok(json.loads(messages[-1]["content"])["result"])
 
 
@@ -58,8 +64,9 @@ async def stock(
 ) -> AsyncIterator[Stock]:
     folder = tmp_path_factory.mktemp("tools")
     (folder / "shop.py").write_text(SHOP)
-    servers = {"mcpServers": {"shop": {"command": sys.executable, "args": [str(folder / "shop.py")]}}}
-    (folder / "servers.json").write_text(json.dumps(servers))
+    shop: dict[str, Any] = {"command": sys.executable, "args": [str(folder / "shop.py")]}
+    till = {**shop, "options": {"requires_approval": True}}
+    (folder / "servers.json").write_text(json.dumps({"mcpServers": {"shop": shop, "till": till}}))
     settings = Settings(database_url=f"sqlite:///{folder / 'ledger.db'}", task_queue="cli-tools")
     async with ScriptedProvider(answer) as provider:
         keys = {"OPENAI_API_KEY": "test", "TASQ_MODEL": "m"}
@@ -109,3 +116,21 @@ async def test_a_fan_out_may_use_tools_and_shows_them(stock: Stock, tmp_path: Pa
     assert shown.stdout.index("prompt-1/turn-2") < shown.stdout.index("prompt-2/turn-1")
     refused = await stock.tasq("fan-out", prompts, "--max-turns", "2")
     assert (refused.code, refused.stderr.splitlines()[0]) == (2, "error: --max-turns: only with tools")
+
+
+async def test_a_person_approves_a_call_of_one_prompt(stock: Stock, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\n")
+    ran = await stock.tasq("fan-out", prompts, "--tool", "till__pay_back", "--id", "paid", "--detach")
+    assert ran.code == 0, ran.stderr
+
+    async def waits() -> bool:
+        return "till__pay_back" in (await stock.tasq("review")).stdout
+
+    await eventually(waits, "an approval that waits")
+    decided = await stock.tasq("review", "paid", "--approve", "--yes", "--actor", "anna")
+    assert decided.code == 0, decided.stderr
+    watched = await stock.tasq("watch", "paid", "--json")
+    assert json.loads(watched.stdout)["results"][0]["text"] == "paid one"
+    shown = await stock.tasq("show", "paid")
+    assert "prompt-1/turn-1/till__pay_back/approval" in shown.stdout and "given by anna" in shown.stdout

@@ -431,6 +431,7 @@ from tasquencer.ai import AiCalls, tool
 from tasquencer.ai.provider.client import make_client
 from tasquencer.sql import SqlLedger
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_fan_out import AiFanOutTask
 
 address, queue, base_url, folder = sys.argv[1:]
 
@@ -450,7 +451,7 @@ async def main():
         plugin = TasquencerPlugin(SqlLedger(f"sqlite:///{folder}/l.db"), calls=calls)
         client = await Client.connect(address, plugins=[plugin])
         sticky = timedelta(seconds=1)
-        async with Worker(client, task_queue=queue, workflows=[AiAgentTask],
+        async with Worker(client, task_queue=queue, workflows=[AiAgentTask, AiFanOutTask],
                           sticky_queue_schedule_to_start_timeout=sticky):
             await asyncio.Event().wait()
 
@@ -459,13 +460,13 @@ asyncio.run(main())
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("killed_in", ["a tool call", "a turn"])
+@pytest.mark.parametrize("killed_in", ["a tool call", "a turn", "a tool call of a fan-out"])
 async def test_a_worker_that_is_killed_costs_one_attempt(
     dev_server: EmbeddedTemporal, tmp_path: Path, killed_in: str
 ) -> None:
     """The request or the call is not made again under the same work item."""
     turn = answers.tools(("look_up", {}))
-    hangs = killed_in == "a turn"
+    hangs, is_fan_out = killed_in == "a turn", killed_in.endswith("fan-out")
     if hangs:
         (tmp_path / "begun").touch()
     script = [answers.stall(), turn, answers.ok()] if hangs else [turn, answers.ok()]
@@ -481,11 +482,14 @@ async def test_a_worker_that_is_killed_costs_one_attempt(
             str(tmp_path),
         ]
         client = await Client.connect(dev_server.address)
-        request = ASK | {"tools": ["look_up"], "heartbeat_timeout_seconds": 3}
+        request: dict[str, Any] = ASK | {"tools": ["look_up"], "heartbeat_timeout_seconds": 3}
+        if is_fan_out:
+            request["prompts"] = [request.pop("prompt")]
         first = ChildProcess("worker", arguments)
         second: ChildProcess | None = None
         try:
-            await client.start_workflow("AiAgentTask", request, id=queue, task_queue=queue)
+            workflow = "AiFanOutTask" if is_fan_out else "AiAgentTask"
+            await client.start_workflow(workflow, request, id=queue, task_queue=queue)
 
             async def under_way() -> bool:
                 return bool(provider.requests) if hangs else (tmp_path / "begun").exists()
@@ -501,10 +505,10 @@ async def test_a_worker_that_is_killed_costs_one_attempt(
         keys = [sent.idempotency_key for sent in provider.requests]
     async with SqlLedger(f"sqlite:///{tmp_path}/l.db") as ledger:
         items = await ledger.work_items(WorkItemFilter(task_id=queue, oldest_first=True))
-    assert result["text"]
+    assert (result["results"][0] if is_fan_out else result)["text"]
     lost = [item for item in items if item.failure is not None]
     (lineage,) = {item.lineage for item in lost}
-    assert lineage == ("turn-1" if hangs else "turn-1/look_up")
+    assert lineage.removeprefix("prompt-1/") == ("turn-1" if hangs else "turn-1/look_up")
     assert [item.failure.kind for item in lost if item.failure] == ["worker_lost"]
     assert all(item.state.is_terminal for item in items)
     assert len(keys) == len(set(keys)) == (3 if hangs else 2)
