@@ -13,6 +13,9 @@ OTHER ?= $(BIN)/python
 COMPILE := $(BIN)/uv --quiet pip compile --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header
 
+# Processes of tests keep the bytecode that they compile. Otherwise each of hundreds compiles the same code.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A file's tests share its servers. tests/conftest.py chooses how many processes there are and which files begin.
 PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/pytest $(PARALLEL)

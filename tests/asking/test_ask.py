@@ -21,7 +21,7 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger, ScriptedCalls
 from tests.asking.workflows import WORKFLOWS, shout
 from tests.support.patience import eventually
-from tests.support.tasks import Tasks
+from tests.support.tasks import IMPORTING_TESTS_ONCE, Tasks
 from workflows.ai_agent import AiAgentTask
 
 SLOW_DOWN = Failure.of(FailureKind.RATE_LIMITED, "429 from the provider")
@@ -32,7 +32,13 @@ async def asking(server: EmbeddedTemporal, calls: ScriptedCalls | None) -> Async
     ledger = InMemoryLedger()
     client = await Client.connect(server.address, plugins=[TasquencerPlugin(ledger, calls=calls)])
     queue = f"asking-{uuid4()}"
-    async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=[shout]):
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=WORKFLOWS,
+        activities=[shout],
+        workflow_runner=IMPORTING_TESTS_ONCE,
+    ):
         yield Tasks(client, queue, ledger)
 
 

@@ -257,10 +257,9 @@ async def test_a_task_does_not_take_over_what_a_client_says_that_it_carries(stag
     await victim.cancel()
 
 
-@pytest.mark.parametrize(
-    "bomb", [b'{"x":[' + b"[]," * 5_000_000 + b"0]}", b" " * 2**30], ids=["values", "a gigabyte"]
-)
-async def test_a_header_that_unpacks_to_gigabytes_costs_little(stage: AttackedStage, bomb: bytes) -> None:
+@pytest.mark.parametrize("what", ["values", "a gigabyte"])
+async def test_a_header_that_unpacks_to_gigabytes_costs_little(stage: AttackedStage, what: str) -> None:
+    bomb = b'{"x":[' + b"[]," * 5_000_000 + b"0]}" if what == "values" else b" " * 2**30
     packed = zlib.compressobj(9)
     pieces = [packed.compress(bomb[at : at + 2**20]) for at in range(0, len(bomb), 2**20)]
     data = b"".join(pieces) + packed.flush()

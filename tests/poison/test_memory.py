@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,40 @@ async def text_without_end() -> AsyncIterator[bytes]:
         yield b"x" * 65_536
 
 
-GZIPPED = bomb(1, 256)  # a quarter of a megabyte that makes a quarter of a gigabyte
-
-POISON: dict[str, tuple[Answer, str]] = {
-    # what is sent, and the kind of failure
-    "100 MB": (streaming(200, a_hundred_megabytes), "too_large"),
-    "100 MB with their length": (
-        streaming(200, a_hundred_megabytes, content_length=str(100 * 2**20)),
-        "too_large",
-    ),
-    "100 MB as an error": (streaming(500, a_hundred_megabytes), "provider_error"),
-    "a text without end": (streaming(200, text_without_end), "too_large"),
-    "an error without end": (streaming(429, text_without_end), "rate_limited"),
-    "headers without end": (endless(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n" * 10_000), "provider_error"),
-    "interim answers without end": (endless(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1_000), "timed_out"),
-    "blanks that drip": (endless(head(), b" " * 1_000, 0.05), "timed_out"),
-    "gzip": (raw(GZIPPED, headers={"content-encoding": "gzip"}), "too_large"),
-    "gzip in gzip": (raw(bomb(2, 256), headers={"content-encoding": "gzip, gzip"}), "provider_error"),
-    "gzip as an error": (raw(GZIPPED, code=503, headers={"content-encoding": "gzip"}), "provider_error"),
-    "nothing, packed four times": (
-        raw(nested(4, 20_000_000), headers={"content-encoding": "gzip, gzip, gzip, gzip"}),
-        "provider_error",
-    ),
-    "millions of lists": (raw(b'{"choices": [' + b"[]," * 2_000_000 + b"1]}"), "provider_error"),
-    "millions of texts": (raw(b'{"choices": [' + b'"ab",' * 1_200_000 + b"1]}"), "provider_error"),
-}
+@cache
+def poison() -> dict[str, tuple[Answer, str]]:
+    """Make the answers. They take a second and hundreds of megabytes."""
+    gzipped = bomb(1, 256)  # a quarter of a megabyte that makes a quarter of a gigabyte
+    return {
+        # what is sent, and the kind of failure
+        "100 MB": (streaming(200, a_hundred_megabytes), "too_large"),
+        "100 MB with their length": (
+            streaming(200, a_hundred_megabytes, content_length=str(100 * 2**20)),
+            "too_large",
+        ),
+        "100 MB as an error": (streaming(500, a_hundred_megabytes), "provider_error"),
+        "a text without end": (streaming(200, text_without_end), "too_large"),
+        "an error without end": (streaming(429, text_without_end), "rate_limited"),
+        "headers without end": (endless(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n" * 10_000), "provider_error"),
+        "interim answers without end": (
+            endless(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1_000),
+            "timed_out",
+        ),
+        "blanks that drip": (endless(head(), b" " * 1_000, 0.05), "timed_out"),
+        "gzip": (raw(gzipped, headers={"content-encoding": "gzip"}), "too_large"),
+        "gzip in gzip": (raw(bomb(2, 256), headers={"content-encoding": "gzip, gzip"}), "provider_error"),
+        "gzip as an error": (raw(gzipped, code=503, headers={"content-encoding": "gzip"}), "provider_error"),
+        "nothing, packed four times": (
+            raw(nested(4, 20_000_000), headers={"content-encoding": "gzip, gzip, gzip, gzip"}),
+            "provider_error",
+        ),
+        "millions of lists": (raw(b'{"choices": [' + b"[]," * 2_000_000 + b"1]}"), "provider_error"),
+        "millions of texts": (raw(b'{"choices": [' + b'"ab",' * 1_200_000 + b"1]}"), "provider_error"),
+    }
 
 
 def script(request: ProviderRequest) -> Answer:
-    return POISON[request.prompt][0] if request.prompt in POISON else ok("Hi")
+    return poison()[request.prompt][0] if request.prompt in poison() else ok("Hi")
 
 
 def peak_bytes(pid: int) -> int:
@@ -90,7 +96,7 @@ async def test_no_answer_makes_the_worker_s_memory_grow_by_a_hundred_megabytes(
             forget_peak(worker.pid)
             before = peak_bytes(worker.pid)
             grown: dict[str, int] = {}
-            for name, (_, kind) in POISON.items():
+            for name, (_, kind) in poison().items():
                 limit = 1 if kind == "timed_out" else PATIENCE_SECONDS
                 options: dict[str, Any] = {"max_retries": 0, "attempt_timeout_seconds": limit}
                 tasks = [await stage.start(name, **options) for _ in range(AT_ONCE)]

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from typing import Any
 
 from tasquencer.devkit.http_server import Exchange
@@ -60,6 +61,7 @@ def streaming(status: int, parts: Callable[[], AsyncIterator[bytes]], **headers:
     return Answer(f"{status} in parts", give)
 
 
+@cache
 def bomb(layers: int = 1, mebibytes: int = 64) -> bytes:
     """Blanks, compressed so often; one layer makes a thousandth of it."""
     packing = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
@@ -70,6 +72,7 @@ def bomb(layers: int = 1, mebibytes: int = 64) -> bytes:
     return data
 
 
+@cache
 def nested(layers: int, empty_blocks: int) -> bytes:
     """Gzip in gzip …, around stored blocks without any content."""
     data = b"\x1f\x8b\x08" + bytes(7) + b"\x00\x00\x00\xff\xff" * empty_blocks

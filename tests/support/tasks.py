@@ -19,6 +19,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from tasquencer.ai import AiCalls
 from tasquencer.batch.store import BatchStore
@@ -38,6 +39,11 @@ def executable(name: str) -> str:
 
 
 _MANY_CALLS = 100
+
+IMPORTING_TESTS_ONCE = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_passthrough_modules("tests", "pytest", "_pytest")
+)
+"""A sandbox that does not import the tests' modules and pytest again for each workflow."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,7 @@ async def _worker(
         task_queue=queue,
         workflows=workflows,
         activities=activities,
+        workflow_runner=IMPORTING_TESTS_ONCE,
         max_concurrent_activities=calls_at_once,
         max_heartbeat_throttle_interval=timedelta(milliseconds=50),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),

@@ -15,6 +15,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import SharedStateManager, Worker
 
 from tests.support.patience import eventually
+from tests.support.tasks import IMPORTING_TESTS_ONCE
 from tests.workflows import adopted_scenarios
 from tests.workflows.adopted_scenarios import Child, Scenario, Shop, in_a_process, told
 
@@ -34,6 +35,8 @@ async def open_shop(
     shop, queue = Shop(), queue or f"queue-{uuid4()}"
     options.setdefault("workflows", [Scenario, Child])
     options.setdefault("activities", [getattr(shop, name) for name in ACTIVITIES])
+    options.setdefault("workflow_runner", IMPORTING_TESTS_ONCE)
+    options.setdefault("sticky_queue_schedule_to_start_timeout", timedelta(seconds=1))
     with ThreadPoolExecutor(4) as threads:
         async with Worker(
             client,
