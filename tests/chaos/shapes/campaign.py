@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class ShapeOptions:
         caches: For each worker, how many workflows it keeps in memory.
         gap_seconds: The mean time from one death to the next.
         patience_seconds: How long a task may stand still after the last worker's death.
+        call_seconds: See `Program`.
     """
 
     seed: int = 1
@@ -58,10 +59,12 @@ class ShapeOptions:
     ledger: str = "sqlite"
     gap_seconds: float = 1.0
     patience_seconds: float = 40.0
+    call_seconds: float = 5.0
 
     def programs(self) -> list[Program]:
         """Which these are."""
-        return [program_of(self.seed + number, self.constructs) for number in range(self.tasks)]
+        programs = [program_of(self.seed + number, self.constructs) for number in range(self.tasks)]
+        return [replace(program, call_seconds=self.call_seconds) for program in programs]
 
 
 @dataclass
@@ -196,7 +199,7 @@ async def _task(stage: Stage, program: Program, places: asyncio.Semaphore) -> tu
             await end_of(
                 stage,
                 people.handle,
-                lambda: len(people.replies) == len(program.acts) or time.monotonic() - begin > last_act + 20,
+                lambda: len(people.replies) == len(program.acts) or time.monotonic() - begin > last_act + 30,
             )
         finally:
             if looking is not None:

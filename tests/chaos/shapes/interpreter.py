@@ -29,9 +29,7 @@ with workflow.unsafe.imports_passed_through():
 __all__ = ["AnyShape", "ShapeChild", "policy_of"]
 
 _SHORT = timedelta(seconds=20)
-_CALL = timedelta(seconds=5)
-_HEARTBEAT = timedelta(seconds=5)
-_LONGEST_BACKOFF = timedelta(seconds=0.4)
+_LONGEST_BACKOFF_SECONDS = 0.4
 
 
 def _first_of(group: BaseException) -> BaseException:
@@ -89,7 +87,7 @@ class AnyShape:
             recipe=RetryRecipe(
                 max_retries=program.retries,
                 initial_interval=timedelta(seconds=program.backoff),
-                maximum_interval=_LONGEST_BACKOFF,
+                maximum_interval=timedelta(seconds=max(program.backoff, _LONGEST_BACKOFF_SECONDS)),
             ),
             policy=policy_of(program),
             on_work_item_state_changed=_hook(program.hook),
@@ -134,8 +132,8 @@ class AnyShape:
         told: JsonValue = await item.execute_activity(
             "work",
             {"lineage": lineage, "attempt": item.attempt, "how": attempt.how, "ms": attempt.ms},
-            start_to_close_timeout=_CALL,
-            heartbeat_timeout=_HEARTBEAT,
+            start_to_close_timeout=timedelta(seconds=self._program.call_seconds),
+            heartbeat_timeout=timedelta(seconds=self._program.call_seconds),
         )
         item.complete(told)
 

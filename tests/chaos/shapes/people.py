@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,6 +32,12 @@ _LOOKERS = 3
 _ANSWER = timedelta(seconds=15)
 _LOOK = timedelta(seconds=5)
 _RPC = timedelta(seconds=10)
+
+_TARGET_SECONDS = 3.0
+"""How long an operator looks for a work item to act on."""
+
+_LONGEST_PAUSE_SECONDS = 2.0
+_RESUMED_SECONDS = 60.0
 
 _REFUSALS = (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError, RPCError, TimeoutError)
 
@@ -83,14 +90,19 @@ class People:
             case "reset":
                 return await self._reset(act)
             case "retry_now":
+                if not await self._found(lambda one: one["state"] == "initialized" and one["attempt"] > 0):
+                    return "nothing waits"
                 await self._update("retry_now", {})
+            case "pause":
+                return await self._pause(act)
             case _:
                 return await self._end_work_item(act)
         return "done"
 
     async def _end_work_item(self, act: Act) -> str:
-        items = await self.handle.query("work_items", rpc_timeout=_LOOK)
-        if not (still := [one for one in items if one["state"] in ("initialized", "started")]):
+        # An operator completes what is under way, and ends anything that is open.
+        states = ("started",) if act.name == "complete" else ("initialized", "started")
+        if not (still := await self._found(lambda one: one["state"] in states)):
             return "nothing is open"
         chosen = still[int(act.choice * len(still))]["id"]
         update = {"complete": "complete_work_item", "fail": "fail_work_item"}.get(
@@ -99,6 +111,40 @@ class People:
         given = {"result": {"by": "operator"}} if act.name == "complete" else {}
         await self._update(update, {"work_item_id": chosen, **given})
         return f"done: {chosen}"
+
+    async def _found(self, is_wanted: Callable[[Mapping[str, Any]], bool]) -> list[Mapping[str, Any]]:
+        """The work items that can be acted on, after a while if there are none yet."""
+        deadline = time.monotonic() + _TARGET_SECONDS
+        while True:
+            with suppress(RPCError, WorkflowQueryFailedError):
+                items = await self.handle.query("work_items", rpc_timeout=_LOOK)
+                if found := [one for one in items if is_wanted(one)]:
+                    return found
+            if time.monotonic() > deadline:
+                return []
+            await asyncio.sleep(_LOOK_SECONDS * _LOOKERS)
+
+    async def _pause(self, act: Act) -> str:
+        """Pause the task, and resume it in any case: a paused task does not end."""
+        try:
+            await self._update("pause_task", {})
+            return "done"
+        finally:
+            await asyncio.sleep(act.choice * _LONGEST_PAUSE_SECONDS)
+            deadline = time.monotonic() + _RESUMED_SECONDS
+            while time.monotonic() < deadline and not await self._resumed():
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _resumed(self) -> bool:
+        try:
+            await self._update("resume_task", {})
+        except WorkflowUpdateFailedError as error:
+            return "not paused" in str(error.cause)
+        except _REFUSALS:
+            with suppress(RPCError):
+                return (await self.handle.describe(rpc_timeout=_RPC)).close_time is not None
+            return False
+        return True
 
     async def _update(self, name: str, given: Mapping[str, Any]) -> None:
         async with asyncio.timeout(_ANSWER.total_seconds()):

@@ -40,6 +40,7 @@ CONSTRUCTS = (
     "break",
     "return",
     "operators",
+    "pause",
     "cancel",
     "reset",
     "continue_as_new",
@@ -68,9 +69,10 @@ class Act:
     """Something that is done to the task from outside.
 
     Attributes:
-        name: `signal`, `retry_now`, `complete`, `fail`, `cancel_item`, `cancel` or `reset`.
+        name: `signal`, `retry_now`, `complete`, `fail`, `cancel_item`, `pause` (and resume), `cancel` or
+            `reset`.
         at: Seconds after the task's start.
-        choice: Which of several work items, or workflow tasks, from 0 to 1.
+        choice: Which of several work items, or workflow tasks, or how long a pause lasts, from 0 to 1.
     """
 
     name: str
@@ -87,7 +89,8 @@ class Program:
         hook: `recipe`, `payload` (a retry gets another payload) or `stop` (a second failure gets no retry).
         concurrency: See `Task`.
         retries: Of each lineage.
-        backoff: Seconds before the first retry; doubles, to a limit.
+        backoff: Seconds before the first retry. They double, to a limit.
+        call_seconds: After this time a call has timed out.
         attempts: What each attempt of each lineage does; beyond the list, as the last one.
         looked_at: Whether it is queried ten times a second.
     """
@@ -99,6 +102,7 @@ class Program:
     concurrency: int | None = None
     retries: int = 2
     backoff: float = 0.1
+    call_seconds: float = 5.0
     body: list[Statement] = field(default_factory=list)
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     acts: list[Act] = field(default_factory=list)
@@ -179,10 +183,16 @@ def _may_cancel_a_new_timer(body: Sequence[Statement]) -> bool:
     """Return whether the code may cancel a timer in the workflow task that has started it.
 
     If a local activity ends between the two while a query is answered, temporalio 1.32 to 1.35 does not
-    replay the history, with or without a task.
+    replay the history, with or without a task. The timer may be the backoff of a lineage that the code cancels
+    or leaves behind when the local activity ends.
     """
     text = json.dumps(body)
-    return '["timeout"' in text or ('["local"' in text and '"cancel"]' in text)
+    cuts_off = ('"cancel"]' in text, '"leave"]' in text, '["first"' in text)
+    return '["timeout"' in text or ('["local"' in text and any(cuts_off))
+
+
+_LONG_BACKOFF = 2.0
+"""Seconds: so long that an operator finds an attempt that waits, on a busy machine too."""
 
 
 class _Author:
@@ -191,6 +201,7 @@ class _Author:
         self._seed = seed
         self._may = set(constructs)
         self._attempts: dict[str, list[Attempt]] = {}
+        self._is_operated = "operators" in self._may and self._dice.random() < 0.2
 
     def program(self) -> Program:
         dice = self._dice
@@ -213,7 +224,7 @@ class _Author:
             hook=dice.choice(["recipe", "recipe", "recipe", "payload", "stop"]),
             concurrency=dice.choice([None, None, None, 1, 2]),
             retries=5 if is_long else dice.randint(0, 3),
-            backoff=dice.choice([0.02, 0.1, 0.3]),
+            backoff=_LONG_BACKOFF if self._is_operated else dice.choice([0.02, 0.1, 0.3]),
             body=body,
             attempts=self._attempts,
             acts=sorted(self._acts(), key=lambda act: act.at),
@@ -272,7 +283,8 @@ class _Author:
         dice = self._dice
         name = f"line-{len(self._attempts)}"
         hows = dice.choices(["ok", "fail", "refuse", "hang", "deaf"], [60, 28, 4, 4, 4], k=dice.randint(1, 4))
-        self._attempts[name] = [Attempt(how, dice.choice([1, 5, 40, 200, 500])) for how in hows]
+        times = [200, 1500] if self._is_operated else [1, 5, 40, 200, 500]
+        self._attempts[name] = [Attempt(how, dice.choice(times)) for how in hows]
         insides = [one for one in ("child", "local", "sleep") if one in self._may]
         inside: list[Statement] = [[one, dice.choice([5, 50])] for one in insides if dice.random() < 0.12]
         if dice.random() < 0.06 and "operators" in self._may:
@@ -291,7 +303,9 @@ class _Author:
             yield from some("signal", 0.4)
         if "operators" in self._may:
             for name in ("retry_now", "complete", "fail", "cancel_item"):
-                yield from some(name, 0.2)
+                yield from some(name, 0.6 if self._is_operated else 0.15)
+        if "pause" in self._may:
+            yield from some("pause", 0.2)
         if "cancel" in self._may:
             yield from some("cancel", 0.15)
         if "reset" in self._may:
