@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.temporal.activations import Behaviour, _Guard
+<<<<<<< HEAD
 from tasquencer.temporal.run_status import Status
+=======
+from tasquencer.temporal.bookkeeping import RECORD
+>>>>>>> 20d57c9 (Deliver events after the writes that are under way)
 
 
 class Instance:
-    """Stands in for the SDK's instance: its code looks at the guard in each activation."""
+    """Stands in for the SDK's instance: its code looks at the guard in each activation.
 
-    def __init__(self, code: Callable[[], object]) -> None:
+    Args:
+        writes: Begin a write to the ledger in the first activation.
+    """
+
+    def __init__(self, code: Callable[[], object], *, writes: bool = False) -> None:
         self._code = code
+        self._writes = writes
         self.saw: list[object] = []
         self.heard: list[list[str]] = []
         self.commands: list[str] = []
@@ -25,8 +35,14 @@ class Instance:
         self.heard.append([str(job.WhichOneof("variant")) for job in activation.jobs])
         completion = WorkflowActivationCompletion()
         completion.successful.SetInParent()
+<<<<<<< HEAD
         for name in self.commands:
             getattr(completion.successful.commands.add(), name).SetInParent()
+=======
+        if self._writes:
+            completion.successful.commands.add().schedule_local_activity.activity_type = RECORD
+            self._writes = False
+>>>>>>> 20d57c9 (Deliver events after the writes that are under way)
         return completion
 
 
@@ -47,14 +63,20 @@ def activation(*jobs: str, suggested: bool, length: int, replaying: bool = False
     return made
 
 
+<<<<<<< HEAD
 def guarded(*, is_lost: bool = False) -> tuple[_Guard, Instance]:
     guard = _Guard(is_lost=lambda _event_id, _began: is_lost)
+=======
+def guarded(*behaviours: Behaviour, writes: bool = False) -> tuple[_Guard, Instance]:
+    guard = _Guard()
+>>>>>>> 20d57c9 (Deliver events after the writes that are under way)
 
     def code() -> bool:
-        guard.decides(Behaviour.RESULTS_ONE_BY_ONE)
+        for behaviour in (Behaviour.RESULTS_ONE_BY_ONE, *behaviours):
+            guard.decides(behaviour)
         return guard.suggests_new_run
 
-    instance = Instance(code)
+    instance = Instance(code, writes=writes)
     guard.surround(instance)  # type: ignore[arg-type]
     return guard, instance
 
@@ -90,6 +112,7 @@ def test_a_result_that_comes_with_events_is_seen_before_their_suggestion() -> No
     assert instance.saw == [False, False, True]
 
 
+<<<<<<< HEAD
 def query(query_id: str, *, length: int) -> WorkflowActivation:
     """An activation with a query only. The SDK always says that it replays."""
     made = activation("query_workflow", suggested=False, length=length, replaying=True)
@@ -155,3 +178,38 @@ def test_events_after_a_lost_workflow_task_may_have_come_with_a_query() -> None:
     late = activation("fire_timer", suggested=False, length=9)
     late.timestamp.FromSeconds(3)
     assert guard.activate(late).HasField("failed")
+=======
+@pytest.mark.parametrize(
+    "groups",
+    [
+        pytest.param([["fire_timer"], ["local result"]], id="live, the write outlasts a workflow task"),
+        pytest.param([["fire_timer", "local result"]], id="replayed"),
+        pytest.param([["local result"], ["fire_timer"]], id="the write ends first"),
+    ],
+)
+def test_events_that_arrive_during_a_write_are_heard_after_it(groups: list[list[str]]) -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    for number, group in enumerate(groups):
+        completion = guard.activate(activation(*group, suggested=False, length=9 + 3 * number))
+        assert completion.HasField("successful")
+    assert instance.heard == [["initialize_workflow"], ["resolve_activity"], ["fire_timer"]]
+
+
+def test_updates_and_queries_do_not_wait_for_a_write() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("signal_workflow", "do_update", suggested=False, length=9))
+    guard.activate(activation("query_workflow", suggested=False, length=9))
+    guard.activate(activation("local result", suggested=False, length=12))
+    heard = [["do_update"], ["query_workflow"], ["resolve_activity"], ["signal_workflow"]]
+    assert instance.heard == [["initialize_workflow"], *heard]
+
+
+def test_a_history_that_was_recorded_before_hears_events_during_a_write() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3, replaying=True))
+    guard.activate(activation("fire_timer", suggested=False, length=9, replaying=True))
+    guard.activate(activation("local result", suggested=False, length=12, replaying=True))
+    assert instance.heard == [["initialize_workflow"], ["fire_timer"], ["resolve_activity"]]
+>>>>>>> 20d57c9 (Deliver events after the writes that are under way)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -37,6 +37,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from tasquencer.temporal.bookkeeping import RECORD
+from tasquencer.temporal.held_news import HeldNews
 from tasquencer.temporal.run_status import Status, is_lost, status_of
 
 __all__ = [
@@ -70,6 +71,8 @@ class Behaviour(IntEnum):
     """Each result of a local activity is handed over on its own. A canceled work item frees its place."""
     SETTLES_UNBEGUN = 72_006
     """A run with a task that has begun nothing settles what a lost workflow task may have begun."""
+    NEWS_AFTER_WRITES = 72_009
+    """Events wait for the ends of the writes that are under way."""
     APPROVALS_LIKE_REVIEWS = 72_008
     """The reminder of an approval is sent. The model learns who ended an approval without a decision."""
 
@@ -184,6 +187,7 @@ class _Guard:
         self._is_replaying = False
         self._has_caught_up = False
         self._has_canceled = False
+        self._news = HeldNews()
 
     def surround(self, instance: WorkflowInstance) -> None:
         self._activate = instance.activate
@@ -233,26 +237,39 @@ class _Guard:
         """Answer an activation that came with a query, and decide nothing."""
         if status is None or not status.is_closed:
             return _failed(activation, _ASK_AGAIN)
-        nothing = WorkflowActivationCompletion(run_id=activation.run_id)
-        nothing.successful.SetInParent()
-        return nothing
+        return _nothing(activation)
 
     def _activated(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
-        results = [job for job in activation.jobs if _is_local_result(job)]
-        others = [job for job in activation.jobs if not _is_local_result(job)]
-        parts = [results, others] if results and others else []
-        if results and self._decided.get(Behaviour.RESULTS_ONE_BY_ONE):  # only if its `Task` has decided it
-            parts = [*([result] for result in results), *([others] if others else [])]
-        elif not (parts and self._keeps_books and self._hands_results_over_first()):
-            parts = [list(activation.jobs)]
         completions: list[WorkflowActivationCompletion] = []
-        for jobs in parts:
+        for jobs in self._parts(activation):
             self.activations += 1
             self._look_for_suggestion(activation, jobs)
             completions.append(self._activate(_with_jobs(activation, jobs)))
             if completions[-1].HasField("failed"):
                 return completions[-1]
-        return functools.reduce(_joined, completions)
+            self._news.note(jobs, completions[-1])
+        return functools.reduce(_joined, completions) if completions else _nothing(activation)
+
+    def _parts(self, activation: WorkflowActivation) -> Iterator[list[WorkflowActivationJob]]:
+        """Yield the jobs of the activation in the groups in which the instance gets them.
+
+        The behaviours count only if the run's `Task` has decided them before this activation.
+        """
+        results = [job for job in activation.jobs if _is_local_result(job)]
+        others = [job for job in activation.jobs if not _is_local_result(job)]
+        if self._decided.get(Behaviour.NEWS_AFTER_WRITES):
+            yield from ([result] for result in results)
+            if ready := self._news.hold(others):
+                yield ready
+        elif results and self._decided.get(Behaviour.RESULTS_ONE_BY_ONE):
+            yield from ([result] for result in results)
+            if others:
+                yield others
+        elif results and others and self._keeps_books and self._hands_results_over_first():
+            yield results
+            yield others
+        else:
+            yield list(activation.jobs)
 
     def _look_for_suggestion(self, activation: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> None:
         if any(not _is_local_result(job) and not job.HasField("query_workflow") for job in jobs):
@@ -375,6 +392,12 @@ def _keeps_books(completion: WorkflowActivationCompletion) -> bool:
         and command.schedule_local_activity.activity_type == RECORD
         for command in completion.successful.commands
     )
+
+
+def _nothing(activation: WorkflowActivation) -> WorkflowActivationCompletion:
+    completion = WorkflowActivationCompletion(run_id=activation.run_id)
+    completion.successful.SetInParent()
+    return completion
 
 
 def _failed(activation: WorkflowActivation, message: str) -> WorkflowActivationCompletion:

@@ -183,8 +183,8 @@ def _may_cancel_a_new_timer(body: Sequence[Statement]) -> bool:
     """Return whether the code may cancel a timer in the workflow task that has started it.
 
     If a local activity ends between the two while a query is answered, temporalio 1.32 to 1.35 does not
-    replay the history, with or without a task. The timer may be the backoff of a lineage that the code cancels
-    or leaves behind when the local activity ends.
+    replay the history, with or without a task. The timer may be the backoff of a lineage that the code leaves
+    or cancels when the local activity ends.
     """
     text = json.dumps(body)
     cuts_off = ('"cancel"]' in text, '"leave"]' in text, '["first"' in text)

@@ -1,0 +1,60 @@
+"""Events that wait until a task's writes to the ledger have ended.
+
+A write may outlast its workflow task, and the next workflow tasks then bring events before its result. A
+replay delivers such events and the result together, in an order that cannot be told from that of a result
+that came first. So events are handed over only when no write is under way, live and on replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from temporalio.bridge.proto.workflow_activation import WorkflowActivationJob
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+
+from tasquencer.temporal.bookkeeping import RECORD
+
+__all__ = ["HeldNews"]
+
+_CAN_WAIT = frozenset(
+    {
+        "cancel_workflow",
+        "fire_timer",
+        "resolve_activity",
+        "resolve_child_workflow_execution",
+        "resolve_child_workflow_execution_start",
+        "resolve_nexus_operation",
+        "resolve_nexus_operation_start",
+        "resolve_request_cancel_external_workflow",
+        "resolve_signal_external_workflow",
+        "signal_workflow",
+    }
+)
+"""Updates do not wait: Temporal expects their answer in the workflow task that delivers them."""
+
+
+class HeldNews:
+    """Knows the writes under way in one run, and holds the events that arrive meanwhile."""
+
+    def __init__(self) -> None:
+        self._writes: set[int] = set()
+        self._held: list[WorkflowActivationJob] = []
+
+    def note(self, jobs: Sequence[WorkflowActivationJob], completion: WorkflowActivationCompletion) -> None:
+        """Note the writes that ended with these jobs, and those that began with their completion."""
+        self._writes.difference_update(
+            job.resolve_activity.seq for job in jobs if job.HasField("resolve_activity")
+        )
+        for command in completion.successful.commands:
+            activity = command.schedule_local_activity
+            if command.HasField("schedule_local_activity") and activity.activity_type == RECORD:
+                self._writes.add(activity.seq)
+
+    def hold(self, jobs: Sequence[WorkflowActivationJob]) -> list[WorkflowActivationJob]:
+        """Return the jobs to deliver now, those held before first. Hold the others."""
+        if not self._writes:
+            ready = [*self._held, *jobs]
+            self._held.clear()
+            return ready
+        self._held += [job for job in jobs if job.WhichOneof("variant") in _CAN_WAIT]
+        return [job for job in jobs if job.WhichOneof("variant") not in _CAN_WAIT]
