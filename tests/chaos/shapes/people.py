@@ -33,7 +33,7 @@ _ANSWER = timedelta(seconds=15)
 _LOOK = timedelta(seconds=5)
 _RPC = timedelta(seconds=10)
 
-_TARGET_SECONDS = 3.0
+_TARGET_SECONDS = 8.0
 """How long an operator looks for a work item to act on."""
 
 _LONGEST_PAUSE_SECONDS = 2.0
