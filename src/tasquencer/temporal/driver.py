@@ -9,8 +9,7 @@ no history, and the next worker decides again:
 
 - The ledger skips equal decisions, and replaces an earlier decision by a different later one
 (`tasquencer.ledger.rules`).
-- An action that ends a work item waits until it is in the history (`news`), and an outcome counts before a
-cancellation that came with it.
+- An action that ends a work item waits until it is in the history (`news`). Outcomes count before cancels.
 - When the task ends, `Ledger.settle` cancels work items that only the lost workflow task had begun, unless
 the write of the last outcome has found none.
 """
