@@ -9,11 +9,8 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.temporal.activations import Behaviour, _Guard
-<<<<<<< HEAD
-from tasquencer.temporal.run_status import Status
-=======
 from tasquencer.temporal.bookkeeping import RECORD
->>>>>>> 20d57c9 (Deliver events after the writes that are under way)
+from tasquencer.temporal.run_status import Status
 
 
 class Instance:
@@ -35,14 +32,11 @@ class Instance:
         self.heard.append([str(job.WhichOneof("variant")) for job in activation.jobs])
         completion = WorkflowActivationCompletion()
         completion.successful.SetInParent()
-<<<<<<< HEAD
         for name in self.commands:
             getattr(completion.successful.commands.add(), name).SetInParent()
-=======
         if self._writes:
             completion.successful.commands.add().schedule_local_activity.activity_type = RECORD
             self._writes = False
->>>>>>> 20d57c9 (Deliver events after the writes that are under way)
         return completion
 
 
@@ -63,13 +57,8 @@ def activation(*jobs: str, suggested: bool, length: int, replaying: bool = False
     return made
 
 
-<<<<<<< HEAD
-def guarded(*, is_lost: bool = False) -> tuple[_Guard, Instance]:
+def guarded(*behaviours: Behaviour, writes: bool = False, is_lost: bool = False) -> tuple[_Guard, Instance]:
     guard = _Guard(is_lost=lambda _event_id, _began: is_lost)
-=======
-def guarded(*behaviours: Behaviour, writes: bool = False) -> tuple[_Guard, Instance]:
-    guard = _Guard()
->>>>>>> 20d57c9 (Deliver events after the writes that are under way)
 
     def code() -> bool:
         for behaviour in (Behaviour.RESULTS_ONE_BY_ONE, *behaviours):
@@ -112,7 +101,6 @@ def test_a_result_that_comes_with_events_is_seen_before_their_suggestion() -> No
     assert instance.saw == [False, False, True]
 
 
-<<<<<<< HEAD
 def query(query_id: str, *, length: int) -> WorkflowActivation:
     """An activation with a query only. The SDK always says that it replays."""
     made = activation("query_workflow", suggested=False, length=length, replaying=True)
@@ -178,7 +166,8 @@ def test_events_after_a_lost_workflow_task_may_have_come_with_a_query() -> None:
     late = activation("fire_timer", suggested=False, length=9)
     late.timestamp.FromSeconds(3)
     assert guard.activate(late).HasField("failed")
-=======
+
+
 @pytest.mark.parametrize(
     "groups",
     [
@@ -212,4 +201,3 @@ def test_a_history_that_was_recorded_before_hears_events_during_a_write() -> Non
     guard.activate(activation("fire_timer", suggested=False, length=9, replaying=True))
     guard.activate(activation("local result", suggested=False, length=12, replaying=True))
     assert instance.heard == [["initialize_workflow"], ["fire_timer"], ["resolve_activity"]]
->>>>>>> 20d57c9 (Deliver events after the writes that are under way)

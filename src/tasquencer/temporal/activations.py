@@ -36,7 +36,7 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation, Work
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
-from tasquencer.temporal.bookkeeping import RECORD
+from tasquencer.temporal.completions import cancels, failed, joined, keeps_books, nothing
 from tasquencer.temporal.held_news import HeldNews
 from tasquencer.temporal.run_status import Status, is_lost, status_of
 
@@ -215,17 +215,17 @@ class _Guard:
             return self._is_born_of_a_query(activation, seen, status, can_be_hidden=can_be_hidden)
 
         if self._keeps_books and self._follows_lost_decisions(activation):
-            return _failed(activation, _ASK_AGAIN)
+            return failed(activation, _ASK_AGAIN)
         if self._keeps_books and born_of_a_query():
             return self._without_news(activation, status())
         self._note(activation)
         completion = self._activated(activation)
         if self.bug is not None:
-            return _failed(activation, f"{type(self.bug).__name__}: {self.bug}")
-        self._keeps_books = self._keeps_books or _keeps_books(completion)
+            return failed(activation, f"{type(self.bug).__name__}: {self.bug}")
+        self._keeps_books = self._keeps_books or keeps_books(completion)
         if self._keeps_books and born_of_a_query():
             return self._without_news(activation, status())
-        self._has_canceled = self._has_canceled or _cancels(completion)
+        self._has_canceled = self._has_canceled or cancels(completion)
         if self._used and completion.HasField("successful"):
             completion.successful.used_internal_flags.extend(sorted(self._used))
             self._used.clear()
@@ -236,8 +236,8 @@ class _Guard:
     ) -> WorkflowActivationCompletion:
         """Answer an activation that came with a query, and decide nothing."""
         if status is None or not status.is_closed:
-            return _failed(activation, _ASK_AGAIN)
-        return _nothing(activation)
+            return failed(activation, _ASK_AGAIN)
+        return nothing(activation)
 
     def _activated(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         completions: list[WorkflowActivationCompletion] = []
@@ -248,7 +248,7 @@ class _Guard:
             if completions[-1].HasField("failed"):
                 return completions[-1]
             self._news.note(jobs, completions[-1])
-        return functools.reduce(_joined, completions) if completions else _nothing(activation)
+        return functools.reduce(joined, completions) if completions else nothing(activation)
 
     def _parts(self, activation: WorkflowActivation) -> Iterator[list[WorkflowActivationJob]]:
         """Yield the jobs of the activation in the groups in which the instance gets them.
@@ -355,53 +355,3 @@ def _with_jobs(activation: WorkflowActivation, jobs: list[WorkflowActivationJob]
     del part.jobs[:]
     part.jobs.extend(jobs)
     return part
-
-
-_ENDS = (
-    "complete_workflow_execution",
-    "fail_workflow_execution",
-    "cancel_workflow_execution",
-    "continue_as_new_workflow_execution",
-)
-
-
-_CANCELS = ("request_cancel_activity", "cancel_child_workflow_execution", "request_cancel_nexus_operation")
-
-
-def _cancels(completion: WorkflowActivationCompletion) -> bool:
-    return any(command.WhichOneof("variant") in _CANCELS for command in completion.successful.commands)
-
-
-def _joined(
-    first: WorkflowActivationCompletion, second: WorkflowActivationCompletion
-) -> WorkflowActivationCompletion:
-    """Return the second completion, preceded by the first one's commands and flags."""
-    commands = list(first.successful.commands)
-    if not any(command.WhichOneof("variant") in _ENDS for command in commands):
-        commands += second.successful.commands
-    flags = {*first.successful.used_internal_flags, *second.successful.used_internal_flags}
-    del second.successful.commands[:], second.successful.used_internal_flags[:]
-    second.successful.commands.extend(commands)
-    second.successful.used_internal_flags.extend(sorted(flags))
-    return second
-
-
-def _keeps_books(completion: WorkflowActivationCompletion) -> bool:
-    return any(
-        command.HasField("schedule_local_activity")
-        and command.schedule_local_activity.activity_type == RECORD
-        for command in completion.successful.commands
-    )
-
-
-def _nothing(activation: WorkflowActivation) -> WorkflowActivationCompletion:
-    completion = WorkflowActivationCompletion(run_id=activation.run_id)
-    completion.successful.SetInParent()
-    return completion
-
-
-def _failed(activation: WorkflowActivation, message: str) -> WorkflowActivationCompletion:
-    completion = WorkflowActivationCompletion(run_id=activation.run_id)
-    completion.failed.failure.message = message
-    completion.failed.failure.application_failure_info.SetInParent()
-    return completion
