@@ -23,6 +23,7 @@ from temporalio.worker import (
 )
 
 from activities import ACTIVITIES
+from tasquencer.cli.following import Absence
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
@@ -121,6 +122,15 @@ async def test_the_current_work_item_is_found_without_a_query(scene: Scene) -> N
     assert (acted.code, acted.stderr.endswith(" is canceled\n")) == (0, True), acted.stderr
     assert (await running.finish()).code == 1
     assert not _queries
+
+
+async def test_the_time_before_a_worker_takes_a_task_is_not_the_ledgers_delay() -> None:
+    absence = Absence()
+    assert not any(absence.is_long(float(now), begun=False) for now in range(60))
+    asked = [now for now in range(60, 70) if absence.is_long(float(now), begun=True)]
+    assert asked == [65, 66, 67, 68, 69]
+    assert not absence.is_due(70.9)
+    assert absence.is_due(71.0)
 
 
 async def test_a_batch_shows_its_progress_and_its_pause_without_a_query(scene: Scene, tmp_path: Path) -> None:

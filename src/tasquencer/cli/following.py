@@ -8,6 +8,7 @@ if the ledger cannot be read or does not have the task.
 from __future__ import annotations
 
 import asyncio
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ __all__ = [
     "LAST_QUERY_TIMEOUT",
     "QUERY_TIMEOUT",
     "TASK_TYPE",
+    "Absence",
     "FollowedTask",
     "Outcome",
     "described",
@@ -198,6 +200,31 @@ async def follow(task: FollowedTask, display: Display, ledger: LedgerView) -> Ou
     return outcome
 
 
+class Absence:
+    """How long the ledger lacks a task that has begun.
+
+    A worker may take the task late, and then writes its first work item. The time before does not count.
+    """
+
+    def __init__(self) -> None:
+        self._begun_at: float | None = None
+        self._seen_at = -math.inf
+
+    def is_due(self, now: float) -> bool:
+        """Return whether it is time to look again whether the task has begun."""
+        return now - self._seen_at >= _ASK_AGAIN_SECONDS
+
+    def is_long(self, now: float, *, begun: bool) -> bool:
+        """Return whether the task itself may be queried, given whether it has begun by now."""
+        self._seen_at = now
+        if not begun:
+            self._begun_at = None
+            return False
+        if self._begun_at is None:
+            self._begun_at = now
+        return now - self._begun_at >= _UNKNOWN_SECONDS
+
+
 class _Watch:
     def __init__(self, task: FollowedTask, display: Display, ledger: LedgerView) -> None:
         self._task = task
@@ -205,8 +232,7 @@ class _Watch:
         self._ledger = ledger
         self._workers = WorkerWatch(task.client, task.task_queue, display.say)
         self._states: dict[str, str] = {}
-        self._began = monotonic()
-        self._asked = 0.0
+        self._absence = Absence()
         self._said: set[str] = set()
 
     async def run(self) -> None:
@@ -226,21 +252,16 @@ class _Watch:
             self._say_once(f"{self._ledger.problem}; querying the task itself")
             if (items := await work_items_by_query(self._task.handle, QUERY_TIMEOUT)) is not None:
                 self._workers.news()
-        elif not items and self._is_unknown_for_long():
+        elif not items and self._absence.is_due(monotonic()):
             items = await self._asked_task()
         self._show(items or ())
         if self._workers.is_due:
             await self._workers.look(await described(self._task.handle))
 
-    def _is_unknown_for_long(self) -> bool:
-        now = monotonic()
-        return now - self._began >= _UNKNOWN_SECONDS and now - self._asked >= _ASK_AGAIN_SECONDS
-
     async def _asked_task(self) -> list[WorkItem] | None:
         """Return the task's own work items if it has begun but the ledger does not have it."""
-        self._asked = monotonic()
         found = await described(self._task.handle)
-        if found is None or not has_begun(found):
+        if not self._absence.is_long(monotonic(), begun=found is not None and has_begun(found)):
             return None
         items = await work_items_by_query(self._task.handle, QUERY_TIMEOUT)
         if items is not None:
