@@ -543,3 +543,21 @@ async def test_the_deadline_holds_for_the_whole_agent(dev_server: EmbeddedTempor
         ("turn-1/wait", 0, "failed", "timed_out"),
         ("turn-2", 0, "canceled", None),
     ]
+
+
+async def test_the_deadline_ends_the_wait_for_an_approval(dev_server: EmbeddedTemporal) -> None:
+    @tool(requires_approval=True, approval_timeout=None)
+    async def refund(order: int) -> str:
+        """Pay an order back."""
+        raise AssertionError("nobody approved")
+
+    async with desk(dev_server, [answers.tools(("refund", {"order": 7}))], [refund]) as one:
+        handle = await one.start(tools=["refund"], deadline_seconds=2)
+        error = await failure_of_task(handle)
+        story = await one.story(handle)
+    assert error.type == "DeadlineExceeded"
+    assert story == [
+        ("turn-1", 0, "completed", None),
+        ("turn-1/refund/approval", 0, "failed", "timed_out"),
+        ("turn-2", 0, "canceled", None),
+    ]

@@ -9,6 +9,7 @@ from itertools import pairwise
 from random import Random
 from uuid import uuid4
 
+import pytest
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.worker import Worker
 
@@ -23,6 +24,7 @@ from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.provider import ProviderRequest, ScriptedProvider
 from workflows.ai_agent import AiAgentTask
+from workflows.ai_fan_out import AiFanOutTask
 
 AGENTS = 24
 MODEL_RETRIES = 2
@@ -78,18 +80,19 @@ def answer(request: ProviderRequest) -> Answer:
     return answers.tools(*[(name, dice.choice([{}, {}, {"wrong": 1}])) for name in names])
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["tasks of their own", "one fan-out"])
 async def test_each_agent_ends_within_its_retries_and_leaves_nothing_open(
-    dev_server: EmbeddedTemporal,
+    dev_server: EmbeddedTemporal, together: bool
 ) -> None:
     made.clear()
     ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
     request = {
-        "prompt": "?",
         "tools": ["steady", "shaky", "vital"],
         "max_turns": 6,
         "max_retries": MODEL_RETRIES,
         "retry": {"initial_interval_seconds": 0},
     }
+    tasks = [queue] if together else [f"{queue}-{number}" for number in range(AGENTS)]
     async with (
         ScriptedProvider(answer) as provider,
         make_client(api_key="key-of-the-tests", base_url=provider.base_url) as model,
@@ -97,26 +100,30 @@ async def test_each_agent_ends_within_its_retries_and_leaves_nothing_open(
         calls = AiCalls(model, "tiny-1", tools=[steady, shaky, vital])
         client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger, calls=calls)])
 
-        async def run(number: int) -> str:
+        async def run(task: str) -> str:
+            asked = request | {"prompt": "?"}
             try:
-                await client.execute_workflow(
-                    "AiAgentTask", request, id=f"{queue}-{number}", task_queue=queue
-                )
+                await client.execute_workflow("AiAgentTask", asked, id=task, task_queue=queue)
             except WorkflowFailureError:
                 return "failed"
             return "completed"
 
-        async with Worker(client, task_queue=queue, workflows=[AiAgentTask]):
-            ends = await asyncio.gather(*(run(number) for number in range(AGENTS)))
+        async def run_together() -> list[str]:
+            asked = request | {"prompts": ["?"] * AGENTS}
+            result = await client.execute_workflow("AiFanOutTask", asked, id=queue, task_queue=queue)
+            return [found["state"] for found in result["results"]]
+
+        async with Worker(client, task_queue=queue, workflows=[AiAgentTask, AiFanOutTask]):
+            ends = await (run_together() if together else asyncio.gather(*map(run, tasks)))
         keys = Counter(sent.idempotency_key for sent in provider.requests)
     # Both ends, or the odds are wrong and this proves little.
     assert set(ends) == {"completed", "failed"}
+    assert len(ends) == AGENTS
     assert set(keys.values()) == {1}
     assert set(made.values()) == {1}
     asked: set[str] = set()
-    for number in range(AGENTS):
-        task = f"{queue}-{number}"
-        items = await ledger.work_items(WorkItemFilter(task_id=task, oldest_first=True, limit=2000))
+    for task in tasks:
+        items = await ledger.work_items(WorkItemFilter(task_id=task, oldest_first=True, limit=10_000))
         asked |= {item.id for item in items}
         lineages = defaultdict[str, list[WorkItem]](list)
         for item in items:
@@ -128,7 +135,7 @@ async def test_each_agent_ends_within_its_retries_and_leaves_nothing_open(
 
 def check(lineage: str, attempts: list[WorkItem]) -> None:
     """I4, I5, I6 for one lineage."""
-    retries = TOOL_RETRIES.get(lineage.partition("/")[2].rstrip("-0123456789"), MODEL_RETRIES)
+    retries = TOOL_RETRIES.get(lineage.rpartition("/")[2].rstrip("-0123456789"), MODEL_RETRIES)
     assert [item.attempt for item in attempts] == list(range(len(attempts)))
     assert len(attempts) <= retries + 1, lineage
     assert all(item.state.is_terminal for item in attempts), lineage

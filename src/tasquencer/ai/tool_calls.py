@@ -32,6 +32,7 @@ __all__ = [
     "is_approved",
     "is_tool_call",
     "is_turn",
+    "later_choice",
     "not_approved",
     "tool_lineages",
     "tool_message",
@@ -184,6 +185,11 @@ def conversation_of(lineage: str) -> str | None:
 def is_turn(work_item: WorkItem) -> bool:
     """Return whether it is an attempt at a model turn."""
     return not is_tool_call(work_item) and not is_approval(work_item)
+
+
+def later_choice(choice: str | None) -> str | None:
+    """Return the tool choice of later turns. A tool that must be called would be called for ever."""
+    return choice if choice in (None, "auto", "none") else "auto"
 
 
 def assistant_message(text: str, calls: Sequence[ToolCall]) -> ChatMessage:

@@ -74,7 +74,7 @@ class Behaviour(IntEnum):
     NEWS_AFTER_WRITES = 72_009
     """Events wait for the ends of the writes that are under way."""
     APPROVALS_LIKE_REVIEWS = 72_008
-    """The reminder of an approval is sent. The model learns who ended an approval without a decision."""
+    """An approval reminds, and ends at the deadline. The model learns who ended one without a decision."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

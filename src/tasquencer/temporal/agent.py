@@ -37,6 +37,7 @@ from tasquencer.ai.tool_calls import (
     assistant_message,
     is_approved,
     is_turn,
+    later_choice,
     not_approved,
     tool_lineages,
     tool_message,
@@ -213,7 +214,7 @@ class Agent:
             return
         told = [message for message in messages if message is not None]
         conversation = [*turn.job.messages, assistant_message(answered.text, calls), *told]
-        update = {"messages": conversation, "tool_choice": _later_choice(turn.job.tool_choice)}
+        update = {"messages": conversation, "tool_choice": later_choice(turn.job.tool_choice)}
         self._job = turn.job.model_copy(update=update)
         problem = self.problem_of_size()
         if problem is None and self._group is not None and turn.number == self._request.max_turns:
@@ -329,16 +330,20 @@ class Agent:
     async def _approval(self, call: ToolCall, lineage: str) -> WorkItem | None:
         """Wait for a person's decision about the call. Return the last work item of the wait."""
         options = call.options
+        is_like_a_review = behaves(Behaviour.APPROVALS_LIKE_REVIEWS)
+        limit = options.approval_timeout_seconds
+        if is_like_a_review and self._deadline is not None:
+            left = max((self._deadline - workflow.now()).total_seconds(), 1)
+            limit = left if limit is None else min(limit, left)
         review = Review(
             kind=REVIEW_KIND,
             draft=f"{call.name}({call.arguments})",
-            timeout_seconds=options.approval_timeout_seconds,
+            timeout_seconds=limit,
             reminder_seconds=options.reminder_seconds,
         )
         if self._stops():
             return None
-        reminds = behaves(Behaviour.APPROVALS_LIKE_REVIEWS)
-        activity = options.reminder_activity if reminds else None
+        activity = options.reminder_activity if is_like_a_review else None
         attempts = self._attempts(review, lineage, _ONCE, TOOL if self._name is None else APPROVAL)
         async for work_item in attempts:
             async with work_item:
@@ -386,11 +391,6 @@ def _job(request: AgentOptions) -> AiJob:
     if not isinstance(request, AiAgentRequest):
         raise TaskMisused("an Agent needs the `job` that its model is asked first")
     return request.job()
-
-
-def _later_choice(choice: str | None) -> str | None:
-    """Return the tool choice of later turns. A tool that must be called would be called for ever."""
-    return choice if choice in (None, "auto", "none") else "auto"
 
 
 def _result(turn: int, call: ToolCall, ended: WorkItem, *, attempts: int) -> ToolCallResult:
