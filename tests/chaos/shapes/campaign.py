@@ -49,6 +49,7 @@ class ShapeOptions:
         gap_seconds: The mean time from one death to the next.
         patience_seconds: How long a task may stand still after the last worker's death.
         call_seconds: See `Program`.
+        longest_backoff: Seconds before a first retry, at most.
     """
 
     seed: int = 1
@@ -60,11 +61,19 @@ class ShapeOptions:
     gap_seconds: float = 1.0
     patience_seconds: float = 40.0
     call_seconds: float = 5.0
+    longest_backoff: float = 2.0
 
     def programs(self) -> list[Program]:
         """Which these are."""
         programs = [program_of(self.seed + number, self.constructs) for number in range(self.tasks)]
-        return [replace(program, call_seconds=self.call_seconds) for program in programs]
+        return [
+            replace(
+                program,
+                call_seconds=self.call_seconds,
+                backoff=min(program.backoff, self.longest_backoff),
+            )
+            for program in programs
+        ]
 
 
 @dataclass
