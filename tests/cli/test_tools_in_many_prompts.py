@@ -88,7 +88,7 @@ async def test_each_line_of_a_batch_may_use_tools(stock: Stock, tmp_path: Path) 
     (lost,) = (json.loads(line) for line in (tmp_path / "results.failed.jsonl").read_text().splitlines())
     assert (lost["id"], lost["max_turns"], lost["failure"]["type"]) == ("b", 1, "TaskFailed")
     shown = await stock.tasq("show", "tooled/a")
-    assert "turn-1/shop__look_up" in shown.stdout and "calls shop__look_up" in shown.stdout
+    assert "  shop__look_up" in shown.stdout and "calls shop__look_up" in shown.stdout
 
 
 async def test_a_line_may_name_its_own_tools(stock: Stock, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ async def test_a_fan_out_may_use_tools_and_shows_them(stock: Stock, tmp_path: Pa
     shown = await stock.tasq("show", "fanned")
     for part in (
         "prompt-1/turn-1",
-        "prompt-2/turn-1/shop__look_up",
+        "  shop__look_up",
         "calls shop__look_up",
         "prompt-2/turn-2",
     ):
@@ -133,4 +133,4 @@ async def test_a_person_approves_a_call_of_one_prompt(stock: Stock, tmp_path: Pa
     watched = await stock.tasq("watch", "paid", "--json")
     assert json.loads(watched.stdout)["results"][0]["text"] == "paid one"
     shown = await stock.tasq("show", "paid")
-    assert "prompt-1/turn-1/till__pay_back/approval" in shown.stdout and "given by anna" in shown.stdout
+    assert "  till__pay_back/approval" in shown.stdout and "given by anna" in shown.stdout

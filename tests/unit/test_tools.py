@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tasquencer.ai.job import AiJob, ChatMessage
-from tasquencer.ai.tool_calls import ToolCall, answered_calls, conversation_of, tool_lineages, tool_message
+from tasquencer.ai.tool_calls import ToolCall, answered_calls, tool_lineages, tool_message
 from tasquencer.ai.tools import (
     FunctionTool,
     ToolContext,
@@ -262,21 +262,3 @@ def test_annotated_parameters_describe_themselves() -> None:
             "type": "integer",
         }
     }
-
-
-@pytest.mark.parametrize(
-    ("lineage", "conversation"),
-    [
-        ("turn-2", ""),
-        ("turn-2/refund", ""),
-        ("turn-2/refund/approval", ""),
-        ("prompt-3/turn-2", "prompt-3"),
-        ("ask-1-parcel/turn-1/refund/approval", "ask-1-parcel"),
-        ("main", None),
-        ("prompt-3", None),
-        ("draft-1", None),
-        ("turn-2/a/b/c", None),
-    ],
-)
-def test_a_lineage_tells_its_conversation(lineage: str, conversation: str | None) -> None:
-    assert conversation_of(lineage) == conversation

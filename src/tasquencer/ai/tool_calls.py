@@ -27,7 +27,6 @@ __all__ = [
     "answered_calls",
     "as_content",
     "assistant_message",
-    "conversation_of",
     "is_approval",
     "is_approved",
     "is_tool_call",
@@ -47,8 +46,6 @@ MAXIMUM_TOOL_RESULT_BYTES = 256 * 1024
 _NAME_LENGTH = 64
 
 _Name = Annotated[FilledText, Field(max_length=200)]
-
-_OF_A_CONVERSATION = re.compile(r"(?P<name>.+/)?turn-\d+(/[^/]+(/approval)?)?", re.DOTALL)
 
 _TOOL_CALL = re.compile(r"(?:.+/)?turn-\d+/[^/]+", re.DOTALL)
 
@@ -171,15 +168,6 @@ def is_approval(work_item: WorkItem) -> bool:
     """Return whether it is the wait for the approval of a tool call."""
     turn, slash, rest = work_item.lineage.rpartition("/")
     return rest == "approval" and bool(slash) and _TOOL_CALL.fullmatch(turn) is not None
-
-
-def conversation_of(lineage: str) -> str | None:
-    """The name of the conversation that a turn, a tool call or an approval of an agent belongs to.
-
-    It is empty for an agent that is the whole task, and None for any other lineage.
-    """
-    found = _OF_A_CONVERSATION.fullmatch(lineage)
-    return None if found is None else (found["name"] or "").removesuffix("/")
 
 
 def is_turn(work_item: WorkItem) -> bool:

@@ -45,9 +45,9 @@ def by_step(items: Sequence[WorkItem]) -> list[tuple[str, WorkItem]]:
     Work items that are no steps of an agent stay where they are.
 
     Args:
-        items: Oldest first.
+        items: Oldest first. Conversations that begin together come in the order of their names.
     """
-    conversations: dict[str, int] = {}
+    conversations = _places(items)
     lineages: dict[str, int] = {}
     places: list[tuple[int, int, int, int]] = []
     turns = set()
@@ -60,9 +60,24 @@ def by_step(items: Sequence[WorkItem]) -> list[tuple[str, WorkItem]]:
         if step.call is None:
             turns.add(step.turn)
         within = lineage if step.call is not None else -1
-        places.append((conversations.setdefault(step.conversation, at), step.number, within, at))
+        places.append((conversations[step.conversation], step.number, within, at))
     ordered = [items[place[-1]] for place in sorted(places)]
     return [(_in_table(item, turns), item) for item in ordered]
+
+
+def _places(items: Sequence[WorkItem]) -> dict[str, int]:
+    """Return the place of each conversation: those of their oldest work items, by time and then by name."""
+    firsts: dict[str, int] = {}
+    for at, item in enumerate(items):
+        if (step := _Step.of(item)) is not None:
+            firsts.setdefault(step.conversation, at)
+    names = sorted(firsts, key=lambda name: (items[firsts[name]].created_at, _natural(name)))
+    return dict(zip(names, sorted(firsts.values()), strict=True))
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Return the name as something to sort by: `prompt-2` comes before `prompt-10`."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _in_table(item: WorkItem, turns: set[str]) -> str:

@@ -126,7 +126,6 @@ def show(
 async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitCode:
     from tasquencer.ai.record import AI_JOBS
     from tasquencer.cli.connections import open_ledger, read_settings
-    from tasquencer.cli.conversations import by_conversation
     from tasquencer.cli.display import print_table
     from tasquencer.cli.pauses import KnownPauses
     from tasquencer.cli.rendering import attempts_table, totals, transitions_table
@@ -152,8 +151,7 @@ async def _show(task_id: str, *, with_transitions: bool, as_json: bool) -> ExitC
         print_line(f"prompt: {terminal_line(str(prompt), 200)}")
     if (pause := known.pauses.get(task_id)) is not None:
         print_line(terminal_line(str(pause)))
-    grouped = by_conversation(items)
-    print_table(lambda wide: attempts_table(grouped, records, transitions, wide=wide))
+    print_table(lambda wide: attempts_table(items, records, transitions, wide=wide))
     if with_transitions:
         print_table(lambda _: transitions_table(items, transitions))
     print_line(totals(items, records))

@@ -1,8 +1,8 @@
-"""Work items of agents as `tasq show` lists them."""
+"""The order in which `tasq show` lists the work items of conversations."""
 
 from __future__ import annotations
 
-from tasquencer.cli.conversations import by_conversation
+from tasquencer.cli.steps import by_step
 from tests.unit.driving import after, task
 
 
@@ -23,7 +23,7 @@ def test_turns_and_tools_of_a_conversation_come_together() -> None:
     first = state.latest("a/turn-1/x")
     again = first.model_copy(update={"id": "again", "attempt": 1})
 
-    listed = [(item.lineage, item.attempt) for item in by_conversation([*state.work_items(), again])]
+    listed = [(item.lineage, item.attempt) for _, item in by_step([*state.work_items(), again])]
 
     assert listed == [
         ("main", 0),
@@ -43,9 +43,9 @@ def test_conversations_that_begin_together_come_in_the_order_of_their_names() ->
     for lineage in ("prompt-10/turn-1", "prompt-2/turn-1", "prompt-2/turn-1/b", "prompt-2/turn-1/a"):
         state.begin("work", now=after(0), lineage=lineage)
 
-    assert [item.lineage for item in by_conversation(state.work_items())] == [
+    assert [item.lineage for _, item in by_step(state.work_items())] == [
         "prompt-2/turn-1",
-        "prompt-2/turn-1/a",
         "prompt-2/turn-1/b",
+        "prompt-2/turn-1/a",
         "prompt-10/turn-1",
     ]
