@@ -127,6 +127,52 @@ async def test_each_call_is_a_work_item_with_the_server_s_options(
     ]
 
 
+@pytest.mark.parametrize("way", ["stdio", "http"])
+async def test_an_agent_uses_the_tools_of_a_server(
+    dev_server: EmbeddedTemporal, program: Path, way: str
+) -> None:
+    ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
+
+    async def read(page: int) -> str:
+        """Read a page."""
+        return f"page {page}"
+
+    script = [
+        answers.tools(("shop__look_up", {"number": 7}), ("read", {"page": 1})),
+        answers.tools(("shop__look_up", {"number": -1}), ("shop__look_up", {"number": "seven"})),
+        answers.ok("Done."),
+    ]
+    async with (
+        by_http(program) as http,
+        ScriptedProvider(script) as provider,
+        make_client(api_key="key-of-the-tests", base_url=provider.base_url) as model,
+    ):
+        shop = http if way == "http" else by_stdio(program)
+        calls = AiCalls(model, "tiny-1", tools=[read], mcp_servers={"shop": shop})
+        client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger, calls=calls)])
+        async with Worker(client, task_queue=queue, workflows=[AiAgentTask]):
+            request = {"prompt": "?", "tools": ["shop__look_up", "read"]}
+            result = await client.execute_workflow("AiAgentTask", request, id=queue, task_queue=queue)
+        offered = [one["function"]["name"] for one in provider.requests[0].body["tools"]]
+        heard = [one["content"] for one in provider.requests[2].body["messages"] if one["role"] == "tool"]
+    items = await ledger.work_items(WorkItemFilter(task_id=queue, oldest_first=True))
+    ends = {item.lineage: (item.state.value, item.failure and item.failure.kind) for item in items}
+    assert ends == {
+        "turn-1": ("completed", None),
+        "turn-1/shop__look_up": ("completed", None),
+        "turn-1/read": ("completed", None),
+        "turn-2": ("completed", None),
+        "turn-2/shop__look_up": ("failed", "tool_failed"),
+        "turn-2/shop__look_up-2": ("failed", "tool_failed"),
+        "turn-3": ("completed", None),
+    }
+    (found,) = [item.result for item in items if item.lineage == "turn-1/shop__look_up"]
+    assert isinstance(found, dict) and found["number"] == 7
+    assert (offered, result["text"], result["turns"]) == (["shop__look_up", "read"], "Done.", 3)
+    assert [json.loads(heard[0])["number"], heard[1]] == [7, "page 1"]
+    assert all(said.startswith("The call failed: ") for said in heard[2:])
+
+
 async def test_a_server_that_cannot_be_started_is_named() -> None:
     with pytest.raises(McpServerFailed, match="'shop': cannot be reached"):
         async with mcp_tools({"shop": McpSettings(command="/no/such/program")}):
