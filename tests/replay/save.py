@@ -21,7 +21,7 @@ from tasquencer.testing import InMemoryBatches, ScriptedCalls
 from tests.replay.adopted import AdoptedShop, adopted_activities
 from tests.replay.asked import AskingSideBySide, AskingTask, AskingWithTask
 from tests.replay.followed import FollowedTask, FollowingTask
-from tests.replay.shapes import Shape, shapes, tool_activity
+from tests.replay.shapes import Shape, remind, shapes, tool_activity
 from tests.support.batches import filled_batch
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
@@ -72,7 +72,7 @@ async def record(server: str, name: str, shape: Shape) -> None:
     async with tasks_on(
         server,
         WORKFLOWS,
-        [shape.calls.generate, tool_activity(), *adopted_activities()],
+        [shape.calls.generate, tool_activity(), remind, *adopted_activities()],
         ledger=shape.ledger,
         batches=batches,
         adopt_activities=["charge*"],

@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from temporalio import activity
 from temporalio.client import WorkflowHandle
 
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.provider.redaction import Redactor
+from tasquencer.ai.review import Reminder
 from tasquencer.ai.tool_calls import OnToolFailure, ToolCall, ToolOptions
 from tasquencer.ai.tools import ToolContext, ToolError, by_name
 from tasquencer.core.failure import Failure, FailureKind
@@ -22,7 +24,7 @@ from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, SLOW_DOWN, WRONG_KEY, Freeze, Hang, ScriptedCalls, Step
 from tests.support.held_ledgers import HeldLedger, leading_to
 from tests.support.patience import eventually
-from tests.support.tasks import Tasks
+from tests.support.tasks import Tasks, history
 from tests.workflows.test_reset import reset
 
 Handle = WorkflowHandle[Any, Any]
@@ -59,6 +61,7 @@ class Shape:
 TOLD = ToolOptions()
 RETRIED = ToolOptions(max_retries=2, initial_interval_seconds=0)
 FATAL = ToolOptions(on_failure=OnToolFailure.FAIL_TASK)
+REMINDED = ToolOptions(requires_approval=True, reminder_seconds=0.1, reminder_activity="remind")
 APPROVED = ToolOptions(requires_approval=True, reminder_seconds=3600)
 
 
@@ -119,6 +122,26 @@ def _cancel_in(lineage: str) -> Meanwhile:
         await handle.cancel()
 
     return act
+
+
+@activity.defn
+async def remind(reminder: Reminder) -> None:
+    """Remind nobody."""
+
+
+async def _refuse_after_the_reminder(tasks: Tasks, handle: Handle) -> None:
+    item = await _started(tasks, handle, "turn-1/refund/approval")
+
+    async def has_reminded() -> bool:
+        scheduled = [event.activity_task_scheduled_event_attributes for event in await history(handle)]
+        completed = [
+            event.HasField("activity_task_completed_event_attributes") for event in await history(handle)
+        ]
+        return any(one.activity_type.name == "remind" for one in scheduled) and sum(completed) == 2
+
+    await eventually(has_reminded, "the reminder")
+    action = {"work_item_id": item.id, "actor": "anna", "reason": "wrong customer"}
+    await handle.execute_update("cancel_work_item", action)
 
 
 async def _cancel_at_once(tasks: Tasks, handle: Handle) -> None:
@@ -357,6 +380,9 @@ def shapes() -> dict[str, Shape]:
             tools=["look_up", "refund"],
             retry=at_once,
             meanwhile=_approving("turn-2/refund/approval"),
+        ),
+        "agent_reminded_of_an_approval_and_refused_it": Shape(
+            calling(("refund", REMINDED)), tools=["refund"], meanwhile=_refuse_after_the_reminder
         ),
         "agent_canceled_in_its_tools": Shape(
             calling(("wait", TOLD), ("wait", TOLD)), tools=["wait"], meanwhile=_cancel_in("turn-1/wait-2")
