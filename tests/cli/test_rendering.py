@@ -297,3 +297,12 @@ def test_progress_is_one_line_for_each_change() -> None:
         "retry 1 of 3 waits: 1 s backoff after rate_limited",
         "retry 1 of 3 completed after 1 s",
     ]
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_an_open_work_item_of_a_paused_task_says_so_and_an_ended_one_keeps_its_failure(wide: bool) -> None:
+    table = listing_table(
+        Story().start(0).fail(1).items, {}, {"story": "paused by ana: too expensive"}, wide=wide
+    )
+    assert "paused by ana: too expensive" in row(table, "initialized")
+    assert "paused" not in row(table, "failed") and "rate_limited" in row(table, "failed")

@@ -121,7 +121,7 @@ def _timers_come_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_timers_come_early")
-@pytest.mark.parametrize("outage", [2, 5], ids=["short", "long"])
+@pytest.mark.parametrize("outage", [2, 4], ids=["short", "long"])
 @pytest.mark.parametrize(
     ("state", "attempt", "request_", "expected"),
     [
