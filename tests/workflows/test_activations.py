@@ -10,6 +10,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 
 from tasquencer.temporal.activations import Behaviour, _Guard
 from tasquencer.temporal.bookkeeping import RECORD
+from tasquencer.temporal.held_news import TRY_AGAIN
 from tasquencer.temporal.run_status import Status
 
 
@@ -185,14 +186,42 @@ def test_events_that_arrive_during_a_write_are_heard_after_it(groups: list[list[
     assert instance.heard == [["initialize_workflow"], ["resolve_activity"], ["fire_timer"]]
 
 
-def test_updates_and_queries_do_not_wait_for_a_write() -> None:
+def test_queries_do_not_wait_for_a_write() -> None:
     guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
     guard.activate(activation("initialize_workflow", suggested=False, length=3))
-    guard.activate(activation("signal_workflow", "do_update", suggested=False, length=9))
+    guard.activate(activation("signal_workflow", suggested=False, length=9))
     guard.activate(activation("query_workflow", suggested=False, length=9))
     guard.activate(activation("local result", suggested=False, length=12))
-    heard = [["do_update"], ["query_workflow"], ["resolve_activity"], ["signal_workflow"]]
+    heard = [["query_workflow"], ["resolve_activity"], ["signal_workflow"]]
     assert instance.heard == [["initialize_workflow"], *heard]
+
+
+def test_an_update_is_refused_while_a_write_outlasts_its_workflow_task() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    early = activation("do_update", "signal_workflow", suggested=False, length=9)
+    early.jobs[0].do_update.protocol_instance_id = "early"
+    (command,) = guard.activate(early).successful.commands
+    assert command.update_response.protocol_instance_id == "early"
+    assert command.update_response.rejected.application_failure_info.type == TRY_AGAIN
+    guard.activate(activation("local result", suggested=False, length=12))
+    guard.activate(activation("do_update", suggested=False, length=15))
+    heard = [["resolve_activity"], ["signal_workflow"], ["do_update"]]
+    assert instance.heard == [["initialize_workflow"], *heard]
+
+
+def test_an_update_that_comes_with_the_end_of_the_write_is_heard() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("do_update", "local result", suggested=False, length=9))
+    assert instance.heard == [["initialize_workflow"], ["resolve_activity"], ["do_update"]]
+
+
+def test_an_update_in_a_history_is_always_heard() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("do_update", suggested=False, length=9, replaying=True))
+    assert instance.heard == [["initialize_workflow"], ["do_update"]]
 
 
 def test_a_history_that_was_recorded_before_hears_events_during_a_write() -> None:

@@ -98,6 +98,24 @@ async def test_an_action_that_the_state_allows_leads_to_its_state(
     assert by_anna.next_state == ("started" if action == "retry_now" else OPEN_ACTIONS[state, action])
 
 
+@pytest.mark.parametrize(("state", "action"), OPEN_ACTIONS)
+async def test_the_answer_to_an_action_comes_with_an_event(
+    dev_server: EmbeddedTemporal, state: str, action: str
+) -> None:
+    """The SDK loses an answer that a replay gives at the result of a write: the task would stand still."""
+    async with task_in(dev_server, state) as (_, handle, item, _):
+        await act(handle, action, None if action == "retry_now" else item.id)
+        events = (await handle.fetch_history()).events
+    answer = next(
+        one for one in events if one.HasField("workflow_execution_update_completed_event_attributes")
+    )
+    ends = [one.event_id for one in events if one.HasField("workflow_task_completed_event_attributes")]
+    before, end = [known for known in ends if known < answer.event_id][-2:]
+    news = [one for one in events[before:end] if one.HasField("timer_fired_event_attributes")]
+    started = [events[one.timer_fired_event_attributes.started_event_id - 1] for one in news]
+    assert any(b"look for news" in one.user_metadata.summary.data for one in started)
+
+
 async def _true(value: bool) -> bool:
     return value
 

@@ -21,7 +21,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.temporal import TasquencerPlugin, ask
 from tasquencer.temporal.pausing import PAUSED
 from tasquencer.testing import InMemoryLedger, ScriptedCalls as Answers
-from tests.support.calls import Hang, ScriptedCalls
+from tests.support.calls import GONE, Hang, ScriptedCalls
 from tests.support.patience import eventually
 from tests.support.tasks import Tasks, failure_of_task, tasks_on
 from tests.workflows.adopted_runs import open_shop
@@ -145,14 +145,19 @@ async def test_a_pause_does_not_stop_the_deadline(dev_server: EmbeddedTemporal) 
 
 async def test_a_pause_outlives_the_run_and_the_worker() -> None:
     often = {"limit.historyCount.suggestContinueAsNew": 5}
-    calls, ledger = ScriptedCalls(Hang()), InMemoryLedger()
+    answers, ledger = asyncio.Event(), InMemoryLedger()
+
+    async def waits(_: str) -> None:
+        calls.under_way.set()
+        await answers.wait()
+
+    calls = ScriptedCalls(GONE, before=waits)
     async with embedded_temporal(ui=False, dynamic_config=often) as server:
         async with tasks_on(server.address, [AiAgentTask], [calls.generate], ledger=ledger) as tasks:
             handle = await tasks.start("AiAgentTask", NO_BACKOFF)
             await calls.under_way.wait()
-            (item,) = await tasks.work_items(handle)
             await handle.execute_update("pause_task", BY_ANNA)
-            await act(handle, "fail_work_item", item.id)
+            answers.set()
             latest = tasks.client.get_workflow_handle(handle.id)
 
             async def is_paused_again() -> bool:

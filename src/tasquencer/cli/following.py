@@ -44,6 +44,7 @@ from tasquencer.cli.worker_watch import WorkerWatch, has_begun
 from tasquencer.core.display_text import markdown_line
 from tasquencer.core.wording import counted
 from tasquencer.core.work_item import WorkItem
+from tasquencer.temporal.held_news import TRY_AGAIN
 from tasquencer.temporal.not_found import is_missing
 
 __all__ = [
@@ -81,6 +82,8 @@ LAST_QUERY_TIMEOUT = timedelta(seconds=10)
 """Timeout of a single, last query. The worker may have to replay the whole history for it."""
 
 _ANSWER_SECONDS = 20
+_TRY_AGAIN_SECONDS = 0.3
+"""The pause after an update that came while the task was writing to the ledger."""
 
 _BACKSTOP_MARGIN = timedelta(minutes=10)
 """How long after its deadline Temporal ends a task whose workers are gone."""
@@ -365,7 +368,13 @@ async def send_update(handle: WorkflowHandle[Any, Any], name: str, payload: Mapp
     """
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            return await handle.execute_update(name, payload)
+            while True:
+                try:
+                    return await handle.execute_update(name, payload)
+                except WorkflowUpdateFailedError as refused:
+                    if getattr(refused.cause, "type", None) != TRY_AGAIN:
+                        raise
+                    await asyncio.sleep(_TRY_AGAIN_SECONDS)
     except TimeoutError:
         raise CommandFailed(
             f"no worker has answered for {_ANSWER_SECONDS} s: start one (the action may still take effect)",

@@ -37,7 +37,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from tasquencer.temporal.completions import cancels, failed, joined, keeps_books, nothing
-from tasquencer.temporal.held_news import HeldNews
+from tasquencer.temporal.held_news import HeldNews, with_refusals
 from tasquencer.temporal.run_status import Status, is_lost, status_of
 
 __all__ = [
@@ -73,6 +73,8 @@ class Behaviour(IntEnum):
     """A run with a task that has begun nothing settles what a lost workflow task may have begun."""
     NEWS_AFTER_WRITES = 72_009
     """Events wait for the ends of the writes that are under way."""
+    ANSWERS_ON_NEWS = 72_010
+    """The answer to an operator's action comes with an event, not with the result of a write."""
     APPROVALS_LIKE_REVIEWS = 72_008
     """An approval reminds, and ends at the deadline. The model learns who ended one without a decision."""
 
@@ -219,7 +221,8 @@ class _Guard:
         if self._keeps_books and born_of_a_query():
             return self._without_news(activation, status())
         self._note(activation)
-        completion = self._activated(activation)
+        refused = self._news.refused(activation) if self._refuses_updates() else []
+        completion = with_refusals(self._activated(activation, refused), refused)
         if self.bug is not None:
             return failed(activation, f"{type(self.bug).__name__}: {self.bug}")
         self._keeps_books = self._keeps_books or keeps_books(completion)
@@ -239,8 +242,16 @@ class _Guard:
             return failed(activation, _ASK_AGAIN)
         return nothing(activation)
 
-    def _activated(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
+    def _refuses_updates(self) -> bool:
+        return not self._is_replaying and bool(self._decided.get(Behaviour.NEWS_AFTER_WRITES))
+
+    def _activated(
+        self, activation: WorkflowActivation, refused: list[WorkflowActivationJob]
+    ) -> WorkflowActivationCompletion:
         completions: list[WorkflowActivationCompletion] = []
+        if refused:
+            kept = [job for job in activation.jobs if job not in refused]
+            activation = _with_jobs(activation, kept)
         for jobs in self._parts(activation):
             self.activations += 1
             self._look_for_suggestion(activation, jobs)

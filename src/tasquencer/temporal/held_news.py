@@ -3,18 +3,24 @@
 A write may outlast its workflow task, and the next workflow tasks then bring events before its result. A
 replay delivers such events and the result together, in an order that cannot be told from that of a result
 that came first. So events are handed over only when no write is under way, live and on replay.
+
+An update cannot wait, because Temporal expects its acceptance in the workflow task that delivers it. So one
+that comes while a write outlasts its workflow task is refused, which leaves nothing in the history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from temporalio.bridge.proto.workflow_activation import WorkflowActivationJob
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.temporal.bookkeeping import RECORD
 
-__all__ = ["HeldNews"]
+__all__ = ["TRY_AGAIN", "HeldNews", "with_refusals"]
+
+TRY_AGAIN = "TryAgain"
+"""Type of the error of an update that came too early. The same update works a moment later."""
 
 _CAN_WAIT = frozenset(
     {
@@ -30,7 +36,6 @@ _CAN_WAIT = frozenset(
         "signal_workflow",
     }
 )
-"""Updates do not wait: Temporal expects their answer in the workflow task that delivers them."""
 
 
 class HeldNews:
@@ -50,6 +55,13 @@ class HeldNews:
             if command.HasField("schedule_local_activity") and activity.activity_type == RECORD:
                 self._writes.add(activity.seq)
 
+    def refused(self, activation: WorkflowActivation) -> list[WorkflowActivationJob]:
+        """Return the updates of the activation that come while a write outlasts its workflow task."""
+        ended = {job.resolve_activity.seq for job in activation.jobs if job.HasField("resolve_activity")}
+        if not self._writes - ended:
+            return []
+        return [job for job in activation.jobs if job.HasField("do_update")]
+
     def hold(self, jobs: Sequence[WorkflowActivationJob]) -> list[WorkflowActivationJob]:
         """Return the jobs to deliver now, those held before first. Hold the others."""
         if not self._writes:
@@ -58,3 +70,20 @@ class HeldNews:
             return ready
         self._held += [job for job in jobs if job.WhichOneof("variant") in _CAN_WAIT]
         return [job for job in jobs if job.WhichOneof("variant") not in _CAN_WAIT]
+
+
+def with_refusals(
+    completion: WorkflowActivationCompletion, updates: Sequence[WorkflowActivationJob]
+) -> WorkflowActivationCompletion:
+    """Return the completion, preceded by the refusal of these updates."""
+    if not updates or completion.HasField("failed"):
+        return completion
+    commands = list(completion.successful.commands)
+    del completion.successful.commands[:]
+    for job in updates:
+        response = completion.successful.commands.add().update_response
+        response.protocol_instance_id = job.do_update.protocol_instance_id
+        response.rejected.message = "the task waits for a write to the ledger: send the update again"
+        response.rejected.application_failure_info.type = TRY_AGAIN
+    completion.successful.commands.extend(commands)
+    return completion

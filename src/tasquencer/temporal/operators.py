@@ -31,6 +31,7 @@ from tasquencer.core.carried import TaskPause
 from tasquencer.core.errors import ActionRefused, InvalidRequest
 from tasquencer.core.policy import Verdict
 from tasquencer.core.work_item import WorkItem, WorkItemState
+from tasquencer.temporal.activations import Behaviour, behaves
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
 
@@ -60,6 +61,8 @@ class Operators:
     def __init__(self, driver: TaskDriver, result_of: ResultOf) -> None:
         self._driver = driver
         self._result_of = result_of
+        # The SDK loses an answer that a replay gives at the result of a write, and the task would stop.
+        self._answers_on_news = behaves(Behaviour.ANSWERS_ON_NEWS)
         self.results_of: dict[str, ResultOf] = {}
         """By lineage, where it has a function of its own."""
 
@@ -116,6 +119,8 @@ class Operators:
             self.check(name, raw)
             return await act(raw)
         finally:
+            if self._answers_on_news and name not in _OF_THE_RUN:
+                await self._driver.news()
             self._driver.actions_under_way -= 1
 
     async def _ended_waits(self) -> None:
