@@ -46,6 +46,8 @@ __all__ = [
     "behaves",
     "guarded",
     "is_new_run_due",
+    "is_new_run_suggested",
+    "note_suggestion",
     "report_bug",
     "workflow_task_began",
 ]
@@ -75,6 +77,8 @@ class Behaviour(IntEnum):
     """Events wait for the ends of the writes that are under way."""
     ANSWERS_ON_NEWS = 72_010
     """The answer to an operator's action comes with an event, not with the result of a write."""
+    NEW_RUN_BY_RECORD = 72_011
+    """The last write to the ledger says whether a new run is due. The history keeps its answer."""
     APPROVALS_LIKE_REVIEWS = 72_008
     """An approval reminds, and ends at the deadline. The model learns who ended one without a decision."""
 
@@ -105,15 +109,33 @@ def activation_number() -> int | None:
 
 
 def is_new_run_due() -> bool:
-    """Return whether Temporal suggests that the run continues as new.
+    """Return whether the run continues as new: whether Temporal suggested it at the last write.
 
     The SDK's own answer can differ on replay. If a local activity continues into the next workflow task, its
     result comes with that task's suggestion on replay, but live with the previous one.
     """
     guard = _current()
+    if guard is not None and behaves(Behaviour.NEW_RUN_BY_RECORD):
+        return guard.suggested_new_run
+    return is_new_run_suggested()
+
+
+def is_new_run_suggested() -> bool:
+    """Return whether Temporal suggests a new run now. A replay may see the suggestion earlier.
+
+    It does if a query has ended a workflow task early: a replay joins that workflow task with the next one.
+    """
+    guard = _current()
     if guard is None or not behaves(Behaviour.NEW_RUN_ON_NEWS):
         return workflow.info().is_continue_as_new_suggested()
     return guard.suggests_new_run
+
+
+def note_suggestion(*, suggested: bool) -> None:
+    """Note whether Temporal suggested a new run when the last write began."""
+    guard = _current()
+    if guard is not None:
+        guard.suggested_new_run = suggested
 
 
 def report_bug(error: BaseException) -> None:
@@ -178,6 +200,7 @@ class _Guard:
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
         self.suggests_new_run = False
+        self.suggested_new_run = False
         self.activations = 0
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False

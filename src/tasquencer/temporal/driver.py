@@ -73,8 +73,8 @@ class TaskDriver:
         self._compensating: set[str] = set()
         self._drained: set[str] = set()
         self.is_second_edition = behaves(Behaviour.SECOND_EDITION)
-        for behaviour in (Behaviour.NEW_RUN_ON_NEWS, Behaviour.NEWS_AFTER_WRITES):
-            behaves(behaviour)  # here, so that the first workflow task has the flag
+        for early in (Behaviour.NEW_RUN_ON_NEWS, Behaviour.NEWS_AFTER_WRITES, Behaviour.NEW_RUN_BY_RECORD):
+            behaves(early)  # here, so that the first workflow task has the flag
         # A compensation may wait for the place of a work item that a cancel has ended.
         self._frees_places = behaves(Behaviour.RESULTS_ONE_BY_ONE)
         self.pausing = Pausing.current()

@@ -48,15 +48,30 @@ _NULL = b"binary/null"
 _RUN = "tasquencer-run"
 """Metadata of a result: the run for which the activity worked."""
 
+_MARK = "tasquencer-mark"
+"""Metadata of a first argument that the result gets, too. So the history keeps a fact of the moment."""
+
 
 def json_payload(value: object) -> Payload:
     """Return the value as JSON. Raises `PydanticSerializationError` if JSON cannot hold it."""
     return Payload(metadata={"encoding": JSON}, data=to_json(value))
 
 
-def sent(value: object) -> RawValue:
-    """Return the value as an argument or a result that every payload converter passes on."""
-    return RawValue(Payload(metadata={"encoding": _NULL}) if value is None else json_payload(value))
+def sent(value: object, *, mark: bool = False) -> RawValue:
+    """Return the value as an argument or a result that every payload converter passes on.
+
+    Args:
+        mark: Mark the first argument of an activity of ours. Its result is then marked (`is_marked`).
+    """
+    payload = Payload(metadata={"encoding": _NULL}) if value is None else json_payload(value)
+    if mark:
+        payload.metadata[_MARK] = b"1"
+    return RawValue(payload)
+
+
+def is_marked(raw: RawValue) -> bool:
+    """Return whether the first argument of the activity that gave this result was marked."""
+    return _MARK in raw.payload.metadata
 
 
 def received(raw: RawValue, kind: type[T]) -> T:
@@ -108,6 +123,8 @@ def wired(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Ra
             raise ApplicationError("Failed decoding arguments") from error
         result = sent(await function(*arguments))
         result.payload.metadata[_RUN] = (activity.info().workflow_run_id or "").encode()
+        if is_marked(raws[0]):
+            result.payload.metadata[_MARK] = b"1"
         return result
 
     async def of_one(raw: RawValue) -> RawValue:

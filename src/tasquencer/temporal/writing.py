@@ -18,7 +18,14 @@ from tasquencer.core.task_state import TASK_ACTOR, TaskState
 from tasquencer.core.wording import record_label
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Settlement
-from tasquencer.temporal.activations import Behaviour, activation_number, behaves, workflow_task_began
+from tasquencer.temporal.activations import (
+    Behaviour,
+    activation_number,
+    behaves,
+    is_new_run_suggested,
+    note_suggestion,
+    workflow_task_began,
+)
 from tasquencer.temporal.bookkeeping import (
     LOCAL_RETRY_THRESHOLD,
     RECORD,
@@ -29,7 +36,7 @@ from tasquencer.temporal.bookkeeping import (
     refused_work_item,
 )
 from tasquencer.temporal.run_books import others_open, show_work_items
-from tasquencer.temporal.wire import received, run_of, sent
+from tasquencer.temporal.wire import is_marked, received, run_of, sent
 
 __all__ = ["CANCELED", "Writing"]
 
@@ -124,7 +131,7 @@ class Writing:
             try:
                 slow = await workflow.execute_local_activity(
                     RECORD,
-                    args=[sent(entries), sent(settlement)],
+                    args=[sent(entries, mark=is_new_run_suggested()), sent(settlement)],
                     result_type=RawValue,
                     summary=record_label(entries, self._state.max_retries),
                     start_to_close_timeout=RECORD_TIMEOUT,
@@ -145,6 +152,7 @@ class Writing:
                     raise BookkeepingRefused(str(cause)) from error
             else:
                 self._note_run(run_of(slow), entries)
+                note_suggestion(suggested=is_marked(slow))
                 return self._slow(received(slow, _RESULT))
 
     def _slow(self, result: bool | Look | None) -> bool:
