@@ -228,9 +228,7 @@ class _Author:
             body=body,
             attempts=self._attempts,
             acts=sorted(self._acts(), key=lambda act: act.at),
-            # A query while a write is under way can hide from a replay in which workflow task Temporal first
-            # suggested a new run. Then the history does not replay.
-            looked_at=dice.random() < 0.5 and not is_long and not _may_cancel_a_new_timer(body),
+            looked_at=dice.random() < 0.5 and not _may_cancel_a_new_timer(body),
         )
 
     def _body(self, depth: int, length: int) -> list[Statement]:
