@@ -21,6 +21,7 @@ from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support.patience import eventually
+from tests.support.tasks import IMPORTING_TESTS_ONCE
 from tests.workflows.adopted_runs import Handle, open_shop
 from tests.workflows.adopted_scenarios import QUICK
 
@@ -154,4 +155,5 @@ async def test_a_workflow_that_adopts_nothing_has_no_patch(dev_server: EmbeddedT
     history = await handle.fetch_history()
     assert not any(event.HasField("marker_recorded_event_attributes") for event in history.events)
     assert await work_items(ledger, handle) == []
-    await Replayer(workflows=[Backoff]).replay_workflow(history)  # also without the plugin
+    without_plugin = Replayer(workflows=[Backoff], workflow_runner=IMPORTING_TESTS_ONCE)
+    await without_plugin.replay_workflow(history)
