@@ -91,7 +91,7 @@ def test_a_result_takes_the_place_of_the_last_one_on_the_page(tmp_path: Path) ->
 def test_the_page_has_a_place_for_the_table_of_each_benchmark() -> None:
     places = set(re.findall(r"<!-- table: (\S+) -->", (TOP / PAGE).read_text()))
     others = {part.name for part in PARTS} - {"comparisons", "latency"}
-    assert places == others | {"A", "B", "C", "D", "L", "batch-growth", "batch-sent"}
+    assert places == others | {"A", "B", "C", "D", "L", "agents", "batch-growth", "batch-sent"}
 
 
 @pytest.mark.parametrize(

@@ -360,8 +360,10 @@ async def a_schedule_to_close_timeout_in_the_second_attempt(w: Scenario) -> Any:
     return await outcome(
         run(
             "hang",
-            schedule_to_close_timeout=timedelta(seconds=1.5),
-            start_to_close_timeout=timedelta(seconds=1),
+            schedule_to_close_timeout=timedelta(
+                seconds=7
+            ),  # the first timeout may come a second late, or two
+            start_to_close_timeout=timedelta(seconds=4),
             retry_policy=policy,
         )
     )
