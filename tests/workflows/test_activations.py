@@ -210,11 +210,14 @@ def test_an_update_is_refused_while_a_write_outlasts_its_workflow_task() -> None
     assert instance.heard == [["initialize_workflow"], *heard]
 
 
-def test_an_update_that_comes_with_the_end_of_the_write_is_heard() -> None:
+def test_an_update_that_comes_with_the_end_of_the_write_is_refused_too() -> None:
     guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
     guard.activate(activation("initialize_workflow", suggested=False, length=3))
-    guard.activate(activation("do_update", "local result", suggested=False, length=9))
-    assert instance.heard == [["initialize_workflow"], ["resolve_activity"], ["do_update"]]
+    (command,) = guard.activate(
+        activation("do_update", "local result", suggested=False, length=9)
+    ).successful.commands
+    assert command.update_response.HasField("rejected")
+    assert instance.heard == [["initialize_workflow"], ["resolve_activity"]]
 
 
 def test_an_update_in_a_history_is_always_heard() -> None:

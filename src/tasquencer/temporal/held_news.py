@@ -56,9 +56,11 @@ class HeldNews:
                 self._writes.add(activity.seq)
 
     def refused(self, activation: WorkflowActivation) -> list[WorkflowActivationJob]:
-        """Return the updates of the activation that come while a write outlasts its workflow task."""
-        ended = {job.resolve_activity.seq for job in activation.jobs if job.HasField("resolve_activity")}
-        if not self._writes - ended:
+        """Return the updates of the activation that come while a write outlasts its workflow task.
+
+        Those that come with the result of the write are among them: a replay would deliver them before it.
+        """
+        if not self._writes:
             return []
         return [job for job in activation.jobs if job.HasField("do_update")]
 
