@@ -35,8 +35,8 @@ setup: $(STAMP) ## create .venv with everything, exactly as pinned in requiremen
 demo: setup ## run one task on this machine, with two failures on the way, and show each attempt
 	@$(BIN)/tasq demo $(DEMO_ARGS)
 
-test: setup postgres-tools ## run all tests except the slow ones, some six minutes on two cores (PYTEST_ARGS="-k name -x" to choose)
-	$(PYTEST) -m "not (browser or crash or outage or slow or upgrade)" $(PYTEST_ARGS)
+test: setup postgres-tools ## run all tests except the slow ones, under five minutes on two cores (PYTEST_ARGS="-k name -x" to choose)
+	PROCESSES_A_CORE=3 $(PYTEST) -m "not (browser or crash or outage or slow or upgrade)" $(PYTEST_ARGS)
 
 test-all: setup browser postgres-tools ## run all tests, those with browsers, crashes, outages and upgrades too
 	$(PYTEST) $(PYTEST_ARGS)

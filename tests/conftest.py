@@ -192,9 +192,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two a core: a test mostly waits for its servers."""
+    """Two a core, or `PROCESSES_A_CORE`: a test mostly waits for its servers."""
     cores = os.cpu_count() or 1
-    return max(cores, min(2 * cores, 8))
+    return max(cores, min(int(os.environ.get("PROCESSES_A_CORE", "2")) * cores, 8))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
