@@ -13,7 +13,8 @@ from uuid import uuid4
 import openai
 import pytest
 import pytest_asyncio
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import (
     HandleQueryInput,
     Interceptor,
@@ -23,7 +24,10 @@ from temporalio.worker import (
 )
 
 from activities import ACTIVITIES
+from tasquencer.cli import following
+from tasquencer.cli.errors import CommandFailed
 from tasquencer.cli.following import Absence
+from tasquencer.core.actions import TRY_AGAIN
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin
@@ -131,6 +135,35 @@ async def test_the_time_before_a_worker_takes_a_task_is_not_the_ledgers_delay() 
     assert asked == [65, 66, 67, 68, 69]
     assert not absence.is_due(70.9)
     assert absence.is_due(71.0)
+
+
+class Refusing:
+    """Stands in for a workflow handle: refuses the first updates as too early."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    async def execute_update(self, *_: object) -> str:
+        if not self.left:
+            return "done"
+        self.left -= 1
+        raise WorkflowUpdateFailedError(ApplicationError("the task waits for a write", type=TRY_AGAIN))
+
+
+async def test_an_update_that_came_too_early_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_TRY_AGAIN_SECONDS", 0.01)
+    handle: Any = Refusing(3)
+    assert await following.send_update(handle, "retry_now", {}) == "done"
+
+
+async def test_an_update_that_is_always_too_early_says_what_the_task_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(following, "_TRY_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_ANSWER_SECONDS", 0.2)
+    handle: Any = Refusing(10**6)
+    with pytest.raises(CommandFailed, match=r"refused for 0.2 s: the task waits for a write"):
+        await following.send_update(handle, "retry_now", {})
 
 
 async def test_a_batch_shows_its_progress_and_its_pause_without_a_query(scene: Scene, tmp_path: Path) -> None:

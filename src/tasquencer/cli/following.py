@@ -41,10 +41,10 @@ from tasquencer.cli.display import Display
 from tasquencer.cli.errors import CommandFailed, ExitCode
 from tasquencer.cli.ledger_view import LedgerView
 from tasquencer.cli.worker_watch import WorkerWatch, has_begun
+from tasquencer.core.actions import TRY_AGAIN
 from tasquencer.core.display_text import markdown_line
 from tasquencer.core.wording import counted
 from tasquencer.core.work_item import WorkItem
-from tasquencer.temporal.held_news import TRY_AGAIN
 from tasquencer.temporal.not_found import is_missing
 
 __all__ = [
@@ -366,6 +366,7 @@ async def send_update(handle: WorkflowHandle[Any, Any], name: str, payload: Mapp
     Raises:
         CommandFailed: the update was refused, or no worker answered.
     """
+    too_early: str | None = None
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             while True:
@@ -374,11 +375,14 @@ async def send_update(handle: WorkflowHandle[Any, Any], name: str, payload: Mapp
                 except WorkflowUpdateFailedError as refused:
                     if getattr(refused.cause, "type", None) != TRY_AGAIN:
                         raise
-                    await asyncio.sleep(_TRY_AGAIN_SECONDS)
+                    too_early = getattr(refused.cause, "message", None)
+                await asyncio.sleep(_TRY_AGAIN_SECONDS)
     except TimeoutError:
-        raise CommandFailed(
-            f"no worker has answered for {_ANSWER_SECONDS} s: start one (the action may still take effect)",
-            ExitCode.UNREACHABLE,
-        ) from None
+        problem = (
+            f"no worker has answered for {_ANSWER_SECONDS} s: start one (the action may still take effect)"
+        )
+        if too_early is not None:
+            problem = f"refused for {_ANSWER_SECONDS} s: {too_early}"
+        raise CommandFailed(problem, ExitCode.UNREACHABLE) from None
     except WorkflowUpdateFailedError as refused:
         raise CommandFailed(getattr(refused.cause, "message", None) or str(refused)) from None

@@ -18,6 +18,7 @@ from tasquencer.core.wording import attempt_label, moment
 from tasquencer.core.work_item import LEGAL_TRANSITIONS, DelayReason, WorkItem, WorkItemState
 
 __all__ = [
+    "TRY_AGAIN",
     "CancelWorkItem",
     "CompleteWorkItem",
     "FailWorkItem",
@@ -29,6 +30,9 @@ __all__ = [
     "parse_action",
     "waiting",
 ]
+
+TRY_AGAIN = "TryAgain"
+"""Type of the error of an update that came too early. The same update works a moment later."""
 
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 _Reason = Annotated[str, Field(max_length=2_000, pattern=r"^[^\x00]*$")] | None

@@ -166,7 +166,7 @@ def lean_work_items(
         work_items: Oldest first; their results are carried along in this order.
         lineages: By name. The code that began an independent one may still read why it failed.
         results_bytes: Bytes of results to carry along, as JSON.
-        groups: By name. Results in open ones have room of their own. Of an ended one only the last counts.
+        groups: By name. Results in open ones have room of their own. An ended one keeps only its last result.
     """
     room = {False: results_bytes, True: GROUP_RESULTS_BYTES}
     lean, left_out = [], set()

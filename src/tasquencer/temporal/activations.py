@@ -73,14 +73,14 @@ class Behaviour(IntEnum):
     """Each result of a local activity is handed over on its own. A canceled work item frees its place."""
     SETTLES_UNBEGUN = 72_006
     """A run with a task that has begun nothing settles what a lost workflow task may have begun."""
+    APPROVALS_LIKE_REVIEWS = 72_008
+    """An approval reminds, and ends at the deadline. The model learns who ended one without a decision."""
     NEWS_AFTER_WRITES = 72_009
     """Events wait for the ends of the writes that are under way."""
     ANSWERS_ON_NEWS = 72_010
     """The answer to an operator's action comes with an event, not with the result of a write."""
     NEW_RUN_BY_RECORD = 72_011
     """The last write to the ledger says whether a new run is due. The history keeps its answer."""
-    APPROVALS_LIKE_REVIEWS = 72_008
-    """An approval reminds, and ends at the deadline. The model learns who ended one without a decision."""
 
 
 def behaves(behaviour: Behaviour) -> bool:

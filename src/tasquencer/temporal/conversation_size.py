@@ -35,7 +35,7 @@ class ConversationSize:
             self._sizes[name] = _bytes(job)
 
     def forget(self) -> None:
-        """Count the conversation no more, because it has ended."""
+        """Stop counting the conversation, because it has ended."""
         self._sizes.pop(self._name or "", None)
 
     def problem(self, job: AiJob, turns: int) -> Failure | None:

@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
+from tasquencer.core.actions import TRY_AGAIN
 from tasquencer.temporal.bookkeeping import RECORD
 
-__all__ = ["TRY_AGAIN", "HeldNews", "with_refusals"]
-
-TRY_AGAIN = "TryAgain"
-"""Type of the error of an update that came too early. The same update works a moment later."""
+__all__ = ["HeldNews", "with_refusals"]
 
 _CAN_WAIT = frozenset(
     {

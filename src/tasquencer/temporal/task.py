@@ -275,7 +275,7 @@ class Task:
     async def end_group(
         self, name: str, state: WorkItemState, last: str, failure: Failure | None = None
     ) -> None:
-        """End a group, unless it has ended. What is open in it is canceled, and the policy decides.
+        """End a group, unless it has ended. Its open work items are canceled, and the policy decides.
 
         Args:
             name: The name of the group.

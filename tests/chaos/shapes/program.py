@@ -192,7 +192,7 @@ def _may_cancel_a_new_timer(body: Sequence[Statement]) -> bool:
 
 
 _LONG_BACKOFF = 2.0
-"""Seconds: so long that an operator finds an attempt that waits, on a busy machine too."""
+"""Seconds. On a busy machine, too, an operator finds an attempt that waits."""
 
 
 class _Author:
