@@ -41,7 +41,7 @@ async def test_no_promise_is_broken_in_foreign_workflows_and_agents(tmp_path: Pa
     assert len(campaign.accounts) == SHORT.tasks
     assert campaign.deaths >= SHORT.deaths
     executed = {one.what for account in campaign.accounts for one in account.executions}
-    assert {SEEN, TAKEN, "model"} < executed
+    assert {SEEN, TAKEN, "model"} <= executed
 
 
 def at(seconds: float) -> datetime:

@@ -329,6 +329,28 @@ def test_a_policy_may_count_what_the_code_has_canceled() -> None:
     assert not any(found.startswith("I7") for found in violations(account))
 
 
+def test_a_policy_does_not_count_what_only_a_lost_workflow_task_knew() -> None:
+    account = sound()
+    account.program = replace(account.program, policy=("absorb", 1), retries=0)
+    lost = [item(key, key, 0, 0, state=KINDS.CANCELED, result=None) for key in ("x", "y")]
+    account.items = [*lost, account.items[1].model_copy(update={"attempt": 0})]
+    steps = {
+        one.id: [
+            step(one.id, 0, KINDS.INITIALIZED, at(0)),
+            step(one.id, 1, KINDS.STARTED, at(0.1)),
+            step(one.id, 2, KINDS.CANCELED, at(0.2)),
+        ]
+        for one in lost
+    }
+    account.transitions = {**steps, "b": account.transitions["b"]}
+    assert account.listed is not None
+    account.listed = [{**account.listed[1], "attempt": 0}]
+    assert not any(found.startswith("I7") for found in violations(account)), violations(account)
+    rows = [{"id": one.id, "state": "canceled", "attempt": 0, "lineage": one.lineage} for one in lost]
+    account.listed = [*account.listed, *rows]
+    assert any(found.startswith("I7: the task completed") for found in violations(account))
+
+
 def test_each_check_finds_something() -> None:
     silent = set(CHECKS)
     for _, plant in PLANTED:

@@ -27,7 +27,7 @@ from tasquencer.core.work_item import DelayReason, WorkItem, WorkItemState
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import Ledger
 from tasquencer.sql import SqlLedger, upgrade
-from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal import TasquencerPlugin, observed_writing
 from tasquencer.temporal.reconciling import Reconciler
 from tasquencer.testing import InMemoryLedger
 from tests.cli.processes import finish
@@ -390,7 +390,7 @@ class Broken(InMemoryLedger):
 async def test_an_outage_of_the_ledger_does_not_stop_the_activities(
     dev_server: EmbeddedTemporal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasquencer.temporal.observed_writing._REST_SECONDS", 0.5)
+    monkeypatch.setattr(observed_writing, "_REST_SECONDS", 0.5)
     ledger = Broken()
     scripted = Scripted(ValueError("a bug"))
     with caplog.at_level(logging.WARNING, "tasquencer.temporal.observing"):

@@ -10,14 +10,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
+from temporalio import activity, workflow
+from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateStage
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
+from tasquencer import RetryRecipe, Task, absorb_failures
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tests.support.calls import ANSWER, GONE, Hang, ScriptedCalls, Step
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.tasks import Tasks, comes_to, failure_of_task, history, tasks_on
 from workflows.ai_agent import AiAgentTask
 
@@ -296,3 +298,60 @@ async def test_actions_in_quick_succession_never_make_two_outcomes(dev_server: E
             states = [step.next_state for step in await tasks.ledger.transitions(item.id)]
             assert sum(state.is_terminal for state in states) == 1
             assert states[-1] is item.state is not WorkItemState.STARTED
+
+
+@activity.defn
+async def work(lineage: str) -> str:
+    if lineage == "left":
+        raise ApplicationError("it fails", type="broken")
+    return lineage
+
+
+@workflow.defn(sandboxed=False)
+class LeavesARetry:
+    """Leaves a retry behind with `break`, and then has work for several runs."""
+
+    def __init__(self) -> None:
+        in_an_hour = RetryRecipe(max_retries=1, initial_interval=timedelta(hours=1))
+        self._task = Task(recipe=in_an_hour, policy=absorb_failures(), concurrency=1)
+        self._may_go = workflow.info().continued_run_id is not None
+
+    @workflow.run
+    async def run(self) -> bool:
+        await self._attempt("left")
+        await workflow.wait_condition(lambda: self._may_go)
+        for number in range(10):
+            await self._attempt(f"work-{number}")
+        return workflow.info().continued_run_id is not None
+
+    async def _attempt(self, lineage: str) -> None:
+        async for item in self._task.attempts(lineage, lineage=lineage):
+            async with item:
+                timeout = timedelta(minutes=1)
+                item.complete(await item.execute_activity(work, lineage, start_to_close_timeout=timeout))
+            break
+
+    @workflow.signal
+    def go(self) -> None:
+        self._may_go = True
+
+
+async def test_retry_now_of_a_retry_that_the_code_has_left_does_not_keep_the_task_from_its_next_run() -> None:
+    often = {"limit.historyCount.suggestContinueAsNew": 30}
+    async with (
+        embedded_temporal(ui=False, dynamic_config=often) as server,
+        tasks_on(server.address, [LeavesARetry], [work]) as tasks,
+    ):
+        handle = await tasks.start("LeavesARetry")
+
+        async def left() -> WorkItem | None:
+            return next((item for item in await tasks.work_items(handle) if item.attempt == 1), None)
+
+        retry = await eventually(left, "the retry that the code has left")
+        accepted = WorkflowUpdateStage.ACCEPTED
+        acting = await handle.start_update("retry_now", BY_ANNA, wait_for_stage=accepted)
+        await handle.signal("go")
+        assert await asyncio.wait_for(handle.result(), PATIENCE_SECONDS), "there was no new run"
+        assert await acting.result() == {"work_item_ids": [retry.id]}
+        started = (await tasks.ledger.transitions(retry.id))[1]
+    assert (started.next_state, started.actor) == (WorkItemState.STARTED, "anna")

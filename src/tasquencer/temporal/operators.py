@@ -31,7 +31,7 @@ from tasquencer.core.carried import TaskPause
 from tasquencer.core.errors import ActionRefused, InvalidRequest
 from tasquencer.core.policy import Verdict
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import Behaviour, behaves
+from tasquencer.temporal.activations import Behaviour, behaves, is_new_run_due
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
 
@@ -134,7 +134,13 @@ class Operators:
         ids = self._waiting()
         for work_item_id in ids:
             self._driver.hurry(work_item_id, action.actor, action.reason)
-        await workflow.wait_condition(lambda: not any(self._still_waits(known) for known in ids))
+        await workflow.wait_condition(
+            # A retry that the code has left behind never starts in this run. A new run keeps its mark.
+            lambda: (
+                not any(self._still_waits(known) for known in ids)
+                or (self._answers_on_news and is_new_run_due())
+            )
+        )
         await self._driver.flush()
         hurried = [self._driver.successor(known) for known in ids if self._was_hurried(known)]
         if not hurried:

@@ -184,11 +184,13 @@ def _policy_fails(account: ShapeAccount, *, with_cancels: bool) -> bool:
     """Whether the policy ever says so: of work items that the task canceled, its code may have done that, and
     then the policy sees it, or its end, and then not."""
     policy, states = policy_of(account.program), dict[str, WorkItem]()
+    # A policy counts nothing that only a lost workflow task knew.
+    known = None if account.listed is None else {row["id"] for row in account.listed}
+    items = {item.id: item for item in account.items if known is None or item.id in known}
     steps = sorted(
-        (step for item in account.items for step in account.transitions[item.id]),
+        (step for work_item_id in items for step in account.transitions[work_item_id]),
         key=lambda step: (step.at, step.next_state is not WorkItemState.INITIALIZED),
     )
-    items = {item.id: item for item in account.items}
     for step in steps:
         item = items[step.work_item_id]
         states[item.id] = item.model_copy(update={"state": step.next_state})
