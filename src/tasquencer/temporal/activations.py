@@ -45,6 +45,7 @@ __all__ = [
     "activation_number",
     "behaves",
     "guarded",
+    "is_local_result",
     "is_new_run_due",
     "is_new_run_suggested",
     "note_suggestion",
@@ -106,6 +107,12 @@ def activation_number() -> int | None:
     """
     guard = _current()
     return None if guard is None else guard.activations
+
+
+def is_local_result() -> bool:
+    """Return whether the code runs because of the result of a local activity alone, such as a write."""
+    guard = _current()
+    return guard is not None and guard.hears_local_result
 
 
 def is_new_run_due() -> bool:
@@ -201,6 +208,7 @@ class _Guard:
         self.bug: BaseException | None = None
         self.suggests_new_run = False
         self.suggested_new_run = False
+        self.hears_local_result = False
         self.activations = 0
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False
@@ -277,6 +285,7 @@ class _Guard:
             activation = _with_jobs(activation, kept)
         for jobs in self._parts(activation):
             self.activations += 1
+            self.hears_local_result = all(map(_is_local_result, jobs))
             self._look_for_suggestion(activation, jobs)
             completions.append(self._activate(_with_jobs(activation, jobs)))
             if completions[-1].HasField("failed"):

@@ -19,6 +19,7 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import FailureError, is_cancelled_exception
 from temporalio.worker import (
     ExecuteWorkflowInput,
+    HandleUpdateInput,
     Interceptor,
     StartActivityInput,
     WorkflowInboundInterceptor,
@@ -30,6 +31,8 @@ from tasquencer.ai.agents.steps import PriceOf
 from tasquencer.temporal.adopting_attempts import AdoptedActivity, Keeping
 from tasquencer.temporal.adopting_run import AdoptedRun
 from tasquencer.temporal.agent_steps import prices_here
+from tasquencer.temporal.answers import answered_on_news
+from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.foreign import hides_messages, matches
 from tasquencer.temporal.headers import RUN_HEADER
 from tasquencer.temporal.scope import TaskScope, to_the_end
@@ -119,6 +122,9 @@ class _Inbound(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
         super().init(_Outbound(outbound))
 
+    async def handle_update_handler(self, input: HandleUpdateInput) -> Any:  # noqa: A002
+        return await answered_on_news(super().handle_update_handler(input), _driver)
+
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         result: Any = None
         error: BaseException | None = None
@@ -136,6 +142,11 @@ class _Inbound(WorkflowInboundInterceptor):
         if error is not None:
             raise error
         return result
+
+
+def _driver() -> TaskDriver | None:
+    run = AdoptedRun.find()
+    return None if run is None else run.driver
 
 
 def _ends_the_run(raised: BaseException) -> bool:

@@ -12,12 +12,20 @@ import asyncio
 import contextlib
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 
+from temporalio import activity
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 from temporalio.client import Client
+from temporalio.common import RawValue
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-__all__ = ["OUTAGES", "Delivery"]
+from tasquencer.temporal.failures import left_behind
+from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec
+from tasquencer.temporal.wire import received
+
+__all__ = ["OUTAGES", "CallInbound", "Delivery"]
 
 OUTAGES = {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}
 """The errors of a request that Temporal does not answer."""
@@ -53,3 +61,36 @@ async def _answers(client: Client) -> bool:
     except RPCError as error:
         return error.status not in OUTAGES
     return True
+
+
+class CallInbound(ActivityInboundInterceptor):
+    """Stops a call that a reset has left behind. Keeps the outcome of others until Temporal answers."""
+
+    def __init__(
+        self,
+        next: ActivityInboundInterceptor,  # noqa: A002
+        delivery: Delivery,
+        headers: HeaderCodec,
+    ) -> None:
+        super().__init__(next)
+        self._delivery = delivery
+        self._headers = headers
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """See the base class."""
+        payload = input.headers.get(RUN_HEADER)
+        if payload is None:
+            return await super().execute_activity(input)
+        info = activity.info()
+        header = await self._headers.received(payload, info.namespace, info.workflow_id or "")
+        if received(RawValue(header), str) != info.workflow_run_id:
+            raise left_behind()
+        if input.executor is not None:  # an activity in a thread has no client to ask
+            return await super().execute_activity(input)
+        try:
+            outcome = await super().execute_activity(input)
+        except Exception:
+            await self._delivery.possible(activity.client())
+            raise
+        await self._delivery.possible(activity.client())
+        return outcome

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
-from temporalio import activity, workflow
+from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
 from temporalio.exceptions import (
@@ -28,8 +28,9 @@ from temporalio.exceptions import (
 from temporalio.worker import (
     ActivityInboundInterceptor,
     ContinueAsNewInput,
-    ExecuteActivityInput,
     ExecuteWorkflowInput,
+    HandleSignalInput,
+    HandleUpdateInput,
     Interceptor,
     StartActivityInput,
     WorkflowInboundInterceptor,
@@ -40,9 +41,10 @@ from temporalio.worker import (
 from tasquencer.core.carried import CarriedTask
 from tasquencer.core.ending import FollowUp, TaskEnd, TaskEndHook, TaskEndState
 from tasquencer.core.errors import InvalidRequest, TaskMisused
-from tasquencer.temporal.delivery import Delivery
+from tasquencer.temporal.answers import answered_on_news
+from tasquencer.temporal.delivery import CallInbound, Delivery
 from tasquencer.temporal.driver import TaskDriver
-from tasquencer.temporal.failures import left_behind, task_error
+from tasquencer.temporal.failures import task_error
 from tasquencer.temporal.fixed_order import fix_order
 from tasquencer.temporal.headers import RUN_HEADER, HeaderCodec, pack, unpack
 from tasquencer.temporal.run_status import StatusOfRuns
@@ -69,8 +71,8 @@ class TaskScope:
     instance belongs to its author.
     """
 
-    def __init__(self, args: Sequence[Any]) -> None:
-        self._args = args
+    def __init__(self) -> None:
+        self._args: Sequence[Any] = ()
         self.driver: TaskDriver | None = None
         self.is_continuing = False
         self._is_over = False
@@ -91,11 +93,16 @@ class TaskScope:
         found: TaskScope | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
         return found
 
-    def begin(self) -> None:
-        """Make this the scope of the current run."""
-        loop = asyncio.get_running_loop()
-        setattr(loop, _ATTRIBUTE, self)
-        fix_order(loop)
+    @classmethod
+    def of_the_run(cls) -> TaskScope:
+        """Return the scope of the current run. The first call makes it."""
+        scope: TaskScope = vars(asyncio.get_running_loop()).setdefault(_ATTRIBUTE, cls())
+        return scope
+
+    def begin(self, args: Sequence[Any]) -> None:
+        """Note the workflow's arguments. Handlers of signals and updates may have begun before."""
+        self._args = args
+        fix_order(asyncio.get_running_loop())
 
     def run_header(self, work_item_id: str, driver: TaskDriver) -> Payload:
         """The header of a work item's call: the run that has recorded its start.
@@ -234,48 +241,26 @@ class TaskInterceptor(Interceptor):
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """See the base class."""
-        return _CallInbound(next, self._delivery, self._headers)
-
-
-class _CallInbound(ActivityInboundInterceptor):
-    def __init__(
-        self,
-        next: ActivityInboundInterceptor,  # noqa: A002
-        delivery: Delivery,
-        headers: HeaderCodec,
-    ) -> None:
-        super().__init__(next)
-        self._delivery = delivery
-        self._headers = headers
-
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        payload = input.headers.get(RUN_HEADER)
-        if payload is None:
-            return await super().execute_activity(input)
-        info = activity.info()
-        header = await self._headers.received(payload, info.namespace, info.workflow_id or "")
-        if received(RawValue(header), str) != info.workflow_run_id:
-            raise left_behind()
-        if input.executor is not None:  # an activity in a thread has no client to ask
-            return await super().execute_activity(input)
-        try:
-            outcome = await super().execute_activity(input)
-        except Exception:
-            await self._delivery.possible(activity.client())
-            raise
-        await self._delivery.possible(activity.client())
-        return outcome
+        return CallInbound(next, self._delivery, self._headers)
 
 
 class _Inbound(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
         super().init(_Outbound(outbound))
 
+    async def handle_signal(self, input: HandleSignalInput) -> None:  # noqa: A002
+        TaskScope.of_the_run()
+        await super().handle_signal(input)
+
+    async def handle_update_handler(self, input: HandleUpdateInput) -> Any:  # noqa: A002
+        scope = TaskScope.of_the_run()
+        return await answered_on_news(super().handle_update_handler(input), lambda: scope.driver)
+
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         if _has_task():
             _refuse_surplus(input)
-        scope = TaskScope(input.args)
-        scope.begin()
+        scope = TaskScope.of_the_run()
+        scope.begin(input.args)
         result: Any = None
         error: BaseException | None = None
         try:

@@ -1,0 +1,46 @@
+"""The time at which a workflow answers an update.
+
+On replay the SDK loses an answer that follows from the result of a local activity alone, such as a write to
+the ledger, and the run would stop for good. A replay gives such an answer if a query had ended the workflow
+task before the result came. So it waits for the next event, which the driver makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from temporalio import workflow
+
+from tasquencer.temporal.activations import Behaviour, behaves, is_local_result
+from tasquencer.temporal.driver import TaskDriver
+
+__all__ = ["answered_on_news"]
+
+
+async def answered_on_news(answering: Awaitable[Any], find: Callable[[], TaskDriver | None]) -> Any:
+    """Return the answer of an update's handler when it can be given.
+
+    Args:
+        answering: The handler.
+        find: Finds the driver of the run's books. It may return None: the run keeps none.
+    """
+    try:
+        answer = await answering
+    except Exception as error:
+        runtime = workflow._Runtime.current()  # the SDK has no public name for this question
+        if runtime.workflow_is_failure_exception(error):  # a bug fails the workflow task instead
+            await _wait(find())
+        raise
+    await _wait(find())
+    return answer
+
+
+async def _wait(driver: TaskDriver | None) -> None:
+    if driver is None or not is_local_result() or not behaves(Behaviour.ANSWERS_ON_NEWS):
+        return
+    driver.actions_under_way += 1  # the run does not end before
+    try:
+        await driver.news()
+    finally:
+        driver.actions_under_way -= 1
