@@ -220,6 +220,41 @@ def test_an_update_that_comes_with_the_end_of_the_write_is_refused_too() -> None
     assert instance.heard == [["initialize_workflow"], ["resolve_activity"]]
 
 
+def test_an_update_that_comes_with_the_start_is_heard() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(activation("initialize_workflow", "do_update", suggested=False, length=3))
+    guard.activate(activation("fire_timer", "do_update", suggested=False, length=9))
+    assert instance.heard == [["initialize_workflow", "do_update"], ["fire_timer", "do_update"]]
+
+
+def test_an_update_that_comes_with_a_start_that_another_worker_has_seen_is_refused() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
+    again = activation("initialize_workflow", "do_update", suggested=False, length=10)
+    again.available_internal_flags.append(Behaviour.NEWS_AFTER_WRITES)
+    (command,) = guard.activate(again).successful.commands
+    assert command.update_response.rejected.application_failure_info.type == TRY_AGAIN
+    assert instance.heard == [["initialize_workflow"]]
+
+
+def test_an_update_that_comes_with_other_events_to_the_next_worker_is_refused() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
+    start = activation("initialize_workflow", suggested=False, length=4, replaying=True)
+    start.available_internal_flags.append(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(start)
+    guard.activate(activation("fire_timer", "do_update", suggested=False, length=10))
+    guard.activate(activation("do_update", suggested=False, length=15))
+    assert instance.heard == [["initialize_workflow"], ["fire_timer"], ["do_update"]]
+
+
+def test_an_update_that_comes_alone_to_the_next_worker_is_heard() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
+    start = activation("initialize_workflow", suggested=False, length=4, replaying=True)
+    start.available_internal_flags.append(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(start)
+    guard.activate(activation("do_update", suggested=False, length=8))
+    assert instance.heard == [["initialize_workflow"], ["do_update"]]
+
+
 def test_an_update_in_a_history_is_always_heard() -> None:
     guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
     guard.activate(activation("initialize_workflow", suggested=False, length=3))

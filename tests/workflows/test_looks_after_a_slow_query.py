@@ -7,16 +7,28 @@ comes with the next workflow task. A replay delivers it with the first one, and 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
+import pytest
 from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Replayer
 
-from tasquencer import RetryRecipe, Task
+from tasquencer import RetryRecipe, Task, TasquencerPlugin
+from tasquencer.core.actions import TRY_AGAIN
+from tasquencer.core.entries import LedgerEntry
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.testing import InMemoryLedger
+from tests.support.held_ledgers import HeldLedger
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.tasks import Tasks, comes_to, tasks_on
 
 BACKOFF = timedelta(seconds=5)
@@ -96,3 +108,57 @@ async def test_a_query_after_a_workflow_task_that_delivers_nothing_starts_nothin
         _, second = await ledger.work_items_of(handle.id)
         assert second.started_at is not None
         assert second.started_at >= second.not_before
+
+
+async def hold_the_first_write(address: str, queue: str) -> None:
+    """Work, and say so when the first write of a task is under way. It never ends."""
+
+    async def wanted(entries: Sequence[LedgerEntry]) -> bool:
+        return True
+
+    ledger = HeldLedger(wanted, committed=False)
+    async with tasks_on(address, [SlowToAnswer], [], ledger=ledger, task_queue=queue):
+        await ledger.gate.wait_until_reached()
+        os.write(1, b"held\n")
+        await asyncio.Event().wait()
+
+
+async def test_an_update_after_a_lost_workflow_task_without_commands_leaves_a_history_that_replays(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    queue = f"queue-{uuid4()}"
+
+    @activity.defn
+    async def first_fails(attempt: int) -> str:
+        return "done"
+
+    client = await Client.connect(dev_server.address)
+    handle: WorkflowHandle[Any, Any] = await client.start_workflow(
+        "SlowToAnswer", queue, id=queue, task_queue=queue, task_timeout=timedelta(seconds=1)
+    )
+    look = asyncio.create_task(handle.query("slowly", rpc_timeout=timedelta(seconds=60)))
+    mortal = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, dev_server.address, queue, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await look == "here"  # and so ends the first workflow task, before its write
+            assert mortal.stdout is not None
+            assert await mortal.stdout.readline() == b"held\n"
+    finally:
+        mortal.kill()
+        await mortal.wait()
+    pausing = asyncio.create_task(handle.execute_update("pause_task", {"actor": "anna"}))
+    await comes_to(handle, "workflow_task_timed_out_event_attributes")
+    async with tasks_on(dev_server.address, [SlowToAnswer], [first_fails], task_queue=queue):
+        with pytest.raises(WorkflowUpdateFailedError) as refused:
+            await pausing
+        assert isinstance(refused.value.cause, ApplicationError)
+        assert refused.value.cause.type == TRY_AGAIN
+        assert await handle.result() == "done"
+    replayer = Replayer(workflows=[SlowToAnswer], plugins=[TasquencerPlugin(InMemoryLedger())])
+    await replayer.replay_workflow(await handle.fetch_history())
+
+
+if __name__ == "__main__":
+    asyncio.run(hold_the_first_write(*sys.argv[1:]))

@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
@@ -38,14 +38,15 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, Workflo
 
 from tasquencer.temporal.completions import cancels, failed, joined, keeps_books, nothing
 from tasquencer.temporal.held_news import HeldNews, with_refusals
+from tasquencer.temporal.jobs import Place, is_local_result, is_news, updates_in, with_jobs
 from tasquencer.temporal.run_status import Status, is_lost, status_of
 
 __all__ = [
     "Behaviour",
     "activation_number",
     "behaves",
+    "follows_local_result",
     "guarded",
-    "is_local_result",
     "is_new_run_due",
     "is_new_run_suggested",
     "note_suggestion",
@@ -109,7 +110,7 @@ def activation_number() -> int | None:
     return None if guard is None else guard.activations
 
 
-def is_local_result() -> bool:
+def follows_local_result() -> bool:
     """Return whether the code runs because of the result of a local activity alone, such as a write."""
     guard = _current()
     return guard is not None and guard.hears_local_result
@@ -212,7 +213,7 @@ class _Guard:
         self.activations = 0
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False
-        self._seen: _Place | None = None
+        self._seen: Place | None = None
         self._decided_at: int | None = None
         self._decided: dict[Behaviour, bool] = {}
         self._used: set[Behaviour] = set()
@@ -220,6 +221,7 @@ class _Guard:
         self._is_replaying = False
         self._has_caught_up = False
         self._has_canceled = False
+        self._is_live = False
         self._news = HeldNews()
 
     def surround(self, instance: WorkflowInstance) -> None:
@@ -252,8 +254,9 @@ class _Guard:
         if self._keeps_books and born_of_a_query():
             return self._without_news(activation, status())
         self._note(activation)
-        refused = self._news.refused(activation) if self._refuses_updates() else []
+        refused = self._refused(activation)
         completion = with_refusals(self._activated(activation, refused), refused)
+        self._is_live = self._is_live or not activation.is_replaying
         if self.bug is not None:
             return failed(activation, f"{type(self.bug).__name__}: {self.bug}")
         self._keeps_books = self._keeps_books or keeps_books(completion)
@@ -273,8 +276,14 @@ class _Guard:
             return failed(activation, _ASK_AGAIN)
         return nothing(activation)
 
-    def _refuses_updates(self) -> bool:
-        return not self._is_replaying and bool(self._decided.get(Behaviour.NEWS_AFTER_WRITES))
+    def _refused(self, activation: WorkflowActivation) -> list[WorkflowActivationJob]:
+        """Return the updates that a replay would not deliver in the same place. See `held_news`."""
+        behaviour = Behaviour.NEWS_AFTER_WRITES
+        if activation.is_replaying or not self._decided.get(behaviour, behaviour in self._flags):
+            return []
+        updates = updates_in(activation)
+        comes_with_others = len(updates) < sum(map(is_news, activation.jobs))
+        return updates if self._news.wait or (comes_with_others and not self._is_live) else []
 
     def _activated(
         self, activation: WorkflowActivation, refused: list[WorkflowActivationJob]
@@ -282,12 +291,12 @@ class _Guard:
         completions: list[WorkflowActivationCompletion] = []
         if refused:
             kept = [job for job in activation.jobs if job not in refused]
-            activation = _with_jobs(activation, kept)
+            activation = with_jobs(activation, kept)
         for jobs in self._parts(activation):
             self.activations += 1
-            self.hears_local_result = all(map(_is_local_result, jobs))
+            self.hears_local_result = all(map(is_local_result, jobs))
             self._look_for_suggestion(activation, jobs)
-            completions.append(self._activate(_with_jobs(activation, jobs)))
+            completions.append(self._activate(with_jobs(activation, jobs)))
             if completions[-1].HasField("failed"):
                 return completions[-1]
             self._news.note(jobs, completions[-1])
@@ -298,8 +307,8 @@ class _Guard:
 
         The behaviours count only if the run's `Task` has decided them before this activation.
         """
-        results = [job for job in activation.jobs if _is_local_result(job)]
-        others = [job for job in activation.jobs if not _is_local_result(job)]
+        results = [job for job in activation.jobs if is_local_result(job)]
+        others = [job for job in activation.jobs if not is_local_result(job)]
         if self._decided.get(Behaviour.NEWS_AFTER_WRITES):
             yield from ([result] for result in results)
             if ready := self._news.hold(others):
@@ -315,7 +324,7 @@ class _Guard:
             yield list(activation.jobs)
 
     def _look_for_suggestion(self, activation: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> None:
-        if any(not _is_local_result(job) and not job.HasField("query_workflow") for job in jobs):
+        if any(not is_local_result(job) and not job.HasField("query_workflow") for job in jobs):
             self.suggests_new_run = activation.continue_as_new_suggested
 
     def _hands_results_over_first(self) -> bool:
@@ -325,12 +334,12 @@ class _Guard:
         return True
 
     def _note(self, activation: WorkflowActivation) -> None:
-        place = _Place.of(activation)
+        place = Place.of(activation)
         if self._seen is None or place.length != self._seen.length:
             self.began = activation.timestamp.ToDatetime(UTC)
         self._seen = place
         # The SDK says of each activation with queries only that it replays. Its place is up to date.
-        self._has_caught_up = not activation.is_replaying or not any(map(_is_news, activation.jobs))
+        self._has_caught_up = not activation.is_replaying or not any(map(is_news, activation.jobs))
         if not activation.is_replaying:
             self._decided_at = place.length
 
@@ -345,7 +354,7 @@ class _Guard:
     def _is_born_of_a_query(
         self,
         activation: WorkflowActivation,
-        seen: _Place | None,
+        seen: Place | None,
         find_status: Callable[[], Status | None],
         *,
         can_be_hidden: bool,
@@ -358,43 +367,12 @@ class _Guard:
         workflow task that a worker has lost changes the size alone. In these cases only Temporal knows
         whether a workflow task is under way.
         """
-        if activation.is_replaying or seen is None or not any(map(_is_news, activation.jobs)):
+        if activation.is_replaying or seen is None or not any(map(is_news, activation.jobs)):
             return False
-        place = _Place.of(activation)
+        place = Place.of(activation)
         if place.length <= seen.length:
             return False
         if (place.size, place.time) == (seen.size, seen.time):
             return True
         status = find_status() if can_be_hidden or place.time == seen.time else None
         return status is not None and status.is_past(activation.timestamp.ToDatetime(UTC))
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The position in the history that an activation reaches."""
-
-    length: int
-    size: int
-    time: int
-
-    @classmethod
-    def of(cls, activation: WorkflowActivation) -> _Place:
-        return cls(
-            activation.history_length, activation.history_size_bytes, activation.timestamp.ToNanoseconds()
-        )
-
-
-def _is_local_result(job: WorkflowActivationJob) -> bool:
-    return job.HasField("resolve_activity") and job.resolve_activity.is_local
-
-
-def _is_news(job: WorkflowActivationJob) -> bool:
-    return not job.HasField("query_workflow") and not job.HasField("remove_from_cache")
-
-
-def _with_jobs(activation: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> WorkflowActivation:
-    part = WorkflowActivation()
-    part.CopyFrom(activation)
-    del part.jobs[:]
-    part.jobs.extend(jobs)
-    return part

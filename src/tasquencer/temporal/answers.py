@@ -12,7 +12,7 @@ from typing import Any
 
 from temporalio import workflow
 
-from tasquencer.temporal.activations import Behaviour, behaves, is_local_result
+from tasquencer.temporal.activations import Behaviour, behaves, follows_local_result
 from tasquencer.temporal.driver import TaskDriver
 
 __all__ = ["answered_on_news"]
@@ -37,7 +37,7 @@ async def answered_on_news(answering: Awaitable[Any], find: Callable[[], TaskDri
 
 
 async def _wait(driver: TaskDriver | None) -> None:
-    if driver is None or not is_local_result() or not behaves(Behaviour.ANSWERS_ON_NEWS):
+    if driver is None or not follows_local_result() or not behaves(Behaviour.ANSWERS_ON_NEWS):
         return
     driver.actions_under_way += 1  # the run does not end before
     try:

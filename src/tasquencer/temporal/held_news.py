@@ -5,14 +5,19 @@ replay delivers such events and the result together, in an order that cannot be 
 that came first. So events are handed over only when no write is under way, live and on replay.
 
 An update cannot wait, because Temporal expects its acceptance in the workflow task that delivers it. So one
-that comes while a write outlasts its workflow task is refused, which leaves nothing in the history.
+that comes while a write outlasts its workflow task is refused, which leaves nothing in the history. The
+result of the write may come with it: a replay would deliver the update before it.
+
+So is an update that comes with other events to a worker that continues a run. The worker before may have
+begun a write on these events, and lost the next workflow task. The SDK then delivers them and the update
+together, but a replay delivers the update after the beginning of that write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
+from temporalio.bridge.proto.workflow_activation import WorkflowActivationJob
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.core.actions import TRY_AGAIN
@@ -53,14 +58,10 @@ class HeldNews:
             if command.HasField("schedule_local_activity") and activity.activity_type == RECORD:
                 self._writes.add(activity.seq)
 
-    def refused(self, activation: WorkflowActivation) -> list[WorkflowActivationJob]:
-        """Return the updates of the activation that come while a write outlasts its workflow task.
-
-        Those that come with the result of the write are among them: a replay would deliver them before it.
-        """
-        if not self._writes:
-            return []
-        return [job for job in activation.jobs if job.HasField("do_update")]
+    @property
+    def wait(self) -> bool:
+        """Return whether events have to wait for a write."""
+        return bool(self._writes)
 
     def hold(self, jobs: Sequence[WorkflowActivationJob]) -> list[WorkflowActivationJob]:
         """Return the jobs to deliver now, those held before first. Hold the others."""

@@ -169,8 +169,9 @@ def the_policy_decides(account: ShapeAccount) -> Iterator[str]:
     must_fail, may_fail = (_policy_fails(account, with_cancels=one) for one in (False, True))
     canceled = any(run.canceled for run in account.runs)
     by_policy = account.last.state == "failed" and account.last.error_type in _TASK_ERRORS
-    # The end of a lineage that the code has left behind comes after its decision to return.
-    leaves = '"leave"]' in json.dumps(account.program.body)
+    # The end of a lineage that the code has left behind, or of a visit, comes after its decision to return.
+    visits = any(act.name.startswith("visit") for act in account.program.acts)
+    leaves = visits or '"leave"]' in json.dumps(account.program.body)
     if must_fail and account.last.state == "completed" and not leaves:
         yield f"I7: the task completed, its policy {account.program.policy} says that it fails"
     if by_policy and not (must_fail or may_fail):

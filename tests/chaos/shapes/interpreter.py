@@ -101,6 +101,12 @@ class AnyShape:
         """What the statement `signal` looks for."""
         self._signaled = True
 
+    @workflow.update
+    async def visit(self, lineage: str) -> str:
+        """Carry out a lineage beside the body."""
+        await self._do_lineage(lineage, [], "loop")
+        return lineage
+
     @workflow.run
     async def run(self, raw: dict[str, Any]) -> int:
         await self._all(self._program.body)

@@ -21,8 +21,10 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
+from tasquencer.core.actions import TRY_AGAIN
 from tests.chaos.shapes.program import Act, Program
 
 __all__ = ["People"]
@@ -95,6 +97,8 @@ class People:
                 await self._update("retry_now", {})
             case "pause":
                 return await self._pause(act)
+            case visit if visit.startswith("visit"):
+                return await self._visit(visit)
             case _:
                 return await self._end_work_item(act)
         return "done"
@@ -149,6 +153,20 @@ class People:
     async def _update(self, name: str, given: Mapping[str, Any]) -> None:
         async with asyncio.timeout(_ANSWER.total_seconds()):
             await self.handle.execute_update(name, {"actor": "ada", **given}, id=str(uuid4()))
+
+    async def _visit(self, lineage: str) -> str:
+        deadline = time.monotonic() + _TARGET_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(_ANSWER.total_seconds()):
+                    answer: str = await self.handle.execute_update("visit", lineage, id=str(uuid4()))
+            except WorkflowUpdateFailedError as error:
+                refused_early = isinstance(error.cause, ApplicationError) and error.cause.type == TRY_AGAIN
+                if not refused_early or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_LOOK_SECONDS)
+            else:
+                return f"done: {answer}"
 
     async def _reset(self, act: Act) -> str:
         described = await self.handle.describe(rpc_timeout=_RPC)

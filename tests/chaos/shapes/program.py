@@ -41,6 +41,7 @@ CONSTRUCTS = (
     "return",
     "operators",
     "pause",
+    "visit",
     "cancel",
     "reset",
     "continue_as_new",
@@ -69,8 +70,8 @@ class Act:
     """Something that is done to the task from outside.
 
     Attributes:
-        name: `signal`, `retry_now`, `complete`, `fail`, `cancel_item`, `pause` (and resume), `cancel` or
-            `reset`.
+        name: `signal`, `retry_now`, `complete`, `fail`, `cancel_item`, `pause` (and resume), `cancel`,
+            `reset`, or `visit-0` and on: an update of the program's own that carries out this lineage.
         at: Seconds after the task's start.
         choice: Which of several work items, or workflow tasks, or how long a pause lasts, from 0 to 1.
     """
@@ -227,7 +228,7 @@ class _Author:
             backoff=_LONG_BACKOFF if self._is_operated else dice.choice([0.02, 0.1, 0.3]),
             body=body,
             attempts=self._attempts,
-            acts=sorted(self._acts(), key=lambda act: act.at),
+            acts=sorted([*self._acts(), *self._visits()], key=lambda act: act.at),
             looked_at=dice.random() < 0.5 and not _may_cancel_a_new_timer(body),
         )
 
@@ -291,6 +292,15 @@ class _Author:
             inside.append(["outcome", dice.choice([300, 800])])
         leaves = ["loop"] * 12 + [one for one in ("break", "return") if one in self._may]
         return ["lineage", name, inside, dice.choice(leaves)]
+
+    def _visits(self) -> Iterator[Act]:
+        dice = random.Random(f"visits {self._seed}")
+        if "visit" not in self._may or dice.random() < 0.7:
+            return
+        for number in range(dice.choice([1, 1, 2])):
+            hows = dice.choices(["ok", "fail", "refuse"], [75, 20, 5], k=dice.randint(1, 3))
+            self._attempts[f"visit-{number}"] = [Attempt(how, dice.choice([1, 5, 40, 200])) for how in hows]
+            yield Act(f"visit-{number}", dice.choice([0.0, round(dice.uniform(0.0, 1.0), 3)]))
 
     def _acts(self) -> Iterator[Act]:
         dice = self._dice
