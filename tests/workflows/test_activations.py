@@ -9,7 +9,8 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.core.actions import TRY_AGAIN
-from tasquencer.temporal.activations import Behaviour, _Guard
+from tasquencer.temporal.activations import _Guard
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.bookkeeping import RECORD
 from tasquencer.temporal.run_status import Status
 

@@ -7,6 +7,7 @@ comes with the next workflow task. A replay delivers it with the first one, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from uuid import uuid4
 import pytest
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError
 from temporalio.worker import Replayer
 
 from tasquencer import RetryRecipe, Task, TasquencerPlugin
@@ -108,6 +109,76 @@ async def test_a_query_after_a_workflow_task_that_delivers_nothing_starts_nothin
         _, second = await ledger.work_items_of(handle.id)
         assert second.started_at is not None
         assert second.started_at >= second.not_before
+
+
+@workflow.defn(sandboxed=False)
+class Child:
+    """Does nothing for a long time."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.sleep(3600)
+
+
+@workflow.defn(sandboxed=False)
+class Cuts:
+    """Cancels what it has just started, when a local activity ends."""
+
+    def __init__(self) -> None:
+        self._task = Task()
+
+    @workflow.run
+    async def run(self, what: str) -> str:
+        started: asyncio.Task[Any]
+        seconds = timedelta(seconds=20)
+        match what:
+            case "timer":
+                started = asyncio.create_task(workflow.sleep(3600))
+            case "activity":
+                started = workflow.start_activity(endless, schedule_to_close_timeout=seconds)
+            case _:
+                child = workflow.execute_child_workflow(Child.run, id=f"{workflow.info().workflow_id}/child")
+                started = asyncio.create_task(child)
+        await workflow.execute_local_activity("note", start_to_close_timeout=seconds)
+        started.cancel()
+        with contextlib.suppress(asyncio.CancelledError, FailureError):
+            await started
+        return "done"
+
+    @workflow.query
+    def slowly(self) -> str:
+        time.sleep(ANSWER_SECONDS)
+        return "here"
+
+
+@activity.defn
+async def note() -> None:
+    await asyncio.sleep(ANSWER_SECONDS / 2)
+
+
+@activity.defn
+async def endless() -> None:
+    while True:
+        activity.heartbeat()
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("what", ["timer", "activity", "child"])
+async def test_a_cancel_of_what_has_just_begun_replays(
+    dev_server: EmbeddedTemporal, what: str, looks: bool
+) -> None:
+    queue = f"queue-{uuid4()}"
+    client = await Client.connect(dev_server.address)
+    handle: WorkflowHandle[Any, Any] = await client.start_workflow("Cuts", what, id=queue, task_queue=queue)
+    look = asyncio.create_task(handle.query("slowly", rpc_timeout=timedelta(seconds=60))) if looks else None
+    await asyncio.sleep(0.3 if looks else 0)
+    async with tasks_on(dev_server.address, [Cuts, Child], [note, endless], task_queue=queue):
+        if look is not None:
+            assert await look == "here"
+        assert await asyncio.wait_for(handle.result(), PATIENCE_SECONDS) == "done"
+    replayer = Replayer(workflows=[Cuts, Child], plugins=[TasquencerPlugin(InMemoryLedger())])
+    await replayer.replay_workflow(await handle.fetch_history())
 
 
 async def hold_the_first_write(address: str, queue: str) -> None:

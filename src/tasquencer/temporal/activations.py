@@ -28,7 +28,6 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from enum import IntEnum
 from typing import Any
 
 from temporalio import workflow
@@ -36,19 +35,22 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation, Work
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
+from tasquencer.temporal.behaviour import GUARDS_OWN, Behaviour
 from tasquencer.temporal.completions import cancels, failed, joined, keeps_books, nothing
+from tasquencer.temporal.held_cancels import HeldCancels
 from tasquencer.temporal.held_news import HeldNews, with_refusals
 from tasquencer.temporal.jobs import Place, is_local_result, is_news, updates_in, with_jobs
 from tasquencer.temporal.run_status import Status, is_lost, status_of
 
 __all__ = [
-    "Behaviour",
     "activation_number",
     "behaves",
+    "decide_early",
     "follows_local_result",
     "guarded",
     "is_new_run_due",
     "is_new_run_suggested",
+    "length_at_news",
     "note_suggestion",
     "report_bug",
     "workflow_task_began",
@@ -60,31 +62,6 @@ _OWN_TASK = "legacy_query"
 """Id by which the SDK marks a query that came without a workflow task."""
 
 
-class Behaviour(IntEnum):
-    """Behaviours of a task since the release that introduced them. The number is that of the SDK flag."""
-
-    RESULTS_FIRST = 72_001
-    """Results of local activities come before the other events of their activation."""
-    SECOND_EDITION = 72_002
-    """Ids and jitter depend on run, lineage and attempt. The end of a run begins nothing new."""
-    NEW_RUN_ON_NEWS = 72_003
-    """Only an activation with events can make a new run due, never the result of a local activity alone."""
-    OPERATORS_COMMANDS = 72_004
-    """An activity that `temporal activity fail` has ended is an `operator` failure, which qualifies."""
-    RESULTS_ONE_BY_ONE = 72_005
-    """Each result of a local activity is handed over on its own. A canceled work item frees its place."""
-    SETTLES_UNBEGUN = 72_006
-    """A run with a task that has begun nothing settles what a lost workflow task may have begun."""
-    APPROVALS_LIKE_REVIEWS = 72_008
-    """An approval reminds, and ends at the deadline. The model learns who ended one without a decision."""
-    NEWS_AFTER_WRITES = 72_009
-    """Events wait for the ends of the writes that are under way."""
-    ANSWERS_ON_NEWS = 72_010
-    """The answer to an operator's action comes with an event, not with the result of a write."""
-    NEW_RUN_BY_RECORD = 72_011
-    """The last write to the ledger says whether a new run is due. The history keeps its answer."""
-
-
 def behaves(behaviour: Behaviour) -> bool:
     """Return whether the current run has the behaviour.
 
@@ -93,6 +70,12 @@ def behaves(behaviour: Behaviour) -> bool:
     """
     guard = _current()
     return guard is not None and guard.decides(behaviour)
+
+
+def decide_early() -> None:
+    """Decide about the guard's own behaviours, so that the first workflow task has their flags."""
+    for early in GUARDS_OWN:
+        behaves(early)
 
 
 def workflow_task_began() -> datetime:
@@ -114,6 +97,12 @@ def follows_local_result() -> bool:
     """Return whether the code runs because of the result of a local activity alone, such as a write."""
     guard = _current()
     return guard is not None and guard.hears_local_result
+
+
+def length_at_news() -> int:
+    """Return how long the history was when the run last had an event, live and on replay."""
+    guard = _current()
+    return workflow.info().get_current_history_length() if guard is None else guard.length_at_news
 
 
 def is_new_run_due() -> bool:
@@ -210,6 +199,7 @@ class _Guard:
         self.suggests_new_run = False
         self.suggested_new_run = False
         self.hears_local_result = False
+        self.length_at_news = 0
         self.activations = 0
         self._activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]
         self._keeps_books = False
@@ -223,6 +213,7 @@ class _Guard:
         self._has_canceled = False
         self._is_live = False
         self._news = HeldNews()
+        self._cancels = HeldCancels()
 
     def surround(self, instance: WorkflowInstance) -> None:
         self._activate = instance.activate
@@ -295,11 +286,16 @@ class _Guard:
         for jobs in self._parts(activation):
             self.activations += 1
             self.hears_local_result = all(map(is_local_result, jobs))
+            if not self.hears_local_result:
+                self.length_at_news = activation.history_length
             self._look_for_suggestion(activation, jobs)
-            completions.append(self._activate(with_jobs(activation, jobs)))
-            if completions[-1].HasField("failed"):
-                return completions[-1]
-            self._news.note(jobs, completions[-1])
+            ours = self._cancels.without_own(jobs)
+            completion = self._activate(with_jobs(activation, ours)) if ours else nothing(activation)
+            completions.append(completion)
+            if completion.HasField("failed"):
+                return completion
+            self._cancels.pass_on(jobs, completion, holds=bool(self._decided.get(Behaviour.CANCELS_ON_NEWS)))
+            self._news.note(jobs, completion)
         return functools.reduce(joined, completions) if completions else nothing(activation)
 
     def _parts(self, activation: WorkflowActivation) -> Iterator[list[WorkflowActivationJob]]:

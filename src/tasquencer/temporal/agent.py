@@ -48,8 +48,9 @@ from tasquencer.core.lineage import MAIN_LINEAGE
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.wording import attempt_label
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import Behaviour, behaves
+from tasquencer.temporal.activations import behaves
 from tasquencer.temporal.attempts import ActiveWorkItem, Attempts
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.conversation_size import ConversationSize, too_many
 from tasquencer.temporal.failures import task_error
 from tasquencer.temporal.model_call import answer

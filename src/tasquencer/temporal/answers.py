@@ -12,7 +12,8 @@ from typing import Any
 
 from temporalio import workflow
 
-from tasquencer.temporal.activations import Behaviour, behaves, follows_local_result
+from tasquencer.temporal.activations import behaves, follows_local_result
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.driver import TaskDriver
 
 __all__ = ["answered_on_news"]

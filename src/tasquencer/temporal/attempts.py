@@ -18,7 +18,8 @@ from tasquencer.core.json_values import as_json
 from tasquencer.core.policy import Verdict
 from tasquencer.core.wording import attempt_label, duration
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import Behaviour, behaves, report_bug
+from tasquencer.temporal.activations import behaves, report_bug
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.calls import cancels_seen
 from tasquencer.temporal.driver import STOPPED, TaskDriver
 from tasquencer.temporal.failures import (

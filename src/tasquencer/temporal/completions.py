@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
+from temporalio.bridge.proto.workflow_commands import WorkflowCommand
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.temporal.bookkeeping import RECORD
 
-__all__ = ["cancels", "failed", "joined", "keeps_books", "nothing"]
+__all__ = ["cancels", "ends", "failed", "joined", "keeps_books", "nothing"]
 
 _ENDS = (
     "complete_workflow_execution",
@@ -25,12 +26,17 @@ def cancels(completion: WorkflowActivationCompletion) -> bool:
     return any(command.WhichOneof("variant") in _CANCELS for command in completion.successful.commands)
 
 
+def ends(command: WorkflowCommand) -> bool:
+    """Return whether the command ends the run."""
+    return command.WhichOneof("variant") in _ENDS
+
+
 def joined(
     first: WorkflowActivationCompletion, second: WorkflowActivationCompletion
 ) -> WorkflowActivationCompletion:
     """Return the second completion, preceded by the first one's commands and flags."""
     commands = list(first.successful.commands)
-    if not any(command.WhichOneof("variant") in _ENDS for command in commands):
+    if not any(map(ends, commands)):
         commands += second.successful.commands
     flags = {*first.successful.used_internal_flags, *second.successful.used_internal_flags}
     del second.successful.commands[:], second.successful.used_internal_flags[:]

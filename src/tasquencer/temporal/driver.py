@@ -32,7 +32,8 @@ from tasquencer.core.policy import Verdict
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.wording import delay_label
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import Behaviour, behaves, is_new_run_due
+from tasquencer.temporal.activations import behaves, decide_early, is_new_run_due
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.calls import Calls, cancels_seen
 from tasquencer.temporal.pausing import Pausing
 from tasquencer.temporal.places import Places
@@ -73,8 +74,7 @@ class TaskDriver:
         self._compensating: set[str] = set()
         self._drained: set[str] = set()
         self.is_second_edition = behaves(Behaviour.SECOND_EDITION)
-        for early in (Behaviour.NEW_RUN_ON_NEWS, Behaviour.NEWS_AFTER_WRITES, Behaviour.NEW_RUN_BY_RECORD):
-            behaves(early)  # here, so that the first workflow task has the flag
+        decide_early()
         # A compensation may wait for the place of a work item that a cancel has ended.
         self._frees_places = behaves(Behaviour.RESULTS_ONE_BY_ONE)
         self.pausing = Pausing.current()

@@ -31,7 +31,8 @@ from tasquencer.core.carried import TaskPause
 from tasquencer.core.errors import ActionRefused, InvalidRequest
 from tasquencer.core.policy import Verdict
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import Behaviour, behaves, is_new_run_due
+from tasquencer.temporal.activations import behaves, is_new_run_due
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
 

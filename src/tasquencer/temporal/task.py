@@ -41,8 +41,9 @@ from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import Behaviour, behaves
+from tasquencer.temporal.activations import behaves
 from tasquencer.temporal.attempts import Attempts
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
 from tasquencer.temporal.independent import RULES

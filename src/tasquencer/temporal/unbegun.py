@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from temporalio import workflow
-
+from tasquencer.temporal.activations import length_at_news
 from tasquencer.temporal.driver import TaskDriver
 
 __all__ = ["may_never_begin", "unbegun"]
@@ -27,7 +26,7 @@ def may_never_begin(driver: TaskDriver) -> None:
 
 def unbegun() -> TaskDriver | None:
     """Return the driver of a task whose first work item a lost workflow task may have begun."""
-    if workflow.info().get_current_history_length() <= _FIRST_EVENTS:
+    if length_at_news() <= _FIRST_EVENTS:
         return None
     driver: TaskDriver | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
     return driver

@@ -19,13 +19,13 @@ from tasquencer.core.wording import record_label
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.ledger.contract import Settlement
 from tasquencer.temporal.activations import (
-    Behaviour,
     activation_number,
     behaves,
     is_new_run_suggested,
     note_suggestion,
     workflow_task_began,
 )
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.bookkeeping import (
     LOCAL_RETRY_THRESHOLD,
     RECORD,

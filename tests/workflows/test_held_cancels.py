@@ -1,0 +1,103 @@
+"""Cancels of what a run has just begun, without a server: they are held, and released by the next event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from temporalio.bridge.proto.workflow_activation import WorkflowActivationJob
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+
+from tasquencer.temporal.held_cancels import HeldCancels
+
+EVENT, RESULT, QUERY = "signal_workflow", "local result", "query_workflow"
+
+
+def job(name: str, number: int = 0) -> WorkflowActivationJob:
+    made = WorkflowActivationJob()
+    if name == RESULT:
+        made.resolve_activity.is_local = True
+    else:
+        getattr(made, name).SetInParent()
+    if number:
+        made.fire_timer.seq = number
+    return made
+
+
+class Run:
+    """Tells which commands leave, of those that the code gives."""
+
+    def __init__(self) -> None:
+        self.cancels = HeldCancels()
+
+    def hears(
+        self, heard: WorkflowActivationJob | str, commands: Sequence[str] = (), *, holds: bool = True
+    ) -> list[str]:
+        """Commands are given by name, those with a number as `name 3`."""
+        jobs = [job(heard) if isinstance(heard, str) else heard]
+        completion = WorkflowActivationCompletion()
+        completion.successful.SetInParent()
+        for name, _, number in (text.partition(" ") for text in commands):
+            command = completion.successful.commands.add()
+            getattr(command, name).SetInParent()
+            field = "child_workflow_seq" if name.startswith("cancel_child") else "seq"
+            if number:
+                setattr(getattr(command, name), field, int(number))
+        self.cancels.pass_on(jobs, completion, holds=holds)
+        return [str(one.WhichOneof("variant")) for one in completion.successful.commands]
+
+
+def test_the_cancel_of_a_new_timer_waits_for_an_event_and_nothing_else_does() -> None:
+    run = Run()
+    run.hears(EVENT, ["start_timer 1"])
+    assert run.hears(RESULT, ["cancel_timer 1", "start_timer 2"]) == ["start_timer"]
+    assert run.hears(QUERY) == []
+    assert run.hears(EVENT, ["schedule_activity 1"]) == ["cancel_timer", "schedule_activity"]
+
+
+def test_a_timer_that_fires_needs_no_cancel() -> None:
+    run = Run()
+    run.hears(EVENT, ["start_timer 1"])
+    run.hears(RESULT, ["cancel_timer 1"])
+    assert run.hears(job("fire_timer", 1), ["start_timer 2"]) == ["start_timer"]
+    assert run.hears(EVENT) == []
+
+
+def test_the_cancel_of_a_new_activity_brings_an_event_and_holds_what_follows() -> None:
+    run = Run()
+    run.hears(EVENT, ["schedule_activity 1", "start_child_workflow_execution 1"])
+    canceled = ["start_timer 1", "request_cancel_activity 1", "complete_workflow_execution"]
+    assert run.hears(RESULT, canceled) == ["start_timer", "start_timer"]
+    assert run.hears(RESULT, ["cancel_child_workflow_execution 1"]) == []
+    wake = job("fire_timer", 4_000_000_000)
+    assert run.cancels.without_own([wake]) == []
+    held = ["request_cancel_activity", "complete_workflow_execution", "cancel_child_workflow_execution"]
+    assert run.hears(wake) == held
+
+
+def test_what_an_event_has_found_begun_is_canceled_at_once() -> None:
+    run = Run()
+    run.hears(EVENT, ["start_timer 1", "schedule_activity 1"])
+    run.hears(EVENT)
+    canceled = ["cancel_timer 1", "request_cancel_activity 1"]
+    assert run.hears(RESULT, canceled) == ["cancel_timer", "request_cancel_activity"]
+
+
+def test_a_cancel_by_an_event_and_one_in_the_same_answer_are_sent_at_once() -> None:
+    run = Run()
+    run.hears(EVENT, ["start_timer 1"])
+    assert run.hears(EVENT, ["cancel_timer 1"]) == ["cancel_timer"]
+    assert run.hears(RESULT, ["start_timer 2", "cancel_timer 2"]) == ["start_timer", "cancel_timer"]
+
+
+def test_after_its_end_the_code_hears_nothing() -> None:
+    run = Run()
+    run.hears(EVENT, ["schedule_activity 1"])
+    assert run.cancels.without_own([job(EVENT)]) == [job(EVENT)]
+    run.hears(RESULT, ["request_cancel_activity 1", "complete_workflow_execution"])
+    assert run.cancels.without_own([job(EVENT)]) == []
+
+
+def test_runs_of_earlier_releases_hold_nothing() -> None:
+    run = Run()
+    run.hears(EVENT, ["start_timer 1"], holds=False)
+    assert run.hears(RESULT, ["cancel_timer 1"], holds=False) == ["cancel_timer"]
