@@ -20,7 +20,7 @@ from pydantic_core import to_json
 from tasquencer.core.entries import LedgerEntry
 from tasquencer.core.work_item import WorkItemState
 from tasquencer.sql import SqlLedger
-from tasquencer.temporal import bookkeeping, driver
+from tasquencer.temporal import bookkeeping, timers
 from tests.activities.calling import activities_for
 from tests.support.held_ledgers import Wanted, leading_to
 from tests.support.late_task import LateTask
@@ -107,7 +107,7 @@ async def _work_until_death(address: str, base_url: str, database: str, queue: s
     if hold is not None:  # a write that is held is not to count as slow
         bookkeeping._SLOW_SECONDS = math.inf
     if orders.news_seconds is not None:
-        driver._NEWS = timedelta(seconds=orders.news_seconds)
+        timers._NEWS = timedelta(seconds=orders.news_seconds)
     async with (
         activities_for(base_url) as activities,
         tasks_on(

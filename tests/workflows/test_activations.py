@@ -59,8 +59,10 @@ def activation(*jobs: str, suggested: bool, length: int, replaying: bool = False
     return made
 
 
-def guarded(*behaviours: Behaviour, writes: bool = False, is_lost: bool = False) -> tuple[_Guard, Instance]:
-    guard = _Guard(is_lost=lambda _event_id, _began: is_lost)
+def guarded(
+    *behaviours: Behaviour, writes: bool = False, is_lost: bool = False, may_join: bool = True
+) -> tuple[_Guard, Instance]:
+    guard = _Guard(is_lost=lambda _event_id, _began: is_lost, may_join=lambda _event_id: may_join)
 
     def code() -> bool:
         for behaviour in (Behaviour.RESULTS_ONE_BY_ONE, *behaviours):
@@ -245,6 +247,15 @@ def test_an_update_that_comes_with_other_events_to_the_next_worker_is_refused() 
     guard.activate(activation("fire_timer", "do_update", suggested=False, length=10))
     guard.activate(activation("do_update", suggested=False, length=15))
     assert instance.heard == [["initialize_workflow"], ["fire_timer"], ["do_update"]]
+
+
+def test_an_update_that_comes_with_events_of_one_workflow_task_is_heard() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, may_join=False)
+    start = activation("initialize_workflow", suggested=False, length=4, replaying=True)
+    start.available_internal_flags.append(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(start)
+    guard.activate(activation("fire_timer", "do_update", suggested=False, length=10))
+    assert instance.heard == [["initialize_workflow"], ["fire_timer", "do_update"]]
 
 
 def test_an_update_that_comes_alone_to_the_next_worker_is_heard() -> None:

@@ -13,7 +13,7 @@ from temporalio.client import WorkflowHandle
 from temporalio.worker import Replayer
 
 from tasquencer import LedgerEntry, RetryRecipe, Task, TasquencerPlugin, WorkItemState
-from tasquencer.devkit.temporal_server import EmbeddedTemporal
+from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.ledger.contract import Settlement
 from tasquencer.testing import InMemoryLedger
 from tests.ledger.stories import Life
@@ -152,3 +152,45 @@ async def test_what_a_lost_workflow_task_has_left_open_is_settled(dev_server: Em
     (lost,) = [item for item in await ledger.work_items_of(handle.id) if item.lineage == "lost"]
     assert lost.state is WorkItemState.CANCELED
     assert (await ledger.transitions(lost.id))[-1].reason == "the task ended without it"
+
+
+@workflow.defn(sandboxed=False)
+class GoesOnInNewRuns:
+    """Has work for several runs."""
+
+    def __init__(self) -> None:
+        self._task = Task()
+
+    @workflow.run
+    async def run(self) -> bool:
+        for number in range(8):
+            await carry_out(self._task, f"work-{number}")
+            await self._task.continue_as_new_if_due()
+        return workflow.info().continued_run_id is not None
+
+
+class LosesTheFirstWrite(CountingLedger):
+    """Holds a work item that only a lost workflow task of the first run knew."""
+
+    lost_id: str | None = None
+
+    async def record(self, entries: Sequence[LedgerEntry]) -> None:
+        if self.lost_id is None and entries:
+            task = entries[0].work_item
+            self.lost_id = f"lost-{task.run_id}"
+            lost = Life(self.lost_id, lineage="lost", task_id=task.task_id, run_id=task.run_id)
+            await super().record([lost.initialized()])
+        await super().record(entries)
+
+
+async def test_what_a_lost_workflow_task_has_left_open_is_settled_before_the_next_run() -> None:
+    often = {"limit.historyCount.suggestContinueAsNew": 20}
+    ledger = LosesTheFirstWrite()
+    async with (
+        embedded_temporal(ui=False, dynamic_config=often) as server,
+        tasks_on(server.address, [GoesOnInNewRuns], [work], ledger=ledger) as tasks,
+    ):
+        has_continued, _ = await tasks.run("GoesOnInNewRuns")
+    assert has_continued
+    assert ledger.lost_id is not None
+    assert (await ledger.transitions(ledger.lost_id))[-1].reason == "the task continued as new without it"

@@ -40,7 +40,7 @@ from tasquencer.temporal.completions import cancels, failed, joined, keeps_books
 from tasquencer.temporal.held_cancels import HeldCancels
 from tasquencer.temporal.held_news import HeldNews, with_refusals
 from tasquencer.temporal.jobs import Place, is_local_result, is_news, updates_in, with_jobs
-from tasquencer.temporal.run_status import Status, is_lost, status_of
+from tasquencer.temporal.run_status import Status, is_lost, may_join, status_of
 
 __all__ = [
     "activation_number",
@@ -167,6 +167,7 @@ class _GuardedRunner(WorkflowRunner):
         guard = _Guard(
             lambda: status_of(functions, info.workflow_id, info.run_id),
             lambda event_id, began: is_lost(functions, info.workflow_id, info.run_id, event_id, began),
+            lambda event_id: may_join(functions, info.workflow_id, info.run_id, event_id),
         )
         externs: dict[str, Callable[..., Any]] = {**det.extern_functions, _EXTERN: lambda: guard}
         instance = super().create_instance(replace(det, extern_functions=externs))  # type: ignore[safe-super]
@@ -191,9 +192,11 @@ class _Guard:
         self,
         status: Callable[[], Status | None] = lambda: None,
         is_lost: Callable[[int, datetime], bool] = lambda _event_id, _began: False,
+        may_join: Callable[[int], bool] = lambda _event_id: True,
     ) -> None:
         self._status = status
         self._is_lost = is_lost
+        self._may_join = may_join
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
         self.suggests_new_run = False
@@ -245,7 +248,7 @@ class _Guard:
         if self._keeps_books and born_of_a_query():
             return self._without_news(activation, status())
         self._note(activation)
-        refused = self._refused(activation)
+        refused = self._refused(activation, seen)
         completion = with_refusals(self._activated(activation, refused), refused)
         self._is_live = self._is_live or not activation.is_replaying
         if self.bug is not None:
@@ -267,14 +270,16 @@ class _Guard:
             return failed(activation, _ASK_AGAIN)
         return nothing(activation)
 
-    def _refused(self, activation: WorkflowActivation) -> list[WorkflowActivationJob]:
+    def _refused(self, activation: WorkflowActivation, seen: Place | None) -> list[WorkflowActivationJob]:
         """Return the updates that a replay would not deliver in the same place. See `held_news`."""
-        behaviour = Behaviour.NEWS_AFTER_WRITES
-        if activation.is_replaying or not self._decided.get(behaviour, behaviour in self._flags):
+        behaviour, updates = Behaviour.NEWS_AFTER_WRITES, updates_in(activation)
+        is_ours = self._decided.get(behaviour, behaviour in self._flags)
+        if activation.is_replaying or not updates or not is_ours:
             return []
-        updates = updates_in(activation)
-        comes_with_others = len(updates) < sum(map(is_news, activation.jobs))
-        return updates if self._news.wait or (comes_with_others and not self._is_live) else []
+        is_alone = self._is_live or len(updates) == sum(map(is_news, activation.jobs))
+        # The flags of the first activation are those of an earlier worker.
+        joins = self._news.wait or (not is_alone and (seen is None or self._may_join(seen.length)))
+        return updates if joins else []
 
     def _activated(
         self, activation: WorkflowActivation, refused: list[WorkflowActivationJob]

@@ -15,6 +15,7 @@ from temporalio import workflow
 from tasquencer.temporal.activations import behaves, follows_local_result
 from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.driver import TaskDriver
+from tasquencer.temporal.timers import news
 
 __all__ = ["answered_on_news"]
 
@@ -42,6 +43,6 @@ async def _wait(driver: TaskDriver | None) -> None:
         return
     driver.actions_under_way += 1  # the run does not end before
     try:
-        await driver.news()
+        await news()
     finally:
         driver.actions_under_way -= 1

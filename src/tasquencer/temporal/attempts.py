@@ -67,7 +67,7 @@ class Attempts:
                 continue
             await driver.take_place(item)
             if not driver.still_waits(item):
-                driver.leave_place(item)
+                driver.places.leave(item.id)
                 continue
             if driver.is_left_behind(item):
                 await driver.replace(item)

@@ -32,10 +32,12 @@ class Behaviour(IntEnum):
     """The last write to the ledger says whether a new run is due. The history keeps its answer."""
     CANCELS_ON_NEWS = 72_012
     """A cancel of what has just begun waits for an event."""
+    SETTLES_EACH_RUN = 72_013
+    """A run settles what its lost workflow tasks have left also before it continues as new."""
 
 
 GUARDS_OWN = (
     Behaviour.NEW_RUN_ON_NEWS, Behaviour.NEWS_AFTER_WRITES, Behaviour.NEW_RUN_BY_RECORD,
-    Behaviour.CANCELS_ON_NEWS,
+    Behaviour.CANCELS_ON_NEWS, Behaviour.SETTLES_EACH_RUN,
 )  # fmt: skip
 """Behaviours of the guard itself (`activations`)."""

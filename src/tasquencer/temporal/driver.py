@@ -1,17 +1,16 @@
 """Carries out a task's decisions on Temporal: ids, times, records, durable sleeps, cancellation.
 
-`TaskState` decides, and the driver acts. Its rule is that every transition is in the ledger before the
-workflow continues, that is before a durable sleep begins, before an activity is scheduled, and before the
-task ends.
+`TaskState` decides, and the driver acts. Every transition is in the ledger before the workflow continues:
+before a durable sleep begins, an activity is scheduled, or the task ends.
 
-A worker may die between a write and the end of its workflow task. Then the ledger holds decisions that are in
-no history, and the next worker decides again:
+A worker may die after a write. Then the ledger holds decisions that are in no history, and the next worker
+decides again:
 
 - The ledger skips equal decisions, and replaces an earlier decision by a different later one
 (`tasquencer.ledger.rules`).
 - An action that ends a work item waits until it is in the history (`news`). Outcomes count before cancels.
-- When the task ends, `Ledger.settle` cancels work items that only the lost workflow task had begun, unless
-the write of the last outcome has found none.
+- When a run ends, `Ledger.settle` cancels work items that only a lost workflow task had begun, unless the
+last write has found none.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.calls import Calls, cancels_seen
 from tasquencer.temporal.pausing import Pausing
 from tasquencer.temporal.places import Places
+from tasquencer.temporal.timers import news
 from tasquencer.temporal.writing import CANCELED, Writing
 
 __all__ = ["STOPPED", "TaskDriver"]
@@ -45,10 +45,6 @@ STOPPED = "the code around it was canceled"
 """The reason for the end of a work item whose code was canceled, but not its task."""
 
 T = TypeVar("T")
-
-_NEWS = timedelta(milliseconds=1)
-"""A very short timer that only ends the workflow task and brings the next one. The server may fire it a
-second late. All faster ways depend on a free slot for an activity."""
 
 
 class TaskDriver:
@@ -65,8 +61,8 @@ class TaskDriver:
     ) -> None:
         self.state = state
         self._continue_as_new = continue_as_new
-        self._places = Places(concurrency)
-        self._writing = Writing(state, hands_over=self._places.are_limited, news=self.news)
+        self.places = Places(concurrency)
+        self._writing = Writing(state, hands_over=self.places.are_limited, news=news)
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._waking: set[str] = set()
         self._hurried: dict[str, tuple[str, str | None]] = {}
@@ -105,7 +101,7 @@ class TaskDriver:
         return fresh
 
     def _replaced(self, item: WorkItem) -> WorkItem:
-        self._places.forget(item.id)
+        self.places.forget(item.id)
         fresh = self.state.replace(item.id, now=workflow.now(), reason="after a reset of the task")
         self._successors[item.id] = fresh.id
         if item.id in self._hurried:
@@ -120,7 +116,7 @@ class TaskDriver:
 
     def is_ready(self, work_item_id: str) -> bool:
         """Return whether the work item waits for nothing but a place, the end of a pause, or the next run."""
-        waits = (self._places.is_waiting, self.pausing.holds, self._drained.__contains__)
+        waits = (self.places.is_waiting, self.pausing.holds, self._drained.__contains__)
         return any(wait(work_item_id) for wait in waits)
 
     def is_hurried(self, work_item_id: str) -> bool:
@@ -147,7 +143,7 @@ class TaskDriver:
     async def continue_if_due(self) -> None:
         """Go on in a new run if one is due and nothing is under way."""
         if is_new_run_due() and self._may_continue_as_new():
-            await self._go_on_in_a_new_run()
+            await self._settle_and_go_on()
 
     async def wait_for(self, item: WorkItem) -> None:
         """Sleep the work item's delay, and return when the task is not paused."""
@@ -156,7 +152,11 @@ class TaskDriver:
 
     async def _sleep(self, item: WorkItem) -> None:
         """Sleep the work item's delay, or continue in a new run that does."""
-        await self.continue_if_due()
+        try:
+            await self.continue_if_due()
+        except asyncio.CancelledError:
+            await self.stopped(item)
+            raise
         is_replacement = item.id in self._successors.values()
         if item.run_id == workflow.info().run_id and not is_replacement:
             # It was just recorded, so the whole delay starts here.
@@ -194,16 +194,22 @@ class TaskDriver:
     async def take_place(self, item: WorkItem) -> None:
         """Wait for a free place, or continue in a new run if one is due."""
         try:
-            has_place = await self._places.take(item.id, needs_place=self.state.takes_place(item))
+            has_place = await self.places.take(item.id, needs_place=self.state.takes_place(item))
             if not has_place and not self.state.work_item(item.id).state.is_terminal:
                 self._drained.add(item.id)
                 await self.flush()
-                await workflow.wait_condition(self._may_continue_as_new)
-                await self._go_on_in_a_new_run()
+                while True:
+                    await workflow.wait_condition(self._may_continue_as_new)
+                    await self._settle_and_go_on()
         except asyncio.CancelledError:
             await self.stopped(item)
             raise
         await self.pausing.hold(item, self.state, self._record, self.stopped)
+
+    async def _settle_and_go_on(self) -> None:
+        await self._writing.settle_run()
+        if self._may_continue_as_new():  # or an event has come meanwhile
+            await self._go_on_in_a_new_run()
 
     async def _go_on_in_a_new_run(self) -> NoReturn:
         """End this run. The next one continues the task from here.
@@ -232,13 +238,13 @@ class TaskDriver:
             if work_item_id in self._sleeping:
                 self._sleeping[work_item_id].cancel()
             self.calls.stop(work_item_id)
-            self._places.drop(work_item_id)
+            self.places.drop(work_item_id)
 
     async def expire(self, item: WorkItem) -> bool:
         """Cancel the work item if its deadline has passed, and record that. Return whether it has."""
         if not self.state.expire(item.id, now=workflow.now()):
             return False
-        self._places.leave(item.id)
+        self.places.leave(item.id)
         await self._record(item)
         return True
 
@@ -250,10 +256,6 @@ class TaskDriver:
         """Return whether the work item still has to start."""
         present = self.state.find(item.id)
         return present is not None and present.state is WorkItemState.INITIALIZED
-
-    def leave_place(self, item: WorkItem) -> None:
-        """Free the place of a work item that does not start."""
-        self._places.leave(item.id)
 
     def begins(self, lineage: str) -> None:
         """Note that a lineage begins. One that begins after its code has seen a cancel may compensate."""
@@ -296,7 +298,7 @@ class TaskDriver:
         """
         canceled = self.is_being_canceled(item.lineage)
         if not canceled or self._frees_places:
-            self._places.leave(item.id)
+            self.places.leave(item.id)
         await self._record(item)
         if canceled:
             raise asyncio.CancelledError(CANCELED)
@@ -310,13 +312,13 @@ class TaskDriver:
         if self.is_ending:
             return  # `close` records it
         if self.is_being_canceled(item.lineage) or not self.is_second_edition:
-            (self._places.leave if self._frees_places else self._places.forget)(item.id)
+            (self.places.leave if self._frees_places else self.places.forget)(item.id)
             self.cancel(item.lineage)
             return
         present = self.state.find(item.id)
         if present is not None and not present.state.is_terminal:
             self.state.cancel(item.id, now=workflow.now(), reason=STOPPED)
-        self._places.leave(item.id)
+        self.places.leave(item.id)
         with contextlib.suppress(asyncio.CancelledError):
             await self.flush()
 
@@ -327,7 +329,7 @@ class TaskDriver:
     async def give_up(self, item: WorkItem, reason: str) -> None:
         """Record the work item as canceled although its task was not. The policy decides."""
         self.state.cancel(item.id, now=workflow.now(), reason=reason)
-        self._places.leave(item.id)
+        self.places.leave(item.id)
         await self._record(item)
 
     async def close(self, reason: str) -> None:
@@ -344,12 +346,6 @@ class TaskDriver:
             self._writing.settle()
         await self.flush()
 
-    async def news(self) -> None:
-        """Return in the next workflow task, in the order of its events."""
-        await workflow.sleep(_NEWS, summary="look for news")
-        # One turn of the loop later the ends of calls and waits are delivered, in the order of the history.
-        await asyncio.sleep(0)
-
     async def catch_up_with_timers(self) -> None:
         """Do the same as `catch_up`, and also wait for the effects of ended waits.
 
@@ -359,7 +355,7 @@ class TaskDriver:
         await self.calls.catch_up()
         now = workflow.now()
         if any(self.state.work_item(known).not_before <= now for known in self._sleeping):
-            await self.news()
+            await news()
             await self.calls.catch_up()
 
     def carry(self) -> CarriedTask:
@@ -379,7 +375,7 @@ class TaskDriver:
     async def flush(self) -> None:
         """Return when every transition so far is in the ledger. A cancellation is raised afterwards."""
         self._stop_what_ended()
-        self._places.hand_out()
+        self.places.hand_out()
         await self._writing.flush()
 
     async def _record(self, item: WorkItem) -> None:

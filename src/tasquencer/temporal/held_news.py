@@ -8,8 +8,8 @@ An update cannot wait, because Temporal expects its acceptance in the workflow t
 that comes while a write outlasts its workflow task is refused, which leaves nothing in the history. The
 result of the write may come with it: a replay would deliver the update before it.
 
-So is an update that comes with other events to a worker that continues a run. The worker before may have
-begun a write on these events, and lost the next workflow task. The SDK then delivers them and the update
+So is an update that comes with other events to a worker that continues a run, if the worker before may have
+begun a write on these events and lost the next workflow task. The SDK then delivers the events and the update
 together, but a replay delivers the update after the beginning of that write.
 """
 

@@ -35,6 +35,7 @@ from tasquencer.temporal.activations import behaves, is_new_run_due
 from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.driver import TaskDriver
 from tasquencer.temporal.failures import task_error
+from tasquencer.temporal.timers import news
 
 __all__ = ["Operators", "ResultOf"]
 
@@ -69,7 +70,6 @@ class Operators:
 
         # An action that ends a work item must be in the history before it is written to the ledger, see
         # `driver`. One that only ends a wait need not be, but earlier events still come first.
-        news = driver.news
         self._actions: dict[str, tuple[_Act, _Check, Callable[[], Awaitable[None]]]] = {
             "pause_task": (self._pause, self._check_pause, _immediately),
             "resume_task": (self._resume, self._check_resume, _immediately),
@@ -121,7 +121,7 @@ class Operators:
             return await act(raw)
         finally:
             if self._answers_on_news and name not in _OF_THE_RUN:
-                await self._driver.news()
+                await news()
             self._driver.actions_under_way -= 1
 
     async def _ended_waits(self) -> None:

@@ -15,13 +15,16 @@ from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverse
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
-__all__ = ["Status", "StatusOfRuns", "is_lost", "status_of"]
+__all__ = ["Status", "StatusOfRuns", "is_lost", "may_join", "status_of"]
 
 _FUNCTION = "tasquencer.status_of"
 """Name of the function by which the guard of a workflow instance reaches the client."""
 
 _IS_LOST = "tasquencer.is_lost"
 """Name of the function by which the guard asks about one workflow task."""
+
+_JOINS = "tasquencer.joins"
+"""Name of the function by which the guard asks about the workflow tasks after one."""
 
 _SECONDS = 1.0
 """How long an answer may take. The SDK takes a workflow that says nothing for two seconds for deadlocked."""
@@ -71,6 +74,7 @@ class StatusOfRuns:
         """Offer the question to the guards of the worker's workflows."""
         functions[_FUNCTION] = lambda *run: self._answer(lambda: self._status(*run))
         functions[_IS_LOST] = lambda *task: self._answer(lambda: self._is_lost(*task))
+        functions[_JOINS] = lambda *task: self._answer(lambda: self._joins(*task))
 
     def _answer(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
         if self._loop is None or self._thread == threading.get_ident():
@@ -94,19 +98,28 @@ class StatusOfRuns:
         return not status.is_past(began) or not await self._is_completed(workflow_id, run_id, event_id)
 
     async def _is_completed(self, workflow_id: str, run_id: str, event_id: int) -> bool:
+        return event_id + 1 in await self._completed_from(workflow_id, run_id, event_id + 1)
+
+    async def _joins(self, workflow_id: str, run_id: str, event_id: int) -> bool:
+        return bool(await self._completed_from(workflow_id, run_id, event_id + 2))
+
+    async def _completed_from(self, workflow_id: str, run_id: str, first: int) -> list[int]:
+        """Return the events from the first one on that complete a workflow task, newest first."""
         request = GetWorkflowExecutionHistoryReverseRequest(
             namespace=self._client.namespace,
             execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
             maximum_page_size=_PAGE,
         )
+        found: list[int] = []
         while True:
             page = await self._client.workflow_service.get_workflow_execution_history_reverse(request)
             for event in page.history.events:
-                if event.event_id <= event_id + 1:
-                    is_end = event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
-                    return is_end and event.event_id == event_id + 1
+                if event.event_id < first:
+                    return found
+                if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+                    found.append(event.event_id)
             if not page.next_page_token:
-                return False
+                return found
             request.next_page_token = page.next_page_token
 
 
@@ -140,3 +153,20 @@ def is_lost(
     """
     ask = functions.get(_IS_LOST)
     return ask is not None and bool(ask(workflow_id, run_id, event_id, began))
+
+
+def may_join(
+    functions: Mapping[str, Callable[..., Any]], workflow_id: str, run_id: str, event_id: int
+) -> bool:
+    """Return whether the current activation may join the events of several workflow tasks.
+
+    The SDK joins a workflow task without commands with the next one, if a worker has completed it.
+
+    Args:
+        event_id: The start of the last workflow task before.
+
+    Returns:
+        True also if nobody knows.
+    """
+    ask = functions.get(_JOINS)
+    return ask is None or ask(workflow_id, run_id, event_id) is not False

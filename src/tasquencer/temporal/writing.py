@@ -43,6 +43,7 @@ __all__ = ["CANCELED", "Writing"]
 CANCELED = "the task was canceled"
 """The reason for the end of a canceled task's open work items."""
 
+_ENDED = "the task ended without it"
 _RESULT: Any = bool | Look
 """The type of the result of a write."""
 
@@ -66,6 +67,7 @@ class Writing:
         self._batch: asyncio.Task[None] | None = None
         self._must_settle = False
         self._has_settled = False
+        self._reason = _ENDED
         self._nothing_left_at: int | None = None
         self._started_by: dict[str, str] = {}
 
@@ -81,6 +83,18 @@ class Writing:
     def settle(self) -> None:
         """Make the last write settle work items that are in the ledger but not in the state."""
         self._must_settle = self._state.has_entries or not (self._has_settled or self._has_just_looked())
+
+    async def settle_run(self) -> None:
+        """Settle what lost workflow tasks of this run have left, because the task goes on in a new run."""
+        if not behaves(Behaviour.SETTLES_EACH_RUN):
+            return
+        self.settle()
+        self._reason = "the task continued as new without it"
+        try:
+            await self.flush()
+        finally:
+            self._reason, self._has_settled = _ENDED, False
+        self._nothing_left_at = activation_number()
 
     def _has_just_looked(self) -> bool:
         """Return whether the last write has found nothing to settle, and the run has had no news since.
@@ -192,10 +206,10 @@ class Writing:
         return Settlement(
             task_id=self._state.task_id,
             run_id=workflow.info().run_id,
-            spared=others_open(self._state),
+            spared=others_open(self._state) | {item.id for item in self._state.open_work_items()},
             at=workflow.now(),
             actor=TASK_ACTOR,
-            reason=CANCELED if workflow.cancellation_reason() is not None else "the task ended without it",
+            reason=CANCELED if workflow.cancellation_reason() is not None else self._reason,
         )
 
 
