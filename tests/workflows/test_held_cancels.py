@@ -8,7 +8,9 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivationJob
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.temporal.held_cancels import HeldCancels
+from tasquencer.temporal.jobs import Part
 
+EVENTS = ("signal_workflow", "fire_timer", "resolve_signal_external_workflow")
 EVENT, RESULT, QUERY = "signal_workflow", "local result", "query_workflow"
 
 
@@ -42,7 +44,12 @@ class Run:
             field = "child_workflow_seq" if name.startswith("cancel_child") else "seq"
             if number:
                 setattr(getattr(command, name), field, int(number))
-        self.cancels.pass_on(jobs, completion, holds=holds)
+        is_event = jobs[0].WhichOneof("variant") in (
+            "signal_workflow",
+            "fire_timer",
+            "resolve_signal_external_workflow",
+        )
+        self.cancels.pass_on(Part(jobs, is_event), completion, holds=holds)
         return [str(one.WhichOneof("variant")) for one in completion.successful.commands]
 
 
@@ -94,10 +101,36 @@ def test_after_its_end_the_code_hears_nothing() -> None:
     run.hears(EVENT, ["schedule_activity 1"])
     assert run.cancels.without_own([job(EVENT)]) == [job(EVENT)]
     run.hears(RESULT, ["request_cancel_activity 1", "complete_workflow_execution"])
-    assert run.cancels.without_own([job(EVENT)]) == []
+    assert run.cancels.without_own([job(EVENT), job(QUERY)]) == [job(QUERY)]
 
 
 def test_runs_of_earlier_releases_hold_nothing() -> None:
     run = Run()
     run.hears(EVENT, ["start_timer 1"], holds=False)
     assert run.hears(RESULT, ["cancel_timer 1"], holds=False) == ["cancel_timer"]
+
+
+def test_what_has_ended_by_itself_is_not_canceled() -> None:
+    run = Run()
+    run.hears(EVENT, ["signal_external_workflow_execution 7"])
+    assert run.hears(RESULT, ["cancel_signal_workflow 7"]) == ["start_timer"]
+    failed = WorkflowActivationJob()
+    failed.resolve_signal_external_workflow.seq = 7
+    assert run.hears(failed) == []
+
+
+def test_a_patch_does_not_wait() -> None:
+    run = Run()
+    run.hears(EVENT, ["schedule_activity 1"])
+    run.hears(RESULT, ["request_cancel_activity 1"])
+    assert run.hears(RESULT, ["set_patch_marker", "start_timer 1"]) == ["set_patch_marker"]
+
+
+def test_what_the_sdk_answers_at_once_is_no_event() -> None:
+    run = Run()
+    run.hears(EVENT, ["start_timer 1"])
+    run.hears(RESULT, ["cancel_timer 1"])
+    at_once = WorkflowActivationJob()
+    at_once.resolve_activity.seq = 9
+    assert run.hears(at_once) == []
+    assert run.hears(EVENT) == ["cancel_timer"]

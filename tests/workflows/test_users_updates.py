@@ -15,6 +15,8 @@ from uuid import uuid4
 
 import pytest
 from temporalio import activity, workflow
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WithStartWorkflowOperation, WorkflowUpdateFailedError, WorkflowUpdateStage
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
@@ -186,3 +188,33 @@ async def test_a_handler_that_comes_with_the_start_has_its_work_items(
         assert item.state is WorkItemState.COMPLETED
         plugins = [TasquencerPlugin(InMemoryLedger(), adopt_activities=adopting)]
         await Replayer(workflows=[Early], plugins=plugins).replay_workflow(await handle.fetch_history())
+
+
+async def test_a_handler_that_comes_with_the_start_after_a_reset_has_its_work_item(
+    dev_server: EmbeddedTemporal,
+) -> None:
+    ledger, queue = InMemoryLedger(), f"queue-{uuid4()}"
+    async with tasks_on(dev_server.address, [Early], [serving], ledger=ledger, task_queue=queue) as tasks:
+        client = tasks.client
+        first = await client.start_workflow("Early", id=queue, task_queue=queue)
+        await comes_to(first, "workflow_task_completed_event_attributes")
+    (end,) = [
+        event.event_id
+        for event in (await first.fetch_history()).events
+        if event.HasField("workflow_task_completed_event_attributes")
+    ]
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=queue),
+            workflow_task_finish_event_id=end,
+            request_id=str(uuid4()),
+        )
+    )
+    again = client.get_workflow_handle(queue)
+    ordering = asyncio.create_task(again.execute_update("order", "attempt"))
+    await asyncio.sleep(0.5)  # it is on the server before the worker is there
+    async with tasks_on(dev_server.address, [Early], [serving], ledger=ledger, task_queue=queue):
+        assert await asyncio.wait_for(ordering, PATIENCE_SECONDS) == "attempt"
+    (item,) = await ledger.work_items_of(queue)
+    assert item.state is WorkItemState.COMPLETED

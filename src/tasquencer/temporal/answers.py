@@ -1,12 +1,14 @@
 """The time at which a workflow answers an update.
 
-On replay the SDK loses an answer that follows from the result of a local activity alone, such as a write to
-the ledger, and the run would stop for good. A replay gives such an answer if a query had ended the workflow
-task before the result came. So it waits for the next event, which the driver makes.
+If a query ends a workflow task before the result of a local activity comes, such as a write to the ledger,
+the next workflow task gives the answer that follows from it. If a worker then loses that workflow task, a
+replay gives the answer one workflow task earlier, the SDK has nothing to send, and the run would stop for
+good. So the answer waits for the next event, which the driver makes.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -29,9 +31,12 @@ async def answered_on_news(answering: Awaitable[Any], find: Callable[[], TaskDri
     """
     try:
         answer = await answering
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         runtime = workflow._Runtime.current()  # the SDK has no public name for this question
-        if runtime.workflow_is_failure_exception(error):  # a bug fails the workflow task instead
+        is_canceled = isinstance(error, asyncio.CancelledError)
+        if is_canceled or runtime.workflow_is_failure_exception(
+            error
+        ):  # a bug fails the workflow task instead
             await _wait(find())
         raise
     await _wait(find())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["GUARDS_OWN", "Behaviour"]
+__all__ = ["FROM_THE_START", "Behaviour"]
 
 
 class Behaviour(IntEnum):
@@ -36,8 +36,8 @@ class Behaviour(IntEnum):
     """A run settles what its lost workflow tasks have left also before it continues as new."""
 
 
-GUARDS_OWN = (
+FROM_THE_START = (
     Behaviour.NEW_RUN_ON_NEWS, Behaviour.NEWS_AFTER_WRITES, Behaviour.NEW_RUN_BY_RECORD,
     Behaviour.CANCELS_ON_NEWS, Behaviour.SETTLES_EACH_RUN,
 )  # fmt: skip
-"""Behaviours of the guard itself (`activations`)."""
+"""Behaviours that a run has from its first workflow task on."""

@@ -31,7 +31,7 @@ from tasquencer.core.policy import Verdict
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.wording import delay_label
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import behaves, decide_early, is_new_run_due
+from tasquencer.temporal.activations import behaves, decide_early, first_part, is_new_run_due
 from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.calls import Calls, cancels_seen
 from tasquencer.temporal.pausing import Pausing
@@ -77,12 +77,14 @@ class TaskDriver:
         self.calls = Calls(state, stops_for_its_code=self.is_second_edition)
         self.is_ending = False
         self.actions_under_way = 0
+        self._is_first_part = first_part()  # the SDK calls back outside of the workflow
         workflow.register_random_seed_callback(self._on_reset)
 
     def _on_reset(self, seed: int) -> None:
-        # A run made by a reset gets a new seed from Temporal. Work items that were open at the reset also
-        # belong to the abandoned run, which may have sent requests under their ids.
-        self.state.left_behind.update(item.id for item in self.state.open_work_items())
+        # A run made by a reset gets a new seed. Open work items also belong to the abandoned run, which may have
+        # sent requests under their ids, except those that a handler has begun with the start of this run.
+        if not self._is_first_part():
+            self.state.left_behind.update(item.id for item in self.state.open_work_items())
 
     def is_left_behind(self, item: WorkItem) -> bool:
         """Return whether the work item was open when a reset made this run."""
@@ -207,8 +209,10 @@ class TaskDriver:
         await self.pausing.hold(item, self.state, self._record, self.stopped)
 
     async def _settle_and_go_on(self) -> None:
-        await self._writing.settle_run()
-        if self._may_continue_as_new():  # or an event has come meanwhile
+        if behaves(Behaviour.SETTLES_EACH_RUN):
+            await self._writing.settle_run()
+            await news()  # events that waited for a write come first, a cancel for example
+        if self._may_continue_as_new():
             await self._go_on_in_a_new_run()
 
     async def _go_on_in_a_new_run(self) -> NoReturn:

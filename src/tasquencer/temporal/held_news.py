@@ -15,13 +15,14 @@ together, but a replay delivers the update after the beginning of that write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from temporalio.bridge.proto.workflow_activation import WorkflowActivationJob
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.core.actions import TRY_AGAIN
 from tasquencer.temporal.bookkeeping import RECORD
+from tasquencer.temporal.jobs import Part
 
 __all__ = ["HeldNews", "with_refusals"]
 
@@ -46,7 +47,7 @@ class HeldNews:
 
     def __init__(self) -> None:
         self._writes: set[int] = set()
-        self._held: list[WorkflowActivationJob] = []
+        self._held: list[Part] = []
 
     def note(self, jobs: Sequence[WorkflowActivationJob], completion: WorkflowActivationCompletion) -> None:
         """Note the writes that ended with these jobs, and those that began with their completion."""
@@ -63,14 +64,22 @@ class HeldNews:
         """Return whether events have to wait for a write."""
         return bool(self._writes)
 
-    def hold(self, jobs: Sequence[WorkflowActivationJob]) -> list[WorkflowActivationJob]:
-        """Return the jobs to deliver now, those held before first. Hold the others."""
-        if not self._writes:
-            ready = [*self._held, *jobs]
-            self._held.clear()
-            return ready
-        self._held += [job for job in jobs if job.WhichOneof("variant") in _CAN_WAIT]
-        return [job for job in jobs if job.WhichOneof("variant") not in _CAN_WAIT]
+    def ready(self, part: Part | None) -> Iterator[Part]:
+        """Yield the parts to deliver now, those held before first. Hold the others.
+
+        Each part stays as it came: on replay the write may have ended between two of them.
+        """
+        if part is not None:
+            self._held.append(part)
+        while self._held and not self._writes:
+            yield self._held.pop(0)
+        waiting, self._held = self._held, []
+        for held in waiting:
+            now = [job for job in held.jobs if job.WhichOneof("variant") not in _CAN_WAIT]
+            if now:
+                yield Part(now, held.is_event)
+            if later := [job for job in held.jobs if job not in now]:
+                self._held.append(Part(later, held.is_event))
 
 
 def with_refusals(

@@ -7,7 +7,32 @@ from dataclasses import dataclass
 
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
 
-__all__ = ["Place", "is_local_result", "is_news", "updates_in", "with_jobs"]
+__all__ = ["Part", "Place", "is_answer", "is_local_result", "is_news", "of_kinds", "with_jobs"]
+
+_ANSWERS = frozenset(
+    {
+        "resolve_activity",
+        "resolve_child_workflow_execution",
+        "resolve_child_workflow_execution_start",
+        "resolve_nexus_operation",
+        "resolve_nexus_operation_start",
+        "resolve_request_cancel_external_workflow",
+        "resolve_signal_external_workflow",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Jobs that a workflow instance gets together.
+
+    Attributes:
+        is_event: True if the history has an event for them. The result of a local activity has a marker,
+            which a replay may find earlier. The SDK itself answers some cancels at once.
+    """
+
+    jobs: list[WorkflowActivationJob]
+    is_event: bool
 
 
 @dataclass(frozen=True)
@@ -32,13 +57,18 @@ def is_local_result(job: WorkflowActivationJob) -> bool:
 
 
 def is_news(job: WorkflowActivationJob) -> bool:
-    """Return whether the job may change what the workflow decides."""
-    return not job.HasField("query_workflow") and not job.HasField("remove_from_cache")
+    """Return whether the job may change what the workflow decides. A patch says what a history has."""
+    return job.WhichOneof("variant") not in ("query_workflow", "remove_from_cache", "notify_has_patch")
 
 
-def updates_in(activation: WorkflowActivation) -> list[WorkflowActivationJob]:
-    """Return the updates that the activation brings."""
-    return [job for job in activation.jobs if job.HasField("do_update")]
+def is_answer(job: WorkflowActivationJob) -> bool:
+    """Return whether the job is the end, or the beginning, of something that the code has begun."""
+    return job.WhichOneof("variant") in _ANSWERS
+
+
+def of_kinds(jobs: Iterable[WorkflowActivationJob], *kinds: str) -> list[WorkflowActivationJob]:
+    """Return the jobs of these kinds."""
+    return [job for job in jobs if job.WhichOneof("variant") in kinds]
 
 
 def with_jobs(activation: WorkflowActivation, jobs: Iterable[WorkflowActivationJob]) -> WorkflowActivation:

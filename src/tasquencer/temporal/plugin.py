@@ -27,7 +27,6 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from tasquencer.batch.store import BatchStore
 from tasquencer.core.errors import PluginGivenTwice
 from tasquencer.ledger.contract import Ledger
-from tasquencer.temporal.activations import guarded
 from tasquencer.temporal.adopting import Adopting, AdoptingInterceptor
 from tasquencer.temporal.adopting_header import AttemptInterceptor
 from tasquencer.temporal.batch_calls import BATCH_WORKFLOW
@@ -35,6 +34,7 @@ from tasquencer.temporal.batches import BatchActivities
 from tasquencer.temporal.bookkeeping import Bookkeeping
 from tasquencer.temporal.cancels import are_pushed
 from tasquencer.temporal.converter import data_converter, is_default
+from tasquencer.temporal.guard import guarded
 from tasquencer.temporal.headers import HeaderCodec
 from tasquencer.temporal.observing import ActivityObserver, Observing, OnOutage
 from tasquencer.temporal.only_once import OnlyOnce

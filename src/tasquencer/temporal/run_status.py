@@ -26,8 +26,9 @@ _IS_LOST = "tasquencer.is_lost"
 _JOINS = "tasquencer.joins"
 """Name of the function by which the guard asks about the workflow tasks after one."""
 
-_SECONDS = 1.0
-"""How long an answer may take. The SDK takes a workflow that says nothing for two seconds for deadlocked."""
+_SECONDS = 0.8
+"""How long an answer may take. The SDK takes a workflow that says nothing for two seconds for deadlocked, and
+one activation may ask twice."""
 
 _ROUNDING = timedelta(milliseconds=1)
 

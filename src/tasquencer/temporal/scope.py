@@ -76,6 +76,7 @@ class TaskScope:
         self.driver: TaskDriver | None = None
         self.is_continuing = False
         self._is_over = False
+        self._has_order = False
         self._run_headers: dict[str, Payload] = {}
         self._on_ended: TaskEndHook | None = None
 
@@ -100,9 +101,14 @@ class TaskScope:
         return scope
 
     def begin(self, args: Sequence[Any]) -> None:
-        """Note the workflow's arguments. Handlers of signals and updates may have begun before."""
+        """Begin the workflow's own code. Handlers of signals and updates may have begun before."""
         self._args = args
-        fix_order(asyncio.get_running_loop())
+        self._fix_order()
+
+    def _fix_order(self) -> None:
+        if not self._has_order:
+            self._has_order = True
+            fix_order(asyncio.get_running_loop())
 
     def run_header(self, work_item_id: str, driver: TaskDriver) -> Payload:
         """The header of a work item's call: the run that has recorded its start.
@@ -121,6 +127,7 @@ class TaskScope:
                 "a workflow run is one task: make one Task, and a lineage for each chain of attempts"
             )
         self.driver = driver
+        self._fix_order()
         self._on_ended = on_ended
         if self._is_over and driver.is_second_edition:
             driver.is_ending = True

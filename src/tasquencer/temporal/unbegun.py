@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 
-from tasquencer.temporal.activations import length_at_news
+from temporalio import workflow
+
+from tasquencer.temporal.activations import behaves, first_part
+from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.driver import TaskDriver
 
 __all__ = ["may_never_begin", "unbegun"]
@@ -26,7 +29,11 @@ def may_never_begin(driver: TaskDriver) -> None:
 
 def unbegun() -> TaskDriver | None:
     """Return the driver of a task whose first work item a lost workflow task may have begun."""
-    if length_at_news() <= _FIRST_EVENTS:
-        return None
     driver: TaskDriver | None = vars(asyncio.get_running_loop()).get(_ATTRIBUTE)
+    if driver is None:
+        return None
+    has_lost_none = workflow.info().get_current_history_length() <= _FIRST_EVENTS
+    # After the result of a local activity, a replay may find the history shorter.
+    if has_lost_none and (first_part()() or not behaves(Behaviour.CANCELS_ON_NEWS)):
+        return None
     return driver

@@ -86,8 +86,6 @@ class Writing:
 
     async def settle_run(self) -> None:
         """Settle what lost workflow tasks of this run have left, because the task goes on in a new run."""
-        if not behaves(Behaviour.SETTLES_EACH_RUN):
-            return
         self.settle()
         self._reason = "the task continued as new without it"
         try:

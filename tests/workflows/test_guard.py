@@ -9,9 +9,9 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.core.actions import TRY_AGAIN
-from tasquencer.temporal.activations import _Guard
 from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.bookkeeping import RECORD
+from tasquencer.temporal.guard import Guard
 from tasquencer.temporal.run_status import Status
 
 
@@ -28,11 +28,13 @@ class Instance:
         self.saw: list[object] = []
         self.heard: list[list[str]] = []
         self.commands: list[str] = []
+        self.versioning = 0
 
     def activate(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         self.saw.append(self._code())
         self.heard.append([str(job.WhichOneof("variant")) for job in activation.jobs])
         completion = WorkflowActivationCompletion()
+        completion.successful.versioning_behavior = self.versioning  # type: ignore[assignment]
         completion.successful.SetInParent()
         for name in self.commands:
             getattr(completion.successful.commands.add(), name).SetInParent()
@@ -61,8 +63,8 @@ def activation(*jobs: str, suggested: bool, length: int, replaying: bool = False
 
 def guarded(
     *behaviours: Behaviour, writes: bool = False, is_lost: bool = False, may_join: bool = True
-) -> tuple[_Guard, Instance]:
-    guard = _Guard(is_lost=lambda _event_id, _began: is_lost, may_join=lambda _event_id: may_join)
+) -> tuple[Guard, Instance]:
+    guard = Guard(is_lost=lambda _event_id, _began: is_lost, may_join=lambda _event_id: may_join)
 
     def code() -> bool:
         for behaviour in (Behaviour.RESULTS_ONE_BY_ONE, *behaviours):
@@ -134,7 +136,7 @@ def test_a_query_that_brings_the_end_of_the_workflow_task_is_answered() -> None:
     assert guard.activate(query("legacy_query", length=11)).HasField("successful")
 
 
-def asking(status: Status) -> tuple[_Guard, list[Status], Instance]:
+def asking(status: Status) -> tuple[Guard, list[Status], Instance]:
     """A guard, what Temporal has answered it, and its instance."""
     answers: list[Status] = []
 
@@ -142,7 +144,7 @@ def asking(status: Status) -> tuple[_Guard, list[Status], Instance]:
         answers.append(status)
         return status
 
-    guard = _Guard(ask)
+    guard = Guard(ask)
     instance = Instance(lambda: guard.decides(Behaviour.RESULTS_ONE_BY_ONE))
     guard.surround(instance)  # type: ignore[arg-type]
     return guard, answers, instance
@@ -280,3 +282,47 @@ def test_a_history_that_was_recorded_before_hears_events_during_a_write() -> Non
     guard.activate(activation("fire_timer", suggested=False, length=9, replaying=True))
     guard.activate(activation("local result", suggested=False, length=12, replaying=True))
     assert instance.heard == [["initialize_workflow"], ["fire_timer"], ["resolve_activity"]]
+
+
+def test_events_that_waited_for_a_write_are_heard_as_they_came() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("signal_workflow", suggested=False, length=7))
+    guard.activate(activation("fire_timer", "local result", suggested=False, length=11))
+    heard = [["resolve_activity"], ["signal_workflow"], ["fire_timer"]]
+    assert instance.heard == [["initialize_workflow"], *heard]
+
+
+def test_a_patch_is_known_before_the_first_part() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("notify_has_patch", "local result", "fire_timer", suggested=False, length=7))
+    heard = [["notify_has_patch", "resolve_activity"], ["fire_timer"]]
+    assert instance.heard == [["initialize_workflow"], *heard]
+
+
+def test_a_reset_is_known_before_the_handlers_run() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, Behaviour.CANCELS_ON_NEWS)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("signal_workflow", "update_random_seed", suggested=False, length=9))
+    assert instance.heard == [["initialize_workflow"], ["update_random_seed"], ["signal_workflow"]]
+
+
+def test_an_answer_within_a_workflow_task_is_no_event() -> None:
+    guard, _ = guarded(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("local result", suggested=False, length=7))
+    assert not guard.hears_event
+    guard.activate(activation("resolve_activity", suggested=True, length=7))
+    assert (guard.hears_event, guard.suggests_new_run) == (False, False)
+    guard.activate(activation("resolve_activity", suggested=True, length=11))
+    assert (guard.hears_event, guard.suggests_new_run) == (True, True)
+
+
+def test_every_answer_has_the_versioning_behaviour_of_the_sdk_s_own() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    instance.versioning = 1
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    held = guard.activate(activation("fire_timer", suggested=False, length=7))
+    assert held.successful.versioning_behavior == 1
+    assert instance.heard == [["initialize_workflow"]]
