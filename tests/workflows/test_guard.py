@@ -301,6 +301,13 @@ def test_a_patch_is_known_before_the_first_part() -> None:
     assert instance.heard == [["initialize_workflow"], *heard]
 
 
+def test_a_patch_does_not_wait_for_a_write() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("notify_has_patch", "fire_timer", suggested=False, length=7))
+    assert instance.heard == [["initialize_workflow"], ["notify_has_patch"]]
+
+
 def test_a_reset_is_known_before_the_handlers_run() -> None:
     guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, Behaviour.CANCELS_ON_NEWS)
     guard.activate(activation("initialize_workflow", suggested=False, length=3))

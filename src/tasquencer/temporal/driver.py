@@ -81,8 +81,8 @@ class TaskDriver:
         workflow.register_random_seed_callback(self._on_reset)
 
     def _on_reset(self, seed: int) -> None:
-        # A run made by a reset gets a new seed. Open work items also belong to the abandoned run, which may have
-        # sent requests under their ids, except those that a handler has begun with the start of this run.
+        # A run made by a reset gets a new seed. Open work items also belong to the abandoned run, which may
+        # have sent requests under their ids, except those that a handler has begun with the start.
         if not self._is_first_part():
             self.state.left_behind.update(item.id for item in self.state.open_work_items())
 

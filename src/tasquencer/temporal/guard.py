@@ -210,6 +210,8 @@ class Guard:
                 return completion
             self._cancels.pass_on(part, completion, holds=self._has_newest)
             self._news.note(part.jobs, completion)
+        if patches:
+            completions.append(self._activate(with_jobs(activation, patches)))
         return self._versioned(functools.reduce(joined, completions) if completions else nothing(activation))
 
     def _begin(self, part: Part, activation: WorkflowActivation) -> None:
@@ -252,7 +254,8 @@ class Guard:
             if self._has_newest and (seeds := of_kinds(others, "update_random_seed")):
                 # The code must know of a reset before a handler begins something.
                 yield Part(seeds, is_event=True)
-                rest = Part([job for job in others if job not in seeds], is_event=True)
+                others = [job for job in others if job not in seeds]
+                rest = Part(others, is_event=True) if others else None
             yield from self._news.ready(rest)
         elif results and self._decided.get(Behaviour.RESULTS_ONE_BY_ONE):
             yield from (Part([result], is_event=False) for result in results)
