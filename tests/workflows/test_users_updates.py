@@ -17,7 +17,13 @@ import pytest
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
-from temporalio.client import WithStartWorkflowOperation, WorkflowUpdateFailedError, WorkflowUpdateStage
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateStage,
+)
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer
@@ -190,6 +196,23 @@ async def test_a_handler_that_comes_with_the_start_has_its_work_items(
         await Replayer(workflows=[Early], plugins=plugins).replay_workflow(await handle.fetch_history())
 
 
+async def reset(client: Client, handle: WorkflowHandle[Any, Any]) -> None:
+    """Reset the workflow to its first workflow task, with the updates that came later."""
+    end = next(
+        event.event_id
+        for event in (await handle.fetch_history()).events
+        if event.HasField("workflow_task_completed_event_attributes")
+    )
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id),
+            workflow_task_finish_event_id=end,
+            request_id=str(uuid4()),
+        )
+    )
+
+
 async def test_a_handler_that_comes_with_the_start_after_a_reset_has_its_work_item(
     dev_server: EmbeddedTemporal,
 ) -> None:
@@ -198,19 +221,7 @@ async def test_a_handler_that_comes_with_the_start_after_a_reset_has_its_work_it
         client = tasks.client
         first = await client.start_workflow("Early", id=queue, task_queue=queue)
         await comes_to(first, "workflow_task_completed_event_attributes")
-    (end,) = [
-        event.event_id
-        for event in (await first.fetch_history()).events
-        if event.HasField("workflow_task_completed_event_attributes")
-    ]
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=queue),
-            workflow_task_finish_event_id=end,
-            request_id=str(uuid4()),
-        )
-    )
+    await reset(client, first)
     again = client.get_workflow_handle(queue)
     ordering = asyncio.create_task(again.execute_update("order", "attempt"))
     await asyncio.sleep(0.5)  # it is on the server before the worker is there
@@ -218,3 +229,20 @@ async def test_a_handler_that_comes_with_the_start_after_a_reset_has_its_work_it
         assert await asyncio.wait_for(ordering, PATIENCE_SECONDS) == "attempt"
     (item,) = await ledger.work_items_of(queue)
     assert item.state is WorkItemState.COMPLETED
+
+
+@pytest.mark.parametrize("how", ["attempt", "adopted"])
+async def test_an_update_that_a_reset_brings_again_makes_a_request_of_its_own(
+    dev_server: EmbeddedTemporal, how: str
+) -> None:
+    adopting = ["adopted"]
+    async with tasks_on(dev_server.address, [Early], [serving, adopted], adopt_activities=adopting) as tasks:
+        await update_with_start(tasks, how)
+        first = tasks.client.get_workflow_handle(tasks.task_queue)
+        assert await first.result() == how
+        await reset(tasks.client, first)
+        again = tasks.client.get_workflow_handle(tasks.task_queue)
+        assert await asyncio.wait_for(again.result(), PATIENCE_SECONDS) == how
+        items = await tasks.ledger.work_items_of(first.id)
+    assert len({item.id for item in items}) == 2
+    assert {item.state for item in items} == {WorkItemState.COMPLETED}

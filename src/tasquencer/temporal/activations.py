@@ -27,6 +27,7 @@ __all__ = [
     "is_new_run_due",
     "is_new_run_suggested",
     "note_suggestion",
+    "random_seed",
     "report_bug",
     "workflow_task_began",
 ]
@@ -70,6 +71,17 @@ def follows_local_result() -> bool:
     """Return whether the code runs because of the result of a local activity, such as a write."""
     guard = _current()
     return guard is not None and not guard.hears_event
+
+
+def random_seed() -> int:
+    """Return the run's random seed, which a reset has changed, also to handlers that come with the start.
+
+    The SDK runs these before it changes the seed. The run before the reset has begun the same.
+    """
+    guard = _current()
+    if guard is None or guard.seed is None or not behaves(Behaviour.CANCELS_ON_NEWS):
+        return workflow.random_seed()
+    return guard.seed
 
 
 def first_part() -> Callable[[], bool]:

@@ -23,6 +23,7 @@ from tasquencer.core.policy import Counts, Verdict
 from tasquencer.core.retry import Delay, RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.work_item import Transition, WorkItem, WorkItemState
+from tasquencer.temporal.activations import random_seed
 from tasquencer.temporal.adopting_agents import AdoptedStep
 from tasquencer.temporal.adopting_retries import AdoptedPolicy, next_step
 from tasquencer.temporal.driver import TaskDriver
@@ -180,7 +181,7 @@ def _the_code_decides(transition: Transition, counts: Counts) -> Verdict:
 
 def _new_id(lineage: str, attempt: int) -> str:
     """Return the id of a work item. As in a task, it depends on the run, and differs after a reset."""
-    name = f"{workflow.info().workflow_id}/{workflow.random_seed()}/{lineage}/{attempt}"
+    name = f"{workflow.info().workflow_id}/{random_seed()}/{lineage}/{attempt}"
     return str(uuid5(_IDS, name))
 
 

@@ -94,6 +94,7 @@ class Guard:
         bug: The bug in the task's code that the current activation has met.
         suggests_new_run: Whether Temporal suggested a new run with the last event.
         suggested_new_run: Whether it did when the last write began.
+        seed: The run's random seed since its reset. None: it had none.
         hears_event: Whether the history has an event for what the code hears now.
         parts: How many parts the run has got.
         activations: The same, with queries.
@@ -112,6 +113,7 @@ class Guard:
         self.bug: BaseException | None = None
         self.suggests_new_run = False
         self.suggested_new_run = False
+        self.seed: int | None = None
         self.hears_event = False
         self.parts = 0
         self.activations = 0
@@ -249,10 +251,14 @@ class Guard:
         if any(map(is_news, jobs)):
             self._length = activation.history_length
         rest = Part(others, is_event=is_new and any(map(is_news, others))) if others else None
+        seeds = of_kinds(others, "update_random_seed")
+        if seeds and of_kinds(others, "initialize_workflow"):
+            self.seed = seeds[-1].update_random_seed.randomness_seed
         if self._decided.get(Behaviour.NEWS_AFTER_WRITES):
             yield from (Part([result], is_event=False) for result in results)
-            if self._has_newest and (seeds := of_kinds(others, "update_random_seed")):
+            if self._has_newest and seeds:
                 # The code must know of a reset before a handler begins something.
+                self.seed = seeds[-1].update_random_seed.randomness_seed
                 yield Part(seeds, is_event=True)
                 others = [job for job in others if job not in seeds]
                 rest = Part(others, is_event=True) if others else None

@@ -41,7 +41,7 @@ from tasquencer.core.policy import TaskPolicy, Verdict, until_exhausted
 from tasquencer.core.retry import RetryRecipe
 from tasquencer.core.task_state import TaskState
 from tasquencer.core.work_item import WorkItem, WorkItemState
-from tasquencer.temporal.activations import behaves
+from tasquencer.temporal.activations import behaves, random_seed
 from tasquencer.temporal.attempts import Attempts
 from tasquencer.temporal.behaviour import Behaviour
 from tasquencer.temporal.driver import TaskDriver
@@ -381,7 +381,7 @@ def _new_id(lineage: str, attempt: int) -> str:
     """
     if not behaves(Behaviour.SECOND_EDITION):
         return str(workflow.uuid4())
-    name = f"{workflow.info().workflow_id}/{workflow.random_seed()}/{lineage}/{attempt}"
+    name = f"{workflow.info().workflow_id}/{random_seed()}/{lineage}/{attempt}"
     return str(uuid5(_IDS, name))
 
 
