@@ -16,9 +16,9 @@ were seen on a real server, with plain workflows too:
   that no history has. So before the guard lets the first query after a decision answer, it asks Temporal
   whether the workflow task was completed. If not, it fails the query, so that the SDK drops the run.
 
-The guard acts only on workflows that keep books, so all others run as without it. SDK flags of the workflow
-tasks store the behaviours of a run. They cost no event, and a history that was recorded without a flag
-replays without it.
+Decision 21 has all the rules. The guard acts only on workflows that keep books, so all others run as without
+it. SDK flags of the workflow tasks store the behaviours of a run. They cost no event, and a history that was
+recorded without a flag replays without it.
 """
 
 from __future__ import annotations
