@@ -269,11 +269,15 @@ def test_an_update_that_comes_alone_to_the_next_worker_is_heard() -> None:
     assert instance.heard == [["initialize_workflow"], ["do_update"]]
 
 
-def test_an_update_in_a_history_is_always_heard() -> None:
-    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
+@pytest.mark.parametrize("replaying", [False, True])
+def test_an_update_that_a_reset_brings_waits_for_the_write(replaying: bool) -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, Behaviour.CANCELS_ON_NEWS, writes=True)
     guard.activate(activation("initialize_workflow", suggested=False, length=3))
-    guard.activate(activation("do_update", suggested=False, length=9, replaying=True))
-    assert instance.heard == [["initialize_workflow"], ["do_update"]]
+    brought = activation("update_random_seed", "do_update", suggested=False, length=9, replaying=replaying)
+    assert not guard.activate(brought).successful.commands
+    guard.activate(activation("local result", suggested=False, length=9, replaying=replaying))
+    heard = [["update_random_seed"], ["resolve_activity"], ["do_update"]]
+    assert instance.heard == [["initialize_workflow"], *heard]
 
 
 def test_a_history_that_was_recorded_before_hears_events_during_a_write() -> None:
@@ -333,3 +337,19 @@ def test_every_answer_has_the_versioning_behaviour_of_the_sdk_s_own() -> None:
     held = guard.activate(activation("fire_timer", suggested=False, length=7))
     assert held.successful.versioning_behavior == 1
     assert instance.heard == [["initialize_workflow"]]
+
+
+def test_the_cancel_of_a_local_activity_that_has_just_ended_is_left_out() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    instance.commands = ["request_cancel_local_activity"]
+    both = activation("local result", "local result", suggested=False, length=7)
+    assert not guard.activate(both).successful.commands
+
+
+def test_a_refused_update_is_no_event() -> None:
+    guard, _ = guarded(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    guard.activate(activation("local result", suggested=False, length=7))
+    guard.activate(activation("do_update", suggested=False, length=9))
+    assert guard.hears_event

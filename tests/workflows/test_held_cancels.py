@@ -10,7 +10,6 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from tasquencer.temporal.held_cancels import HeldCancels
 from tasquencer.temporal.jobs import Part
 
-EVENTS = ("signal_workflow", "fire_timer", "resolve_signal_external_workflow")
 EVENT, RESULT, QUERY = "signal_workflow", "local result", "query_workflow"
 
 
@@ -44,12 +43,8 @@ class Run:
             field = "child_workflow_seq" if name.startswith("cancel_child") else "seq"
             if number:
                 setattr(getattr(command, name), field, int(number))
-        is_event = jobs[0].WhichOneof("variant") in (
-            "signal_workflow",
-            "fire_timer",
-            "resolve_signal_external_workflow",
-        )
-        self.cancels.pass_on(Part(jobs, is_event), completion, holds=holds)
+        follows = heard in (RESULT, QUERY) or any(job.HasField("resolve_activity") for job in jobs)
+        self.cancels.pass_on(Part.of(jobs, follows=follows), completion, holds=holds)
         return [str(one.WhichOneof("variant")) for one in completion.successful.commands]
 
 
@@ -81,19 +76,27 @@ def test_the_cancel_of_a_new_activity_brings_an_event_and_holds_what_follows() -
     assert run.hears(wake) == held
 
 
-def test_what_an_event_has_found_begun_is_canceled_at_once() -> None:
+def test_what_an_event_has_found_begun_is_canceled_at_once_but_for_timers() -> None:
     run = Run()
     run.hears(EVENT, ["start_timer 1", "schedule_activity 1"])
     run.hears(EVENT)
     canceled = ["cancel_timer 1", "request_cancel_activity 1"]
-    assert run.hears(RESULT, canceled) == ["cancel_timer", "request_cancel_activity"]
+    assert run.hears(RESULT, canceled) == ["request_cancel_activity"]
+    assert run.hears(EVENT) == ["cancel_timer"]
+
+
+def test_an_update_releases_nothing_because_it_may_be_refused() -> None:
+    run = Run()
+    run.hears(EVENT, ["start_timer 1"])
+    run.hears(RESULT, ["cancel_timer 1"])
+    assert run.hears("do_update", ["start_timer 2", "cancel_timer 2"]) == ["start_timer", "cancel_timer"]
+    assert run.hears(EVENT) == ["cancel_timer"]
 
 
 def test_a_cancel_by_an_event_and_one_in_the_same_answer_are_sent_at_once() -> None:
     run = Run()
     run.hears(EVENT, ["start_timer 1"])
     assert run.hears(EVENT, ["cancel_timer 1"]) == ["cancel_timer"]
-    assert run.hears(RESULT, ["start_timer 2", "cancel_timer 2"]) == ["start_timer", "cancel_timer"]
 
 
 def test_after_its_end_the_code_hears_nothing() -> None:

@@ -188,7 +188,7 @@ def _decision(given: StartActivityInput) -> Keeping | None:
     adopting = find()
     if given.activity in adopting.never:
         return None
-    if scope.driver is not None and scope.driver.is_calling(given.activity_id):
+    if scope.driver is not None and scope.driver.calls.is_calling(given.activity_id):
         return None  # the call of one of the task's own work items
     decided: dict[str, Keeping | None] = vars(asyncio.get_running_loop()).setdefault(_ATTRIBUTE, {})
     if given.activity not in decided:

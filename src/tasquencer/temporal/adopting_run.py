@@ -53,7 +53,7 @@ class AdoptedDriver(TaskDriver):
         """
         self.is_ending = True
         self.state.close(now=workflow.now(), reason=reason)
-        self._writing.settle()
+        self.writing.settle()
         await self.flush()
         await workflow.wait_condition(lambda: self.actions_under_way == 0)
 

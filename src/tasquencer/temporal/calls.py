@@ -43,6 +43,11 @@ class Calls:
         self._stopping: set[str] = set()
         self._stopped: set[str] = set()
 
+    def is_calling(self, activity_id: str | None) -> bool:
+        """Return whether an activity with this id is the call of a started work item."""
+        item = self._state.find(activity_id) if activity_id is not None else None
+        return item is not None and item.state is WorkItemState.STARTED
+
     async def call(self, item: WorkItem, call: asyncio.Task[T]) -> T:
         """Wait for the work item's call. Stop it if the work item ends in another way."""
         self._under_way[item.id] = call

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_commands import WorkflowCommand
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 
 from tasquencer.temporal.bookkeeping import RECORD
 
-__all__ = ["cancels", "ends", "failed", "joined", "keeps_books", "nothing"]
+__all__ = ["cancels", "ends", "failed", "joined", "keeps_books", "leave_resolved", "nothing"]
 
 _ENDS = (
     "complete_workflow_execution",
@@ -52,6 +54,17 @@ def keeps_books(completion: WorkflowActivationCompletion) -> bool:
         and command.schedule_local_activity.activity_type == RECORD
         for command in completion.successful.commands
     )
+
+
+def leave_resolved(completion: WorkflowActivationCompletion, resolved: Collection[int]) -> None:
+    """Remove cancels of local activities whose results have just come. The SDK fails on them."""
+    if not resolved:
+        return
+    commands = list(completion.successful.commands)
+    kept = [one for one in commands if one.request_cancel_local_activity.seq not in resolved]
+    if len(kept) != len(commands):
+        del completion.successful.commands[:]
+        completion.successful.commands.extend(kept)
 
 
 def nothing(activation: WorkflowActivation) -> WorkflowActivationCompletion:

@@ -62,7 +62,7 @@ class TaskDriver:
         self.state = state
         self._continue_as_new = continue_as_new
         self.places = Places(concurrency)
-        self._writing = Writing(state, hands_over=self.places.are_limited, news=news)
+        self.writing = Writing(state, hands_over=self.places.are_limited, news=news)
         self._sleeping: dict[str, asyncio.Task[None]] = {}
         self._waking: set[str] = set()
         self._hurried: dict[str, tuple[str, str | None]] = {}
@@ -133,15 +133,6 @@ class TaskDriver:
         await self.flush()
         return self.state.work_item(item.id)
 
-    def is_calling(self, activity_id: str | None) -> bool:
-        """Return whether an activity with this id is the call of a started work item."""
-        item = self.state.find(activity_id) if activity_id is not None else None
-        return item is not None and item.state is WorkItemState.STARTED
-
-    def started_by(self, work_item_id: str) -> str:
-        """Return the run that has recorded the start of the work item: this one, or one before a reset."""
-        return self._writing.started_by(work_item_id)
-
     async def continue_if_due(self) -> None:
         """Go on in a new run if one is due and nothing is under way."""
         if is_new_run_due() and self._may_continue_as_new():
@@ -159,6 +150,8 @@ class TaskDriver:
         except asyncio.CancelledError:
             await self.stopped(item)
             raise
+        if behaves(Behaviour.SETTLES_EACH_RUN) and not self.still_waits(item):
+            return
         is_replacement = item.id in self._successors.values()
         if item.run_id == workflow.info().run_id and not is_replacement:
             # It was just recorded, so the whole delay starts here.
@@ -200,17 +193,24 @@ class TaskDriver:
             if not has_place and not self.state.work_item(item.id).state.is_terminal:
                 self._drained.add(item.id)
                 await self.flush()
-                while True:
-                    await workflow.wait_condition(self._may_continue_as_new)
-                    await self._settle_and_go_on()
+                await self._wait_for_new_run(item)
         except asyncio.CancelledError:
             await self.stopped(item)
             raise
         await self.pausing.hold(item, self.state, self._record, self.stopped)
 
+    async def _wait_for_new_run(self, item: WorkItem) -> None:
+        """Continue in a new run, or return if the work item ends before."""
+        is_newer = behaves(Behaviour.SETTLES_EACH_RUN)
+        while not is_newer or self.still_waits(item):
+            await workflow.wait_condition(
+                lambda: self._may_continue_as_new() or (is_newer and not self.still_waits(item))
+            )
+            await self._settle_and_go_on()
+
     async def _settle_and_go_on(self) -> None:
         if behaves(Behaviour.SETTLES_EACH_RUN):
-            await self._writing.settle_run()
+            await self.writing.settle_run()
             await news()  # events that waited for a write come first, a cancel for example
         if self._may_continue_as_new():
             await self._go_on_in_a_new_run()
@@ -347,7 +347,7 @@ class TaskDriver:
         self.state.close(now=workflow.now(), reason=reason)
         forgot_some = workflow.cancellation_reason() is not None or self.state.left_out_retries
         if self.is_second_edition or forgot_some:
-            self._writing.settle()
+            self.writing.settle()
         await self.flush()
 
     async def catch_up_with_timers(self) -> None:
@@ -380,7 +380,7 @@ class TaskDriver:
         """Return when every transition so far is in the ledger. A cancellation is raised afterwards."""
         self._stop_what_ended()
         self.places.hand_out()
-        await self._writing.flush()
+        await self.writing.flush()
 
     async def _record(self, item: WorkItem) -> None:
         try:
@@ -395,6 +395,6 @@ class TaskDriver:
         return (
             idle
             and self.state.verdict is not Verdict.FAIL
-            and self._writing.is_done
+            and self.writing.is_done
             and all(item.state is WorkItemState.INITIALIZED for item in self.state.open_work_items())
         )

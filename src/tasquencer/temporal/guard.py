@@ -36,7 +36,7 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, Workflo
 
 from tasquencer.temporal.activations import GUARD
 from tasquencer.temporal.behaviour import Behaviour
-from tasquencer.temporal.completions import cancels, failed, joined, keeps_books, nothing
+from tasquencer.temporal.completions import cancels, failed, joined, keeps_books, leave_resolved, nothing
 from tasquencer.temporal.held_cancels import HeldCancels
 from tasquencer.temporal.held_news import HeldNews, with_refusals
 from tasquencer.temporal.jobs import Part, Place, is_answer, is_local_result, is_news, of_kinds, with_jobs
@@ -190,7 +190,8 @@ class Guard:
         """Return the updates that a replay would not deliver in the same place. See `held_news`."""
         behaviour, updates = Behaviour.NEWS_AFTER_WRITES, of_kinds(activation.jobs, "do_update")
         is_ours = self._decided.get(behaviour, behaviour in self._flags)
-        if activation.is_replaying or not updates or not is_ours:
+        is_reset = of_kinds(activation.jobs, "update_random_seed")  # and brings updates that nobody repeats
+        if activation.is_replaying or not updates or not is_ours or is_reset:
             return []
         is_alone = self._is_live or len(updates) == sum(map(is_news, activation.jobs))
         # The flags of the first activation are those of an earlier worker.
@@ -201,6 +202,7 @@ class Guard:
         self, activation: WorkflowActivation, refused: list[WorkflowActivationJob]
     ) -> WorkflowActivationCompletion:
         completions: list[WorkflowActivationCompletion] = []
+        resolved = {job.resolve_activity.seq for job in activation.jobs if is_local_result(job)}
         patches = of_kinds(activation.jobs, "notify_has_patch")  # before the first part, whatever that is
         for part in self._parts(activation, [*patches, *refused]):
             self._begin(part, activation)
@@ -210,6 +212,7 @@ class Guard:
             completions.append(completion)
             if completion.HasField("failed"):
                 return completion
+            leave_resolved(completion, resolved)
             self._cancels.pass_on(part, completion, holds=self._has_newest)
             self._news.note(part.jobs, completion)
         if patches:
@@ -220,8 +223,8 @@ class Guard:
         self.activations += 1
         if any(map(is_news, part.jobs)):
             self.parts += 1
-            self.hears_event = part.is_event
-        if part.is_event:
+            self.hears_event = not part.follows
+        if any(map(is_news, part.jobs)) and not part.follows:
             self.suggests_new_run = activation.continue_as_new_suggested
 
     def _versioned(self, completion: WorkflowActivationCompletion) -> WorkflowActivationCompletion:
@@ -247,31 +250,31 @@ class Guard:
         results = [job for job in jobs if is_local_result(job)]
         others = [job for job in jobs if not is_local_result(job)]
         # What the SDK answers at once comes in the same workflow task.
-        is_new = activation.history_length != self._length or not all(map(is_answer, others))
+        follows = activation.history_length == self._length and all(map(is_answer, others))
         if any(map(is_news, jobs)):
             self._length = activation.history_length
-        rest = Part(others, is_event=is_new and any(map(is_news, others))) if others else None
+        rest = Part.of(others, follows=follows) if others else None
         seeds = of_kinds(others, "update_random_seed")
         if seeds and of_kinds(others, "initialize_workflow"):
             self.seed = seeds[-1].update_random_seed.randomness_seed
         if self._decided.get(Behaviour.NEWS_AFTER_WRITES):
-            yield from (Part([result], is_event=False) for result in results)
+            yield from (Part.of([result], follows=True) for result in results)
             if self._has_newest and seeds:
                 # The code must know of a reset before a handler begins something.
                 self.seed = seeds[-1].update_random_seed.randomness_seed
-                yield Part(seeds, is_event=True)
+                yield Part.of(seeds, follows=False)
                 others = [job for job in others if job not in seeds]
-                rest = Part(others, is_event=True) if others else None
+                rest = Part.of(others, follows=False) if others else None
             yield from self._news.ready(rest)
         elif results and self._decided.get(Behaviour.RESULTS_ONE_BY_ONE):
-            yield from (Part([result], is_event=False) for result in results)
+            yield from (Part.of([result], follows=True) for result in results)
             if rest is not None:
                 yield rest
         elif results and rest is not None and self._keeps_books and self._hands_results_over_first():
-            yield Part(results, is_event=False)
+            yield Part.of(results, follows=True)
             yield rest
         else:
-            yield Part(jobs, is_event=rest is not None and rest.is_event)
+            yield Part.of(jobs, follows=rest is None or rest.follows)
 
     def _hands_results_over_first(self) -> bool:
         if self._is_replaying:

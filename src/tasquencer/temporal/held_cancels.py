@@ -5,11 +5,12 @@ never hears of it. But a query, or a long local activity, can end that workflow 
 history has the beginning. A replay joins the two again, expects no such event, and fails (`TMPRL1100`). So a
 cancel that follows from the result of a local activity waits for the next event, live and on replay.
 
-A timer may wait for its cancel. The cancel of anything else brings an event itself, by a short timer, and all
-that the code decides after it waits, too.
+The cancel of a timer always waits: if it fires first, a replay would cancel it before. The cancel of anything
+else brings an event itself, by a short timer, and all that the code decides after it waits, too.
 
-One gap is left: an event that has waited for a write (`held_news`) cancels at once, although what it cancels
-may have begun in its own workflow task. To wait there as well would delay each cancel of a call.
+Two gaps are left, because to close them would delay each cancel of a call. An event that has waited for a
+write (`held_news`) cancels at once, although what it cancels may have begun in its own workflow task. And the
+result of a write cancels an older activity or child workflow at once, although that may have just ended.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class HeldCancels:
             released, self._held, self._holds_all = self._held, [], False
             self._begun.clear()
         decided = list(completion.successful.commands)
-        passed = [*released, *(self._passed(decided) if holds and not part.is_event else decided)]
+        passed = [*released, *(self._passed(decided) if holds and part.follows else decided)]
         self._begun.update(_begun_by(passed))
         if list(map(id, passed)) != list(map(id, decided)):
             del completion.successful.commands[:]
@@ -102,10 +103,12 @@ class HeldCancels:
         passed: list[WorkflowCommand] = []
         for command in commands:
             kind = _canceled_by(command)
-            if command.HasField("set_patch_marker") or not (self._holds_all or kind in self._begun):
+            is_timer = command.HasField("cancel_timer")
+            waits = self._holds_all or is_timer or kind in self._begun
+            if not waits or command.HasField("set_patch_marker"):
                 passed.append(command)
                 continue
-            if not self._holds_all and not command.HasField("cancel_timer"):
+            if not self._holds_all and not is_timer:
                 self._holds_all = True
                 passed.append(self._event_soon())
             self._held.append(command)

@@ -6,11 +6,12 @@ that came first. So events are handed over only when no write is under way, live
 
 An update cannot wait, because Temporal expects its acceptance in the workflow task that delivers it. So one
 that comes while a write outlasts its workflow task is refused, which leaves nothing in the history. The
-result of the write may come with it: a replay would deliver the update before it.
+result of the write may come with it: a replay would deliver the update before it. After a reset nobody would
+send the update again, so there it waits for the result within its workflow task.
 
-So is an update that comes with other events to a worker that continues a run, if the worker before may have
-begun a write on these events and lost the next workflow task. The SDK then delivers the events and the update
-together, but a replay delivers the update after the beginning of that write.
+Refused is also an update that comes with other events to a worker that continues a run, if the worker before
+may have begun a write on these events and lost the next workflow task. The SDK then delivers the events and
+the update together, but a replay delivers the update after the beginning of that write.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = ["HeldNews", "with_refusals"]
 _CAN_WAIT = frozenset(
     {
         "cancel_workflow",
+        "do_update",  # only after a reset, see `Guard._refused`
         "fire_timer",
         "resolve_activity",
         "resolve_child_workflow_execution",
@@ -77,9 +79,9 @@ class HeldNews:
         for held in waiting:
             now = [job for job in held.jobs if job.WhichOneof("variant") not in _CAN_WAIT]
             if now:
-                yield Part(now, held.is_event)
+                yield Part.of(now, follows=held.follows)
             if later := [job for job in held.jobs if job not in now]:
-                self._held.append(Part(later, held.is_event))
+                self._held.append(Part.of(later, follows=held.follows))
 
 
 def with_refusals(

@@ -27,12 +27,20 @@ class Part:
     """Jobs that a workflow instance gets together.
 
     Attributes:
-        is_event: True if the history has an event for them. The result of a local activity has a marker,
-            which a replay may find earlier. The SDK itself answers some cancels at once.
+        is_event: True if the history has an event for them in any case. A refused update leaves none.
+        follows: True if they follow from what came before: from the result of a local activity, whose marker
+            a replay may find earlier, or from a cancel that the SDK itself answers at once.
     """
 
     jobs: list[WorkflowActivationJob]
     is_event: bool
+    follows: bool
+
+    @classmethod
+    def of(cls, jobs: list[WorkflowActivationJob], *, follows: bool) -> Part:
+        """Return the part with these jobs."""
+        events = [job for job in jobs if is_news(job) and not job.HasField("do_update")]
+        return cls(jobs, is_event=bool(events) and not follows, follows=follows)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class TaskScope:
 
         After a reset the result of that record can arrive before the news of the reset does.
         """
-        run_id = driver.started_by(work_item_id)
+        run_id = driver.writing.started_by(work_item_id)
         if run_id not in self._run_headers:
             self._run_headers[run_id] = HeaderCodec.encoded(json_payload(run_id))
         return self._run_headers[run_id]
@@ -365,7 +365,7 @@ class _Outbound(WorkflowOutboundInterceptor):
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
         scope = TaskScope.find()
         driver = None if scope is None else scope.driver
-        if scope is not None and driver is not None and driver.is_calling(input.activity_id):
+        if scope is not None and driver is not None and driver.calls.is_calling(input.activity_id):
             payload = scope.run_header(input.activity_id or "", driver)
             input.headers = {**input.headers, RUN_HEADER: payload}
         return super().start_activity(input)

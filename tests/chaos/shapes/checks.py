@@ -242,6 +242,8 @@ def outcomes_have_causes(account: ShapeAccount) -> Iterator[str]:
             kind = item.failure.kind
             if kind == FailureKind.WORKER_LOST and not any(lost[0] <= at <= lost[1] for at in account.deaths):
                 yield f"I8: {name_of(item)} failed with {kind}, no worker died"
+            elif account.is_reset and "already started" in item.failure.message:
+                pass  # the run before the reset has started the same child workflow
             elif kind == FailureKind.UNEXPECTED:
                 yield f"I8: {name_of(item)} failed with {item.failure}"
 
