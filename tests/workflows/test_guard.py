@@ -225,6 +225,15 @@ def test_an_update_that_comes_with_the_end_of_the_write_is_refused_too() -> None
     assert instance.heard == [["initialize_workflow"], ["resolve_activity"]]
 
 
+def test_an_update_that_comes_with_the_result_of_any_local_activity_is_refused() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
+    guard.activate(activation("initialize_workflow", suggested=False, length=3))
+    both = activation("local result", "do_update", suggested=False, length=6)
+    (command,) = guard.activate(both).successful.commands
+    assert command.update_response.rejected.application_failure_info.type == TRY_AGAIN
+    assert instance.heard == [["initialize_workflow"], ["resolve_activity"]]
+
+
 def test_an_update_that_comes_with_the_start_is_heard() -> None:
     guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES)
     guard.activate(activation("initialize_workflow", "do_update", suggested=False, length=3))

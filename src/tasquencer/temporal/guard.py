@@ -194,8 +194,9 @@ class Guard:
         if activation.is_replaying or not updates or not is_ours or is_reset:
             return []
         is_alone = self._is_live or len(updates) == sum(map(is_news, activation.jobs))
+        waits = self._news.wait or any(map(is_local_result, activation.jobs))
         # The flags of the first activation are those of an earlier worker.
-        joins = self._news.wait or (not is_alone and (seen is None or self._may_join(seen.length)))
+        joins = waits or (not is_alone and (seen is None or self._may_join(seen.length)))
         return updates if joins else []
 
     def _activated(

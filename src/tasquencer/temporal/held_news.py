@@ -5,9 +5,9 @@ replay delivers such events and the result together, in an order that cannot be 
 that came first. So events are handed over only when no write is under way, live and on replay.
 
 An update cannot wait, because Temporal expects its acceptance in the workflow task that delivers it. So one
-that comes while a write outlasts its workflow task is refused, which leaves nothing in the history. The
-result of the write may come with it: a replay would deliver the update before it. After a reset nobody would
-send the update again, so there it waits for the result within its workflow task.
+that comes while a write outlasts its workflow task is refused, which leaves nothing in the history. So is one
+that comes with the result of any local activity: a replay may deliver the update before it. After a reset
+nobody would send the update again, so there it waits for the result within its workflow task.
 
 Refused is also an update that comes with other events to a worker that continues a run, if the worker before
 may have begun a write on these events and lost the next workflow task. The SDK then delivers the events and
