@@ -1,4 +1,4 @@
-"""Cancels of what a run has just begun, without a server: they are held, and released by the next event."""
+"""Cancels that follow from a result, without a server: they are held, and released by the next event."""
 
 from __future__ import annotations
 
@@ -76,15 +76,6 @@ def test_the_cancel_of_a_new_activity_brings_an_event_and_holds_what_follows() -
     assert run.hears(wake) == held
 
 
-def test_what_an_event_has_found_begun_is_canceled_at_once_but_for_timers() -> None:
-    run = Run()
-    run.hears(EVENT, ["start_timer 1", "schedule_activity 1"])
-    run.hears(EVENT)
-    canceled = ["cancel_timer 1", "request_cancel_activity 1"]
-    assert run.hears(RESULT, canceled) == ["request_cancel_activity"]
-    assert run.hears(EVENT) == ["cancel_timer"]
-
-
 def test_an_update_releases_nothing_because_it_may_be_refused() -> None:
     run = Run()
     run.hears(EVENT, ["start_timer 1"])
@@ -137,3 +128,14 @@ def test_what_the_sdk_answers_at_once_is_no_event() -> None:
     at_once.resolve_activity.seq = 9
     assert run.hears(at_once) == []
     assert run.hears(EVENT) == ["cancel_timer"]
+
+
+def test_the_end_of_what_is_canceled_makes_the_cancel_needless() -> None:
+    run = Run()
+    run.hears(EVENT, ["schedule_activity 1"])
+    run.hears(EVENT)
+    assert run.hears(RESULT, ["request_cancel_activity 1", "schedule_activity 2"]) == ["start_timer"]
+    ended = WorkflowActivationJob()
+    ended.resolve_activity.seq = 1
+    run.cancels.pass_on(Part.of([ended], follows=False), answer := WorkflowActivationCompletion(), holds=True)
+    assert [one.WhichOneof("variant") for one in answer.successful.commands] == ["schedule_activity"]

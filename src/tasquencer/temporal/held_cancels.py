@@ -1,16 +1,17 @@
-"""Cancels of what a run has just begun wait for its next event.
+"""Cancels that follow from the result of a local activity wait for the next event.
 
-If code begins a timer, an activity or a child workflow, and cancels it in the same workflow task, Temporal
-never hears of it. But a query, or a long local activity, can end that workflow task between the two. Then the
-history has the beginning. A replay joins the two again, expects no such event, and fails (`TMPRL1100`). So a
-cancel that follows from the result of a local activity waits for the next event, live and on replay.
+A query, or a long local activity, can end a workflow task before the result of a write. The next workflow
+task then cancels what the code no longer wants: a timer, an activity or a child workflow. A replay finds the
+result earlier, and cancels in the workflow task before. If what is canceled has begun there, Temporal should
+never have heard of it, but the history has its beginning. If it has ended in between, the history has its end
+and no cancel. Both fail (`TMPRL1100`). So the cancel waits for the next event, live and on replay, and is left
+out if what it cancels has ended by then.
 
-The cancel of a timer always waits: if it fires first, a replay would cancel it before. The cancel of anything
-else brings an event itself, by a short timer, and all that the code decides after it waits, too.
+A timer may wait for its cancel. The cancel of anything else brings an event itself, by a short timer, and all
+that the code decides after it waits, too.
 
-Two gaps are left, because to close them would delay each cancel of a call. An event that has waited for a
-write (`held_news`) cancels at once, although what it cancels may have begun in its own workflow task. And the
-result of a write cancels an older activity or child workflow at once, although that may have just ended.
+One gap is left: an event that has waited for a write (`held_news`) cancels at once, although what it cancels
+may have begun in its own workflow task. To wait there as well would delay each cancel of a call.
 """
 
 from __future__ import annotations
@@ -27,17 +28,10 @@ from tasquencer.temporal.jobs import Part, is_news, of_kinds
 __all__ = ["HeldCancels"]
 
 _TIMER = "start_timer"
-
-_STARTS = {
-    _TIMER: "seq",
-    "schedule_activity": "seq",
-    "start_child_workflow_execution": "seq",
-    "schedule_nexus_operation": "seq",
-    "signal_external_workflow_execution": "seq",
-}
+_LOCAL = "request_cancel_local_activity"
 
 _CANCELS = {
-    "request_cancel_local_activity": ("schedule_local_activity", "seq"),
+    _LOCAL: ("schedule_local_activity", "seq"),
     "cancel_timer": (_TIMER, "seq"),
     "request_cancel_activity": ("schedule_activity", "seq"),
     "cancel_child_workflow_execution": ("start_child_workflow_execution", "child_workflow_seq"),
@@ -62,10 +56,9 @@ _Key = tuple[str, int]
 
 
 class HeldCancels:
-    """Knows what one run has begun since its last event, and holds the cancels of it."""
+    """Holds the cancels of one run."""
 
     def __init__(self) -> None:
-        self._begun: set[_Key] = set()
         self._held: list[WorkflowCommand] = []
         self._own_timers = 0
         self._holds_all = False
@@ -91,10 +84,8 @@ class HeldCancels:
         released: list[WorkflowCommand] = []
         if part.is_event:
             released, self._held, self._holds_all = self._held, [], False
-            self._begun.clear()
         decided = list(completion.successful.commands)
         passed = [*released, *(self._passed(decided) if holds and part.follows else decided)]
-        self._begun.update(_begun_by(passed))
         if list(map(id, passed)) != list(map(id, decided)):
             del completion.successful.commands[:]
             completion.successful.commands.extend(passed)
@@ -102,13 +93,12 @@ class HeldCancels:
     def _passed(self, commands: Iterable[WorkflowCommand]) -> list[WorkflowCommand]:
         passed: list[WorkflowCommand] = []
         for command in commands:
-            kind = _canceled_by(command)
-            is_timer = command.HasField("cancel_timer")
-            waits = self._holds_all or is_timer or kind in self._begun
-            if not waits or command.HasField("set_patch_marker"):
+            kind = command.WhichOneof("variant")
+            waits = self._holds_all or (kind in _CANCELS and kind != _LOCAL)
+            if not waits or kind == "set_patch_marker":
                 passed.append(command)
                 continue
-            if not self._holds_all and not is_timer:
+            if not self._holds_all and kind != "cancel_timer":
                 self._holds_all = True
                 passed.append(self._event_soon())
             self._held.append(command)
@@ -122,13 +112,6 @@ class HeldCancels:
         command.user_metadata.summary.data = _SUMMARY
         self._own_timers += 1
         return command
-
-
-def _begun_by(commands: Iterable[WorkflowCommand]) -> Iterable[_Key]:
-    for command in commands:
-        kind = command.WhichOneof("variant")
-        if kind in _STARTS:
-            yield kind, getattr(getattr(command, kind), _STARTS[kind])
 
 
 def _canceled_by(command: WorkflowCommand) -> _Key | None:
