@@ -3,9 +3,9 @@
 A query, or a long local activity, can end a workflow task before the result of a write. The next workflow
 task then cancels what the code no longer wants: a timer, an activity or a child workflow. A replay finds the
 result earlier, and cancels in the workflow task before. If what is canceled has begun there, Temporal should
-never have heard of it, but the history has its beginning. If it has ended in between, the history has its end
-and no cancel. Both fail (`TMPRL1100`). So the cancel waits for the next event, live and on replay, and is left
-out if what it cancels has ended by then.
+never have heard of it, but the history has its beginning. If it has ended in between, the history has its
+end and no cancel. Both fail (`TMPRL1100`). So the cancel waits for the next event, live and on replay, and is
+left out if what it cancels has ended by then.
 
 A timer may wait for its cancel. The cancel of anything else brings an event itself, by a short timer, and all
 that the code decides after it waits, too.
