@@ -34,9 +34,7 @@ async def answered_on_news(answering: Awaitable[Any], find: Callable[[], TaskDri
     except (Exception, asyncio.CancelledError) as error:
         runtime = workflow._Runtime.current()  # the SDK has no public name for this question
         is_canceled = isinstance(error, asyncio.CancelledError)
-        if is_canceled or runtime.workflow_is_failure_exception(
-            error
-        ):  # a bug fails the workflow task instead
+        if is_canceled or runtime.workflow_is_failure_exception(error):  # or else a bug, which is no answer
             await _wait(find())
         raise
     await _wait(find())

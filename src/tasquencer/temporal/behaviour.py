@@ -27,11 +27,11 @@ class Behaviour(IntEnum):
     NEWS_AFTER_WRITES = 72_009
     """Events wait for the ends of the writes that are under way."""
     ANSWERS_ON_NEWS = 72_010
-    """The answer to an operator's action comes with an event, not with the result of a write."""
+    """The answer to an update comes with an event, not with the result of a write."""
     NEW_RUN_BY_RECORD = 72_011
     """The last write to the ledger says whether a new run is due. The history keeps its answer."""
     CANCELS_ON_NEWS = 72_012
-    """A cancel of what has just begun waits for an event."""
+    """A cancel that follows from a result waits for an event. A reset is known before handlers run."""
     SETTLES_EACH_RUN = 72_013
     """A run settles what its lost workflow tasks have left also before it continues as new."""
 

@@ -61,7 +61,12 @@ def leave_resolved(completion: WorkflowActivationCompletion, resolved: Collectio
     if not resolved:
         return
     commands = list(completion.successful.commands)
-    kept = [one for one in commands if one.request_cancel_local_activity.seq not in resolved]
+    kept = [
+        one
+        for one in commands
+        if not one.HasField("request_cancel_local_activity")
+        or one.request_cancel_local_activity.seq not in resolved
+    ]
     if len(kept) != len(commands):
         del completion.successful.commands[:]
         completion.successful.commands.extend(kept)

@@ -95,7 +95,7 @@ class Guard:
         suggests_new_run: Whether Temporal suggested a new run with the last event.
         suggested_new_run: Whether it did when the last write began.
         seed: The run's random seed since its reset. None: it had none.
-        hears_event: Whether the history has an event for what the code hears now.
+        hears_event: Whether what the code hears now is more than the result of a local activity.
         parts: How many parts the run has got.
         activations: The same, with queries.
     """
@@ -222,10 +222,11 @@ class Guard:
 
     def _begin(self, part: Part, activation: WorkflowActivation) -> None:
         self.activations += 1
-        if any(map(is_news, part.jobs)):
-            self.parts += 1
-            self.hears_event = not part.follows
-        if any(map(is_news, part.jobs)) and not part.follows:
+        if not any(map(is_news, part.jobs)):
+            return
+        self.parts += 1
+        self.hears_event = not part.follows
+        if self.hears_event:
             self.suggests_new_run = activation.continue_as_new_suggested
 
     def _versioned(self, completion: WorkflowActivationCompletion) -> WorkflowActivationCompletion:

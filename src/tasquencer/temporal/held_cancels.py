@@ -77,7 +77,7 @@ class HeldCancels:
             completion: What the code has decided.
             holds: False to hold nothing, as in runs of earlier releases.
         """
-        if not any(map(is_news, part.jobs)):
+        if (not self._held and not (holds and part.follows)) or not any(map(is_news, part.jobs)):
             return
         resolved = set(map(_resolved_by, part.jobs))
         self._held = [one for one in self._held if _canceled_by(one) not in resolved]

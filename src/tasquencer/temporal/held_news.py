@@ -23,25 +23,16 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 
 from tasquencer.core.actions import TRY_AGAIN
 from tasquencer.temporal.bookkeeping import RECORD
-from tasquencer.temporal.jobs import Part
+from tasquencer.temporal.jobs import ANSWERS, Part
 
 __all__ = ["HeldNews", "with_refusals"]
 
-_CAN_WAIT = frozenset(
-    {
-        "cancel_workflow",
-        "do_update",  # only after a reset, see `Guard._refused`
-        "fire_timer",
-        "resolve_activity",
-        "resolve_child_workflow_execution",
-        "resolve_child_workflow_execution_start",
-        "resolve_nexus_operation",
-        "resolve_nexus_operation_start",
-        "resolve_request_cancel_external_workflow",
-        "resolve_signal_external_workflow",
-        "signal_workflow",
-    }
-)
+_CAN_WAIT = ANSWERS | {
+    "cancel_workflow",
+    "do_update",  # only after a reset, see `Guard._refused`
+    "fire_timer",
+    "signal_workflow",
+}
 
 
 class HeldNews:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
 
-__all__ = ["Part", "Place", "is_answer", "is_local_result", "is_news", "of_kinds", "with_jobs"]
+__all__ = ["ANSWERS", "Part", "Place", "is_answer", "is_local_result", "is_news", "of_kinds", "with_jobs"]
 
-_ANSWERS = frozenset(
+ANSWERS = frozenset(
     {
         "resolve_activity",
         "resolve_child_workflow_execution",
@@ -20,6 +20,7 @@ _ANSWERS = frozenset(
         "resolve_signal_external_workflow",
     }
 )
+"""Kinds of jobs that tell the code of the beginning or the end of something that it has begun."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def is_news(job: WorkflowActivationJob) -> bool:
 
 
 def is_answer(job: WorkflowActivationJob) -> bool:
-    """Return whether the job is the end, or the beginning, of something that the code has begun."""
-    return job.WhichOneof("variant") in _ANSWERS
+    """Return whether the job is one of `ANSWERS`."""
+    return job.WhichOneof("variant") in ANSWERS
 
 
 def of_kinds(jobs: Iterable[WorkflowActivationJob], *kinds: str) -> list[WorkflowActivationJob]:

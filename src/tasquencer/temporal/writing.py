@@ -85,7 +85,7 @@ class Writing:
         self._must_settle = self._state.has_entries or not (self._has_settled or self._has_just_looked())
 
     async def settle_run(self) -> None:
-        """Settle what lost workflow tasks of this run have left, because the task goes on in a new run."""
+        """Settle what lost workflow tasks of this run have left, because the task continues in a new run."""
         self.settle()
         self._reason = "the task continued as new without it"
         try:
