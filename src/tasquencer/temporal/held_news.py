@@ -27,6 +27,10 @@ from tasquencer.temporal.jobs import ANSWERS, Part
 
 __all__ = ["HeldNews", "with_refusals"]
 
+_TOO_EARLY = (
+    "the task must record earlier events first, so the update has changed nothing: send it again in a moment"
+)
+
 _CAN_WAIT = ANSWERS | {
     "cancel_workflow",
     "do_update",  # only after a reset, see `Guard._refused`
@@ -86,7 +90,7 @@ def with_refusals(
     for job in updates:
         response = completion.successful.commands.add().update_response
         response.protocol_instance_id = job.do_update.protocol_instance_id
-        response.rejected.message = "the task waits for a write to the ledger: send the update again"
+        response.rejected.message = _TOO_EARLY
         response.rejected.application_failure_info.type = TRY_AGAIN
     completion.successful.commands.extend(commands)
     return completion
