@@ -118,10 +118,10 @@ async def test_run_and_watch_send_no_query(scene: Scene) -> None:
 
 
 async def test_the_current_work_item_is_found_without_a_query(scene: Scene) -> None:
-    running = await start("run", "waits", "--id", "acted-on", environment=scene.environment)
+    running = await start("run", "waits", "--id", "current-one", environment=scene.environment)
     await running.says("retry 1 of 3 waits")
     acted = await finish(
-        "cancel", "acted-on", "--work-item", "current", "--yes", environment=scene.environment
+        "cancel", "current-one", "--work-item", "current", "--yes", environment=scene.environment
     )
     assert (acted.code, acted.stderr.endswith(" is canceled\n")) == (0, True), acted.stderr
     assert (await running.finish()).code == 1

@@ -201,6 +201,6 @@ async def test_an_unknown_namespace_is_one_line_and_status_3(
 
 
 async def test_an_id_that_temporal_refuses_is_one_line_and_status_2(environment: dict[str, str]) -> None:
-    ran = await finish("run", "hello", "--id", "x" * 1001, environment=environment)
+    ran = await finish("run", "hello", "--id", "y" * 1001, environment=environment)
     assert ran.code == 2
     assert ran.stderr.startswith("error: Temporal refuses the request: ") and ran.stderr.count("\n") == 1

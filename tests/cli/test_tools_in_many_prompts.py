@@ -121,16 +121,16 @@ async def test_a_fan_out_may_use_tools_and_shows_them(stock: Stock, tmp_path: Pa
 async def test_a_person_approves_a_call_of_one_prompt(stock: Stock, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one\n")
-    ran = await stock.tasq("fan-out", prompts, "--tool", "till__pay_back", "--id", "paid", "--detach")
+    ran = await stock.tasq("fan-out", prompts, "--tool", "till__pay_back", "--id", "paid-back", "--detach")
     assert ran.code == 0, ran.stderr
 
     async def waits() -> bool:
         return "till__pay_back" in (await stock.tasq("review")).stdout
 
     await eventually(waits, "an approval that waits")
-    decided = await stock.tasq("review", "paid", "--approve", "--yes", "--actor", "anna")
+    decided = await stock.tasq("review", "paid-back", "--approve", "--yes", "--actor", "anna")
     assert decided.code == 0, decided.stderr
-    watched = await stock.tasq("watch", "paid", "--json")
+    watched = await stock.tasq("watch", "paid-back", "--json")
     assert json.loads(watched.stdout)["results"][0]["text"] == "paid one"
-    shown = await stock.tasq("show", "paid")
+    shown = await stock.tasq("show", "paid-back")
     assert "  till__pay_back/approval" in shown.stdout and "given by anna" in shown.stdout

@@ -281,6 +281,10 @@ async def test_the_next_attempt_settles_the_one_before_with_temporal_s_last_fail
     assert rows[1].delay_seconds >= 0
 
 
+async def has_taken_every_step(scripted: Scripted) -> bool:
+    return not scripted._script
+
+
 async def is_attempt(scripted: Scripted, number: int) -> bool:
     return scripted.attempts[-1:] == [number]
 
@@ -299,7 +303,7 @@ async def test_the_reconciler_settles_what_no_attempt_follows(
             await refused.result()
         scripted._script = ["silent"]
         terminated = await scene.start("work")
-        await scene.has(terminated, "started")
+        await eventually(lambda: has_taken_every_step(scripted), "the silent attempt")
         scripted._script = ["hang"]
         running = await scene.start("work", heartbeat=5)
         await scene.has(running, "started")
