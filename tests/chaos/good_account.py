@@ -28,7 +28,7 @@ __all__ = [
 
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
-_LOST = Failure.of(FailureKind.WORKER_LOST, "the worker sends no more heartbeats", outcome_unknown=True)
+_LOST = Failure.of(FailureKind.WORKER_LOST, "the worker no longer sends heartbeats", outcome_unknown=True)
 
 
 def at(seconds: float) -> datetime:

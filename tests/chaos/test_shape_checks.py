@@ -134,6 +134,11 @@ def a_history_does_not_replay(account: ShapeAccount) -> None:
     account.last.replay_error = "TMPRL1100"
 
 
+@planted("I13: a worker could not remove run run from its cache")
+def a_run_stays_in_a_cache(account: ShapeAccount) -> None:
+    account.kept = {"run"}
+
+
 @planted("I1: the request of line-0#1 (c) belongs to no work item")
 def a_request_nobody_knows(account: ShapeAccount) -> None:
     account.requests = [account.requests[0], replace(account.requests[1], key="c")]

@@ -36,7 +36,7 @@ def heard(request: ProviderRequest) -> list[str]:
 
 
 def calling(name: str, turns: int = 1) -> Callable[[ProviderRequest], Answer]:
-    """A model that calls the tool in so many turns, and then says what it has heard."""
+    """A model that calls the tool in the given number of turns, and then says what it has heard."""
 
     def choose(request: ProviderRequest) -> Answer:
         said = heard(request)

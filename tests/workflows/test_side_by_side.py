@@ -149,8 +149,46 @@ class CompensatesNextToACall:
         return "compensated"
 
 
+@workflow.defn(sandboxed=False)
+class CompensatesASleep:
+    """Compensates next to a sibling's call, which has the only place."""
+
+    @workflow.run
+    async def run(self) -> None:
+        task = Task(policy=absorb_failures(), concurrency=1)
+
+        async def saga(name: str) -> None:
+            try:
+                await workflow.sleep(60)
+            except asyncio.CancelledError:
+                await carry_out(task, name)
+
+        await asyncio.gather(*map(saga, "abcde"), carry_out(task, "slow"))
+
+
+@workflow.defn(sandboxed=False)
+class CompensatesWithOwnWaits:
+    """Waits twice after a cancel, for what no code of an evicted run says."""
+
+    @workflow.run
+    async def run(self) -> None:
+        task, said = Task(), asyncio.Event()
+
+        async def saga() -> None:
+            try:
+                await workflow.sleep(60)
+            except asyncio.CancelledError:
+                try:
+                    await said.wait()
+                finally:
+                    await said.wait()
+
+        await asyncio.gather(carry_out(task, "slow"), saga())
+
+
 WORKFLOWS: Sequence[type] = [
     Aborts, Sleeps, LeavesASaga, ReturnsFirst, CompensatesInItsPlace, CompensatesNextToACall,
+    CompensatesASleep, CompensatesWithOwnWaits,
 ]  # fmt: skip
 
 
@@ -174,6 +212,19 @@ async def test_a_saga_that_is_left_behind_leaves_the_cache_with_its_run(
         assert await asyncio.wait_for(handle.result(), PATIENCE_SECONDS) == "ended"
         items = {item.lineage: item.state.value for item in await tasks.work_items(handle)}
     assert items == {"slow": "canceled", "quick": "completed"}
+    assert "eviction" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["CompensatesASleep", "CompensatesWithOwnWaits"])
+async def test_a_saga_that_waits_leaves_the_cache_at_once(
+    dev_server: EmbeddedTemporal, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    async with tasks_on(dev_server.address, WORKFLOWS, [quick]) as tasks:
+        handle = await tasks.start(kind)
+        await comes_to(handle, "activity_task_scheduled_event_attributes")
+        await handle.terminate()
+    replayer = Replayer(workflows=WORKFLOWS, plugins=[TasquencerPlugin(InMemoryLedger())])
+    await replayer.replay_workflow(await handle.fetch_history())  # then the run leaves the cache
     assert "eviction" not in caplog.text
 
 

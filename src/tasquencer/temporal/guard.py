@@ -45,6 +45,9 @@ from tasquencer.temporal.run_status import Status, is_lost, may_join, status_of
 __all__ = ["Guard", "guarded"]
 
 _ASK_AGAIN = "the task is about to process new events: ask again in a moment"
+_MOST_CANCELS = 50
+"""How often a run that leaves the cache is canceled, at most."""
+
 _OWN_TASK = "legacy_query"
 """Id by which the SDK marks a query that came without a workflow task."""
 
@@ -149,6 +152,8 @@ class Guard:
 
     def activate(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         """Activate the instance in the right order, and only with events that a task may depend on."""
+        if of_kinds(activation.jobs, "remove_from_cache"):
+            return self._without_tasks(activation)
         self._flags = frozenset(activation.available_internal_flags)
         self._is_replaying = activation.is_replaying
         seen, can_be_hidden = self._seen, not self._has_caught_up or self._has_canceled
@@ -177,6 +182,19 @@ class Guard:
             completion.successful.used_internal_flags.extend(sorted(self._used))
             self._used.clear()
         return completion
+
+    def _without_tasks(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
+        """Let the run leave the cache, and cancel its code again as long as it waits for something new.
+
+        Code that compensates after a cancel may do so. The SDK would cancel it again only two seconds later,
+        and may then give the place in the cache to no run any more.
+        """
+        for _ in range(_MOST_CANCELS):
+            try:
+                return self._activate(activation)
+            except RuntimeError as error:
+                failure = error
+        raise failure
 
     def _without_news(
         self, activation: WorkflowActivation, status: Status | None

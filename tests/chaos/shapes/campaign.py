@@ -26,7 +26,7 @@ from tests.chaos.ledger_rows import ended_since, read_ledger
 from tests.chaos.parts import Postgres, Temporal
 from tests.chaos.shapes.people import People
 from tests.chaos.shapes.program import CONSTRUCTS, Program, program_of
-from tests.chaos.shapes.witnesses import ShapeAccount, read_requests, read_runs
+from tests.chaos.shapes.witnesses import ShapeAccount, kept_in_caches, read_requests, read_runs
 from tests.chaos.shapes.worker import QUEUE
 from tests.chaos.shapes.workers import SHAPES, Reaper, ShapeWorker
 
@@ -264,6 +264,7 @@ async def _accounts(stage: Stage, people: Sequence[tuple[People, str]]) -> list[
     for one, _ in people:
         answers[one.handle.id] = await _answer(one)
     rows = await read_ledger(stage.ledger)
+    kept = kept_in_caches(stage.folder.glob("*.log"))
     accounts = []
     for one, first in people:
         task_id = one.handle.id
@@ -284,6 +285,7 @@ async def _accounts(stage: Stage, people: Sequence[tuple[People, str]]) -> list[
                 listed=answers[task_id][0],
                 query_error=answers[task_id][1],
                 deaths=[at for at in deaths if at >= begin - timedelta(seconds=5)],
+                kept=kept,
                 replies=one.replies,
             )
         )

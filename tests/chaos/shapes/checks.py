@@ -55,6 +55,13 @@ def each_history_replays(account: ShapeAccount) -> Iterator[str]:
             yield f"I10: run {run.run_id} does not replay: {run.replay_error}"
 
 
+def each_run_leaves_the_cache(account: ShapeAccount) -> Iterator[str]:
+    """I13: a run that stays in the cache keeps others from a worker."""
+    for run in (*account.runs, *account.left_runs):
+        if run.run_id in account.kept:
+            yield f"I13: a worker could not remove run {run.run_id} from its cache"
+
+
 def requests_are_recorded_first(account: ShapeAccount) -> Iterator[str]:
     """I1: the requests' own log against the ledger."""
     items = {item.id: item for item in account.items}
@@ -294,6 +301,7 @@ CHECKS: Sequence[Check] = (
     it_does_not_stand_still,
     no_workflow_task_fails,
     each_history_replays,
+    each_run_leaves_the_cache,
     requests_are_recorded_first,
     one_request_for_each_work_item,
     what_ended_never_changes,

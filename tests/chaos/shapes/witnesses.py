@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,6 +105,7 @@ class ShapeAccount:
         superseded: Work items as they were before a later decision took the place of something.
         listed: What the task says of its work items at its end; None: it does not answer.
         deaths: When workers died in the task's time.
+        kept: The runs that a worker could not remove from its cache at once, whosever they are.
     """
 
     program: Program
@@ -118,6 +120,7 @@ class ShapeAccount:
     listed: Sequence[Mapping[str, Any]] | None = None
     query_error: str = ""
     deaths: Sequence[datetime] = ()
+    kept: Set[str] = frozenset()
     replies: Sequence[tuple[str, str]] = ()
 
     @property
@@ -129,6 +132,13 @@ class ShapeAccount:
     def is_reset(self) -> bool:
         """Whether the task has a past that does not count."""
         return bool(self.left_runs)
+
+
+def kept_in_caches(logs: Iterable[Path]) -> set[str]:
+    """The runs that workers could not remove from their caches at once."""
+    return {
+        run for log in logs for run in re.findall(r"running eviction job for run ID (\S+),", log.read_text())
+    }
 
 
 def read_requests(log: Path) -> dict[str, list[Request]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from tasquencer.devkit.errors import ProcessFailed
 from tasquencer.devkit.processes import ChildProcess
 from tests.chaos.events import Events
 from tests.chaos.shapes.worker import MOMENTS, READY
@@ -102,7 +103,8 @@ class ShapeWorker:
             self.deaths += by_signal
             self._process.kill()
             await asyncio.sleep(_BACK_SECONDS)
-            await self._spawn()
+            with suppress(ProcessFailed):  # killed again before anybody saw that it was ready
+                await self._spawn()
             self._events.end(event)
 
 
