@@ -303,6 +303,16 @@ async def test_a_start_that_is_told_again_later_stays_as_its_transition_says(led
     assert (await only(ledger)).started_at == log[1].at == after(1)
 
 
+async def test_a_start_by_an_operator_that_is_told_again_later_keeps_its_wait(ledger: Ledger) -> None:
+    first, again = Life(delay_seconds=4), Life(delay_seconds=4)
+    await ledger.record([first.initialized(), first.started(**by_operator(1.5))])
+    await ledger.record([again.initialized(), again.started(started_at=after(3), **by_operator(3))])
+    await ledger.record([again.completed()])
+    item = await only(ledger)
+    assert item.started_at == after(1)
+    assert (item.delay_seconds, item.delay_reason, item.not_before) == (1.5, DelayReason.OPERATOR, after(1.5))
+
+
 @pytest.mark.parametrize("writes", [1, 2], ids=["in one write", "in two writes"])
 async def test_an_operator_changes_the_wait(ledger: Ledger, writes: int) -> None:
     life = Life(delay_seconds=4, delay_reason=DelayReason.BACKOFF)
@@ -316,6 +326,10 @@ async def test_an_operator_changes_the_wait(ledger: Ledger, writes: int) -> None
     item = await only(ledger)
     assert (item.delay_seconds, item.delay_reason, item.not_before) == (1.5, DelayReason.OPERATOR, after(1))
     assert item.payload == life.payload
+
+
+def by_operator(seconds: float) -> dict[str, Any]:
+    return {"delay_seconds": seconds, "delay_reason": DelayReason.OPERATOR, "not_before": after(seconds)}
 
 
 # Domain records

@@ -174,8 +174,9 @@ def _contradiction(transition: Transition, item: WorkItem) -> str | None:
 def as_recorded(later: WorkItem, present: WorkItem) -> WorkItem:
     """Return the work item after a later entry. Fields that only the creating entry sets do not change."""
     kept = ["id", "task_id", "run_id", "task_type", "lineage", "attempt", "payload", "created_at"]
-    if later.delay_reason is not DelayReason.OPERATOR:
+    has_started = present.started_at is not None  # at the time of its transition, after this wait
+    if later.delay_reason is not DelayReason.OPERATOR or has_started:
         kept += ["delay_seconds", "delay_reason", "not_before"]
     kept += ["worker"] if later.worker is None else []
-    kept += ["started_at"] if present.started_at is not None else []  # the time of its transition
+    kept += ["started_at"] if has_started else []
     return later.model_copy(update={name: getattr(present, name) for name in kept})

@@ -64,8 +64,11 @@ def _update(columns: tuple[str, ...]) -> sa.Update:
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
     worker, started_at = work_items.c.worker, work_items.c.started_at
     values["worker"] = sa.func.coalesce(sa.bindparam("worker", type_=worker.type), worker)
-    # A start that is delivered again has a later time. Keep the first, as the transition does.
+    # A start that is delivered again has a later time. Keep the first and its wait, as the transition does.
     values["started_at"] = sa.func.coalesce(started_at, sa.bindparam("started_at", type_=started_at.type))
+    for column in (work_items.c[name] for name in _DELAY if name in columns):
+        later = sa.bindparam(column.name, type_=column.type)
+        values[column.name] = sa.case((started_at.is_(None), later), else_=column)
     return sa.update(work_items).where(work_items.c.id == sa.bindparam("same_id")).values(values)
 
 
