@@ -7,10 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
 from temporalio import activity, workflow
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
 from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
@@ -24,6 +26,10 @@ from tasquencer.testing import InMemoryLedger
 from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.tasks import Tasks, comes_to, tasks_on
 
+COMPLETED, SCHEDULED = (
+    EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED,
+    EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED,
+)
 QUICKLY = RetryRecipe(max_retries=3, initial_interval=timedelta(milliseconds=20), backoff_coefficient=1)
 
 
@@ -134,6 +140,30 @@ async def test_tasks_that_are_looked_at_end_and_replay(dev_server: EmbeddedTempo
         await replayer.replay_workflow(await handle.fetch_history())
         items = await ledger.work_items(WorkItemFilter(task_id=handle.id, limit=1000))
         assert all(item.state.is_terminal for item in items)
+
+
+class SlowLedger(InMemoryLedger):
+    """Takes its time for each write."""
+
+    async def record_and_find_open(self, *given: Any, **named: Any) -> Any:
+        await asyncio.sleep(0.03)
+        return await super().record_and_find_open(*given, **named)
+
+    async def record(self, *given: Any, **named: Any) -> Any:
+        await asyncio.sleep(0.03)
+        return await super().record(*given, **named)
+
+
+async def test_a_query_does_not_end_a_workflow_task_before_its_write(dev_server: EmbeddedTemporal) -> None:
+    async with tasks_on(dev_server.address, [SideBySide], [sometimes], ledger=SlowLedger()) as tasks:
+        handles = [await tasks.start("SideBySide", 3) for _ in range(8)]
+        async with looked_at(handles, pause=0.03):
+            assert await results(handles) == [3] * len(handles)
+    kinds = [[event.event_type for event in (await handle.fetch_history()).events] for handle in handles]
+    ends = [pair for events in kinds for pair in pairwise(events) if pair[0] == COMPLETED]
+    assert len(ends) > 50
+    # A few may still do so, because the SDK has to learn of the write's end. Without the wait it is a third.
+    assert ends.count((COMPLETED, SCHEDULED)) <= len(ends) / 20
 
 
 async def test_a_query_that_waits_for_a_worker_while_a_backoff_ends_starts_nothing_early(

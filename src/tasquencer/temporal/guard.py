@@ -6,7 +6,8 @@ were seen on a real server, with plain workflows too:
 - A workflow task that also carries a query ends before its local activities do. Their results then come in
   one activation with new events, and the resulting commands get an order that no replay repeats
   (`TMPRL1100`). On replay, results can also come in other groups than live. So the guard delivers the results
-  of local activities first, one by one.
+  of local activities first, one by one. Such workflow tasks are rare, because the guard answers a query only
+  after the local activities under way, see `local_activities`.
 - A query that reaches a worker before the workflow task advances the run: events that no workflow task
   has delivered yet start local activities, at a time that has passed. The guard refuses such an activation.
   The SDK then fails that query and drops the run from its cache, and the workflow task finds it unchanged.
@@ -40,6 +41,7 @@ from tasquencer.temporal.completions import cancels, failed, joined, keeps_books
 from tasquencer.temporal.held_cancels import HeldCancels
 from tasquencer.temporal.held_news import HeldNews, with_refusals
 from tasquencer.temporal.jobs import Part, Place, is_answer, is_local_result, is_news, of_kinds, with_jobs
+from tasquencer.temporal.local_activities import LocalActivitiesOfRun
 from tasquencer.temporal.run_status import Status, is_lost, may_join, status_of
 
 __all__ = ["Guard", "guarded"]
@@ -72,6 +74,7 @@ class _GuardedRunner(WorkflowRunner):
             lambda: status_of(functions, info.workflow_id, info.run_id),
             lambda event_id, began: is_lost(functions, info.workflow_id, info.run_id, event_id, began),
             lambda event_id: may_join(functions, info.workflow_id, info.run_id, event_id),
+            LocalActivitiesOfRun(functions, info.run_id),
         )
         externs: dict[str, Callable[..., Any]] = {**det.extern_functions, GUARD: lambda: guard}
         instance = super().create_instance(replace(det, extern_functions=externs))  # type: ignore[safe-super]
@@ -91,6 +94,7 @@ class Guard:
         status: Asks Temporal for the run's status.
         is_lost: Asks whether no worker has completed the workflow task with this start.
         may_join: Asks whether the SDK may join several workflow tasks after this one.
+        local_activities: Those that have not ended. None: nobody knows them.
 
     Attributes:
         began: When the current workflow task began.
@@ -108,10 +112,12 @@ class Guard:
         status: Callable[[], Status | None] = lambda: None,
         is_lost: Callable[[int, datetime], bool] = lambda _event_id, _began: False,
         may_join: Callable[[int], bool] = lambda _event_id: True,
+        local_activities: LocalActivitiesOfRun | None = None,
     ) -> None:
         self._status = status
         self._is_lost = is_lost
         self._may_join = may_join
+        self._local = local_activities or LocalActivitiesOfRun({}, "")
         self.began = datetime.fromtimestamp(0, UTC)
         self.bug: BaseException | None = None
         self.suggests_new_run = False
@@ -153,7 +159,10 @@ class Guard:
     def activate(self, activation: WorkflowActivation) -> WorkflowActivationCompletion:
         """Activate the instance in the right order, and only with events that a task may depend on."""
         if of_kinds(activation.jobs, "remove_from_cache"):
+            self._local.forget()
             return self._without_tasks(activation)
+        if self._keeps_books and not any(map(is_news, activation.jobs)):
+            self._local.wait()
         self._flags = frozenset(activation.available_internal_flags)
         self._is_replaying = activation.is_replaying
         seen, can_be_hidden = self._seen, not self._has_caught_up or self._has_canceled
@@ -234,6 +243,7 @@ class Guard:
             leave_resolved(completion, resolved)
             self._cancels.pass_on(part, completion, holds=self._has_newest)
             self._news.note(part.jobs, completion)
+            self._local.note(part.jobs, completion)
         if patches:
             completions.append(self._activate(with_jobs(activation, patches)))
         return self._versioned(functools.reduce(joined, completions) if completions else nothing(activation))

@@ -36,6 +36,7 @@ from tasquencer.temporal.cancels import are_pushed
 from tasquencer.temporal.converter import data_converter, is_default
 from tasquencer.temporal.guard import guarded
 from tasquencer.temporal.headers import HeaderCodec
+from tasquencer.temporal.local_activities import LocalActivities
 from tasquencer.temporal.observing import ActivityObserver, Observing, OnOutage
 from tasquencer.temporal.only_once import OnlyOnce
 from tasquencer.temporal.reconciling import ReconciliationActivity
@@ -159,6 +160,7 @@ class TasquencerPlugin(SimplePlugin):
         converter = config["client"].config(active_config=True)["data_converter"]
         config["interceptors"] = [
             *interceptors,
+            LocalActivities(),
             OnlyOnce(),  # before the attempt learns its number
             AttemptInterceptor(headers, converter.payload_converter),
             TaskInterceptor(headers, status, makes_calls=self._calls is not None),
