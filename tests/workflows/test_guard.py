@@ -289,6 +289,17 @@ def test_an_update_that_a_reset_brings_waits_for_the_write(replaying: bool) -> N
     assert instance.heard == [["initialize_workflow"], *heard]
 
 
+def test_an_update_that_a_reset_brings_with_a_start_that_another_worker_has_seen_comes_after_it() -> None:
+    guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, Behaviour.CANCELS_ON_NEWS, writes=True)
+    names = ["initialize_workflow", "update_random_seed", "do_update", "cancel_workflow"]
+    joined = activation(*names, suggested=False, length=10)
+    joined.available_internal_flags.extend([Behaviour.NEWS_AFTER_WRITES, Behaviour.CANCELS_ON_NEWS])
+    guard.activate(joined)
+    guard.activate(activation("local result", suggested=False, length=10))
+    heard = [["update_random_seed"], ["resolve_activity"], ["do_update", "cancel_workflow"]]
+    assert instance.heard == [["initialize_workflow"], *heard]
+
+
 def test_a_history_that_was_recorded_before_hears_events_during_a_write() -> None:
     guard, instance = guarded(Behaviour.NEWS_AFTER_WRITES, writes=True)
     guard.activate(activation("initialize_workflow", suggested=False, length=3, replaying=True))

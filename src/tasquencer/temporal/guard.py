@@ -277,6 +277,10 @@ class Guard:
         The behaviours count only if the run's `Task` has decided them before this activation.
         """
         jobs = [job for job in activation.jobs if job not in without]
+        start = of_kinds(jobs, "initialize_workflow")
+        if start and self._joins_an_update(activation, jobs):
+            yield Part.of(start, follows=False)
+            jobs = [job for job in jobs if job not in start]
         results = [job for job in jobs if is_local_result(job)]
         others = [job for job in jobs if not is_local_result(job)]
         # What the SDK answers at once comes in the same workflow task.
@@ -305,6 +309,14 @@ class Guard:
             yield rest
         else:
             yield Part.of(jobs, follows=rest is None or rest.follows)
+
+    def _joins_an_update(self, activation: WorkflowActivation, jobs: Sequence[WorkflowActivationJob]) -> bool:
+        """Return whether an update comes with the run's start although another worker has seen the start.
+
+        Only a reset brings such an update, because others are refused. A replay delivers it after the start.
+        """
+        is_known = Behaviour.NEWS_AFTER_WRITES in self._flags and not activation.is_replaying
+        return is_known and bool(of_kinds(jobs, "do_update"))
 
     def _hands_results_over_first(self) -> bool:
         if self._is_replaying:
