@@ -196,7 +196,7 @@ class Guard:
         """Let the run leave the cache, and cancel its code again as long as it waits for something new.
 
         Code that compensates after a cancel may do so. The SDK would cancel it again only two seconds later,
-        and may then give the place in the cache to no run any more.
+        and a worker whose cache is full may then take no other run.
         """
         for _ in range(_MOST_CANCELS):
             try:
