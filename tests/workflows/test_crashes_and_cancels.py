@@ -394,8 +394,8 @@ async def test_a_task_that_no_worker_takes_up_before_its_deadline_makes_no_call(
 async def test_an_answer_that_meets_the_cancel_is_recorded_and_the_task_ends_canceled(
     dev_server: EmbeddedTemporal,
 ) -> None:
-    # A deploy: the first worker lets its call end but takes no further workflow tasks, so that the next one
-    # sees the answer and the cancel at the same time.
+    # A deploy: the worker that decides is gone before its call ends, so that the next one sees the answer
+    # and the cancel at once. The call has a worker of its own: one that stops may take a last workflow task.
     ledger, queue = InMemoryLedger(), "answer-meets-cancel"
     under_way, answer = asyncio.Event(), asyncio.Event()
 
@@ -406,27 +406,19 @@ async def test_an_answer_that_meets_the_cancel_is_recorded_and_the_task_ends_can
         return ANSWER
 
     client = await Client.connect(dev_server.address, plugins=[TasquencerPlugin(ledger)])
-    worker = Worker(
+    deciding = Worker(
         client,
         task_queue=queue,
         workflows=[AiAgentTask],
-        activities=[generate],
-        graceful_shutdown_timeout=timedelta(seconds=20),
+        no_remote_activities=True,
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
     )
-    running_worker = asyncio.create_task(worker.run())
-    handle = await client.start_workflow("AiAgentTask", {"prompt": "?"}, id=queue, task_queue=queue)
-    await under_way.wait()
-    stopping = asyncio.create_task(worker.shutdown())
-
-    async def ended() -> bool:
-        if stopping.done():
-            return True
+    async with Worker(client, task_queue=queue, activities=[generate]):
+        async with deciding:
+            handle = await client.start_workflow("AiAgentTask", {"prompt": "?"}, id=queue, task_queue=queue)
+            await under_way.wait()
         answer.set()
-        return False
-
-    await eventually(ended, "the first worker to stop")
-    await running_worker
+        await comes_to(handle, "activity_task_completed_event_attributes")
     await handle.cancel()
     async with tasks_on(
         dev_server.address, [AiAgentTask], [generate], ledger=ledger, task_queue=queue
