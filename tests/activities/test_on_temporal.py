@@ -16,6 +16,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RetryPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tasquencer.ai.answer import AiAnswer
@@ -90,6 +91,15 @@ async def cause_of(handle: WorkflowHandle[Ask, AiAnswer]) -> BaseException | Non
     return error.cause if isinstance(error, ActivityError) else error
 
 
+async def tidy_up(handle: WorkflowHandle[Ask, AiAnswer]) -> None:
+    """End a workflow whose worker has gone. That worker may have taken its last workflow task, too."""
+    try:
+        await handle.terminate()
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+
+
 async def test_an_answer_reaches_the_workflow_and_the_activitys_id_the_provider(
     dev_server: EmbeddedTemporal,
 ) -> None:
@@ -156,7 +166,7 @@ async def test_a_worker_whose_grace_period_runs_out_closes_the_connection_and_sa
             if event.HasField("activity_task_failed_event_attributes"):
                 failed = event.activity_task_failed_event_attributes.failure
         assert failed.application_failure_info.type == "WorkerShutdown"
-        await handle.terminate()
+        await tidy_up(handle)
 
 
 async def test_a_worker_that_stops_waits_for_a_call_within_its_grace_period(
@@ -174,7 +184,7 @@ async def test_a_worker_that_stops_waits_for_a_call_within_its_grace_period(
             await stopping
         events = [event async for event in handle.fetch_history_events()]
         assert any(event.HasField("activity_task_completed_event_attributes") for event in events)
-        await handle.terminate()
+        await tidy_up(handle)
 
 
 async def test_the_call_reports_its_timeout_itself_before_temporal_does(dev_server: EmbeddedTemporal) -> None:
