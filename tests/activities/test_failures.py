@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationErrorCategory
 
 from tasquencer.core.failure import FailureKind
 from tasquencer.devkit.http_server import Exchange
-from tests.activities.calling import KEY, MODEL, answer_of, error_of, failure_of, job, schema
+from tests.activities.calling import KEY, MODEL, SHORT_SECONDS, answer_of, error_of, failure_of, job, schema
 from tests.support import answers
 from tests.support.answers import Answer
 from tests.support.patience import PATIENCE_SECONDS
@@ -231,18 +231,18 @@ async def test_an_answer_that_breaks_off_keeps_what_its_headers_said(how: str) -
 
 async def test_silence_times_out_with_the_outcome_unknown_and_the_connection_closed() -> None:
     async with ScriptedProvider([answers.stall()]) as provider:
-        failure = await failure_of(provider.base_url, limit_seconds=2)
+        failure = await failure_of(provider.base_url, limit_seconds=SHORT_SECONDS)
         assert (await provider.wait_for_end(0)).client_left
     assert (failure.kind, failure.transient, failure.outcome_unknown) == ("timed_out", True, True)
-    assert failure.message == "no answer within 2 s"
+    assert failure.message == f"no answer within {SHORT_SECONDS:g} s"
     latency = failure.details["latency_seconds"]
-    assert isinstance(latency, float) and latency >= 1.9
+    assert isinstance(latency, float) and latency >= SHORT_SECONDS - 0.1
 
 
 async def test_an_answer_that_drips_is_cut_off_by_the_same_limit_although_no_single_read_is_slow() -> None:
-    drip = answers.slow(pause_seconds=0.1, pieces=100)
+    drip = answers.slow(pause_seconds=0.5, pieces=100)
     async with ScriptedProvider([drip]) as provider:
-        failure = await failure_of(provider.base_url, limit_seconds=2)
+        failure = await failure_of(provider.base_url, limit_seconds=SHORT_SECONDS)
         assert (await provider.wait_for_end(0)).client_left
     assert failure.kind == "timed_out"
 

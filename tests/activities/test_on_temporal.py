@@ -19,11 +19,11 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from tasquencer.ai import timeouts
 from tasquencer.ai.answer import AiAnswer
 from tasquencer.ai.job import AiJob
-from tasquencer.ai.timeouts import CALL_MARGIN
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
-from tests.activities.calling import KEY, activities_for, job
+from tests.activities.calling import KEY, SHORT_SECONDS, activities_for, job
 from tests.support import answers
 from tests.support.provider import ScriptedProvider
 
@@ -39,7 +39,7 @@ class Ask:
             asked,
             result_type=AiAnswer,
             activity_id="wi-7",
-            start_to_close_timeout=timedelta(seconds=limit_seconds) + CALL_MARGIN,
+            start_to_close_timeout=timedelta(seconds=limit_seconds) + timeouts.CALL_MARGIN,
             heartbeat_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=1),
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
@@ -187,12 +187,15 @@ async def test_a_worker_that_stops_waits_for_a_call_within_its_grace_period(
         await tidy_up(handle)
 
 
-async def test_the_call_reports_its_timeout_itself_before_temporal_does(dev_server: EmbeddedTemporal) -> None:
+async def test_the_call_reports_its_timeout_itself_before_temporal_does(
+    dev_server: EmbeddedTemporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeouts, "CALL_MARGIN", timedelta(minutes=1))  # for a busy machine
     async with (
         ScriptedProvider([answers.stall()]) as provider,
         worker_for(dev_server, provider.base_url) as running,
     ):
-        error = await cause_of(await running.ask(limit_seconds=2))
+        error = await cause_of(await running.ask(limit_seconds=SHORT_SECONDS))
     assert isinstance(error, ApplicationError)
     assert error.type == "timed_out"
     assert error.details[0]["outcome_unknown"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from datetime import UTC, datetime
@@ -14,7 +15,15 @@ from tasquencer.ai.provider.answers import judge
 from tasquencer.ai.provider.redaction import Redactor
 from tasquencer.ai.provider.reply import Reply
 from tasquencer.core.failure import Failure, FailureKind
-from tests.activities.calling import activities_for, answer_of, environment, failure_of, free, job
+from tests.activities.calling import (
+    SHORT_SECONDS,
+    activities_for,
+    answer_of,
+    environment,
+    failure_of,
+    free,
+    job,
+)
 from tests.poison.wire import GOOD, bomb, endless, head, sending
 from tests.support import answers
 from tests.support.answers import Answer
@@ -138,20 +147,20 @@ COMPLETE: list[tuple[str, Answer]] = [
     ("no encoding, said so", answers.raw(GOOD, headers={"content-encoding": "identity"})),
     ("gzip", answers.raw(gzip.compress(GOOD), headers={"content-encoding": "x-gzip"})),
 ]
-STALLING: list[tuple[str, Answer]] = [
-    ("interim answers without end", endless(b"", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 100, 0.01)),
-    ("100 and then silence", sending(b"HTTP/1.1 100 Continue\r\n\r\n", stays=True)),
-    ("a head that drips", endless(b"HTTP/1.1 200 OK\r\nx: ", b"x", 0.05)),
-    ("a body that drips", endless(head("200 OK"), b" ", 0.05)),
-    ("an error that drips", endless(head("500 Broken"), b" ", 0.05)),
-    ("chunks that drip", endless(head("200 OK", b"transfer-encoding: chunked"), b"1\r\n \r\n", 0.05)),
-    ("a body that is never sent", sending(head("200 OK", b"content-length: 10"), stays=True)),
-]
+STALLING: dict[str, Answer] = {
+    "interim answers without end": endless(b"", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 100, 0.01),
+    "100 and then silence": sending(b"HTTP/1.1 100 Continue\r\n\r\n", stays=True),
+    "a head that drips": endless(b"HTTP/1.1 200 OK\r\nx: ", b"x", 0.05),
+    "a body that drips": endless(head("200 OK"), b" ", 0.05),
+    "an error that drips": endless(head("500 Broken"), b" ", 0.05),
+    "chunks that drip": endless(head("200 OK", b"transfer-encoding: chunked"), b"1\r\n \r\n", 0.05),
+    "a body that is never sent": sending(head("200 OK", b"content-length: 10"), stays=True),
+}
 
 
-async def _of(activities: Any, limit_seconds: float = PATIENCE_SECONDS) -> Failure:
+async def _of(activities: Any, prompt: str = "Say hello", limit_seconds: float = PATIENCE_SECONDS) -> Failure:
     with pytest.raises(ApplicationError) as caught:
-        await environment(limit_seconds).run(activities.generate, job())
+        await environment(limit_seconds).run(activities.generate, job(prompt))
     return Failure.model_validate(caught.value.details[0])
 
 
@@ -184,13 +193,16 @@ async def test_a_body_that_is_whole_counts_whatever_is_wrong_around_it(answer: A
         assert (await answer_of(provider.base_url)).text == "Hi"
 
 
-@pytest.mark.parametrize("answer", [row[1] for row in STALLING], ids=[row[0] for row in STALLING])
-async def test_an_answer_that_does_not_come_to_its_end_times_out(answer: Answer) -> None:
-    async with ScriptedProvider([answer]) as provider, activities_for(provider.base_url) as activities:
-        failure = await _of(activities, 2)
-        assert (await provider.wait_for_end(0)).client_left
-    assert (failure.kind, failure.outcome_unknown) == (K.TIMED_OUT, True)
-    assert_recordable(failure)
+async def test_an_answer_that_does_not_come_to_its_end_times_out() -> None:
+    script = {name: [answer] for name, answer in STALLING.items()}
+    async with ScriptedProvider(script) as provider, activities_for(provider.base_url) as activities:
+        # All at once: the limit is long, so that a busy machine sends the request before.
+        failures = await asyncio.gather(*(_of(activities, name, SHORT_SECONDS) for name in STALLING))
+        ends = [await provider.wait_for_end(number) for number in range(len(STALLING))]
+    assert {end.prompt: end.client_left for end in ends} == dict.fromkeys(STALLING, True)
+    for name, failure in zip(STALLING, failures, strict=True):
+        assert (failure.kind, failure.outcome_unknown) == (K.TIMED_OUT, True), name
+        assert_recordable(failure)
 
 
 @pytest.mark.parametrize(
