@@ -95,13 +95,15 @@ async def failure(calls: AiCalls, asked: AiJob) -> Failure:
 async def test_a_provider_gets_no_more_calls_at_the_same_time_than_it_takes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    async with ScriptedProvider(then=answers.slow(pause_seconds=0.3)) as other:
+    hold = answers.Hold()
+    async with ScriptedProvider(then=answers.stall(hold)) as other:
         lines = entry("other", other.base_url, "concurrent_calls = 1")
         async with calls_with(monkeypatch, tmp_path, other, lines) as calls:
             first = asyncio.create_task(environment().run(calls.generate, job(model="other:1")))
             await other.wait_for_requests(1)
             with pytest.raises(Exception, match="left no place in time; nothing was sent") as caught:
                 await environment(limit_seconds=0.2).run(calls.generate, job(model="other:1"))
+            hold.release()
             await first
 
     assert len(other.requests) == 1
