@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -164,8 +165,10 @@ def test_the_child_dies_with_a_parent_that_is_killed() -> None:
 
 
 async def test_a_free_port_answers_only_once_something_listens() -> None:
-    port = free_port()
-    assert not await answers(port)
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", port)
-    assert await answers(port)
-    server.close()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port()))  # before another process takes it
+        port = listener.getsockname()[1]
+        assert not await answers(port)
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), sock=listener)
+        assert await answers(port)
+        server.close()

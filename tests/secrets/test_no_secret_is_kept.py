@@ -6,6 +6,8 @@ import asyncio
 import base64
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 
 from tasquencer.cli.main import app
 from tasquencer.core.failure import FailureKind
-from tasquencer.devkit.processes import ChildProcess, free_port
+from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.sql import upgrade
 from tests.activities.calling import error_of
@@ -206,13 +208,21 @@ async def test_whatever_a_provider_says_about_the_key_is_not_kept(
     assert {place: found for place, text in kept.items() if (found := found_in(text, SECRETS))} == {}
 
 
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port where nothing listens: it is taken, so that no other process opens it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
 @pytest.mark.parametrize("reachable", [True, False])
-async def test_credentials_in_the_provider_s_url_are_not_kept(reachable: bool) -> None:
+async def test_credentials_in_the_provider_s_url_are_not_kept(reachable: bool, closed_port: int) -> None:
     def echo(request: ProviderRequest) -> Answer:
         return status(401, {"error": {"message": f"no: {request.authorization} {BASIC} {ECHO}"}})
 
     async with ScriptedProvider(echo) as provider:
-        address = urlsplit(provider.base_url).netloc if reachable else f"127.0.0.1:{free_port()}"
+        address = urlsplit(provider.base_url).netloc if reachable else f"127.0.0.1:{closed_port}"
         error = await error_of(f"http://user:{URL_PASSWORD}@{address}/v1", key=KEY)
     assert error.type == ("unauthorized" if reachable else "unreachable")
     assert found_in(f"{error} {error.details}", [*SECRETS, BASIC]) == []
@@ -241,9 +251,9 @@ def tasq_here(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], *argume
 
 @pytest.mark.parametrize("case", WRONG_DATABASES)
 def test_an_error_about_the_database_does_not_repeat_its_password(
-    monkeypatch: pytest.MonkeyPatch, case: str
+    monkeypatch: pytest.MonkeyPatch, case: str, closed_port: int
 ) -> None:
-    url = WRONG_DATABASES[case].format(password=quote(DATABASE_PASSWORD, safe=""), port=free_port())
+    url = WRONG_DATABASES[case].format(password=quote(DATABASE_PASSWORD, safe=""), port=closed_port)
     for command in (["list"], ["show", "task-1"], ["db", "upgrade"]):
         said = tasq_here(monkeypatch, {"TASQ_DATABASE_URL": url}, *command)
         assert said.startswith("error: ")
@@ -273,8 +283,10 @@ async def test_a_database_that_repeats_the_password_is_not_believed(
         assert found_in(text, [DATABASE_PASSWORD]) == []
 
 
-def test_a_temporal_that_does_not_take_the_key_is_told_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"TEMPORAL_API_KEY": TEMPORAL_KEY, "TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"}
+def test_a_temporal_that_does_not_take_the_key_is_told_without_it(
+    monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    settings = {"TEMPORAL_API_KEY": TEMPORAL_KEY, "TEMPORAL_ADDRESS": f"127.0.0.1:{closed_port}"}
     said = tasq_here(monkeypatch, settings | {"TEMPORAL_CONFIG_FILE": os.devnull}, "watch", "task-1")
     assert said.startswith("error: cannot reach Temporal")
     assert found_in(said, SECRETS) == []
