@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -12,9 +12,10 @@ import pytest
 import pytest_asyncio
 
 from tasquencer.ledger.contract import Ledger
-from tasquencer.sql import SCHEMA_VERSION, SqlLedger, upgrade
+from tasquencer.sql import SCHEMA_VERSION, SqlLedger, sqlite, upgrade
 from tasquencer.sql.schema import VERSION_TABLE
 from tasquencer.testing import InMemoryLedger
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
 
 DatabaseMaker = Callable[[], Awaitable[str]]
@@ -25,6 +26,14 @@ LedgerMaker = Callable[[], Awaitable[Ledger]]
 SQL_DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_busy_machine_is_no_outage() -> Iterator[None]:
+    """Wait longer for the lock of a SQLite file: on a busy machine its holder may need some seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite, "_BUSY_SECONDS", PATIENCE_SECONDS)
+        yield
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -20,6 +20,7 @@ from tasquencer.sql.databases import SqliteDatabase, database_at
 from tasquencer.sql.schema import SCHEMA_VERSIONS, VERSION_TABLE
 from tests.ledger.conftest import DatabaseMaker
 from tests.ledger.test_immutability import run
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.postgres import EmbeddedPostgres
 
 
@@ -114,7 +115,12 @@ async def test_several_may_begin_a_sqlite_file_at_once(new_sqlite_database: Data
         await asyncio.gather(*(begin(url) for _ in range(4)))
 
 
-_UPGRADE = "import asyncio, sys; from tasquencer.sql import upgrade; asyncio.run(upgrade(sys.argv[1]))"
+_UPGRADE = f"""
+import asyncio, sys
+from tasquencer.sql import sqlite, upgrade
+sqlite._BUSY_SECONDS = {PATIENCE_SECONDS}
+asyncio.run(upgrade(sys.argv[1]))
+"""
 
 
 async def test_several_processes_may_upgrade_at_once(empty_database: str) -> None:
