@@ -28,7 +28,7 @@ SQL_DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _a_busy_machine_is_no_outage() -> Iterator[None]:
     """Wait longer for the lock of a SQLite file: on a busy machine its holder may need some seconds."""
     with pytest.MonkeyPatch.context() as patch:
