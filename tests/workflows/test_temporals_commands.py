@@ -218,7 +218,7 @@ async def test_where_cancels_are_pushed_the_next_heartbeat_brings_a_pause_and_a_
     dev_server: EmbeddedTemporal,
 ) -> None:
     async with scene(dev_server, [answers.stall()]) as now:
-        await now.call_under_way(heartbeat_timeout_seconds=6)
+        await now.call_under_way(heartbeat_timeout_seconds=12)  # a heartbeat every 4 s, which may be late
         await now.pause()
         await now.command("reset")
         await now.handle.result()
@@ -309,13 +309,14 @@ async def test_what_is_done_to_a_call_in_the_queue_costs_no_attempt(
 async def test_a_lost_worker_brings_no_second_run_though_there_are_more_attempts(
     server_without_pushes: EmbeddedTemporal,
 ) -> None:
-    calls = ScriptedCalls(Freeze())
-    async with tasks_on(server_without_pushes.address, [AiAgentTask], [calls.generate]) as tasks:
+    calls, server = ScriptedCalls(Freeze()), server_without_pushes
+    async with tasks_on(server.address, [AiAgentTask], []) as tasks:
         handle = await tasks.start("AiAgentTask", {**ASK, "heartbeat_timeout_seconds": 3})
-        await calls.under_way.wait()
+        await comes_to(handle, "activity_task_scheduled_event_attributes")
         (item,) = await tasks.work_items(handle)
-        await command(server_without_pushes, handle.id, item.id, *MORE_ATTEMPTS)
-        await handle.result()
+        await command(server, handle.id, item.id, *MORE_ATTEMPTS)  # before the call can be lost
+        async with tasks_on(server.address, [], [calls.generate], task_queue=tasks.task_queue):
+            await handle.result()
         first, second = await tasks.work_items(handle)
     assert first.failure is not None
     assert (first.failure.kind, second.state) == ("worker_lost", COMPLETED)
