@@ -20,6 +20,7 @@ from tests.ledger.stories import Life
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.tasks import history, tasks_on
 
+TIMED_OUT = EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT
 QUICKLY = RetryRecipe(max_retries=2, initial_interval=timedelta(milliseconds=10), backoff_coefficient=1)
 
 
@@ -97,14 +98,15 @@ class CountingLedger(InMemoryLedger):
 async def run_of(
     server: EmbeddedTemporal, kind: type, ledger: CountingLedger, *args: Any
 ) -> WorkflowHandle[Any, Any]:
-    """Run one task to its end, again if a write was slow. Its history must replay."""
+    """Run one task to its end, again if a write was slow or a workflow task lost. Its history must replay."""
     async with tasks_on(server.address, [kind], [work], ledger=ledger) as tasks:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 ledger.settlements.clear()
                 _, handle = await tasks.run(kind.__name__, *args)
                 events = (await handle.fetch_history()).events
-                if len(events) == len(await history(handle)):
+                was_lost = any(event.event_type == TIMED_OUT for event in events)
+                if len(events) == len(await history(handle)) and not was_lost:
                     break
         replayer = Replayer(workflows=[kind], plugins=[TasquencerPlugin(InMemoryLedger())])
         await replayer.replay_workflow(await handle.fetch_history())
