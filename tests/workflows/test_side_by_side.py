@@ -16,16 +16,19 @@ from temporalio.worker import Replayer
 from tasquencer import RetryRecipe, Task, TasquencerPlugin, absorb_failures
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.testing import InMemoryLedger
-from tests.support.patience import PATIENCE_SECONDS
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.tasks import comes_to, tasks_on
 
 ONE_TRY = RetryRecipe(max_retries=0)
 MINUTE = timedelta(minutes=1)
+BEGUN = set[str]()
+"""Ids of the tasks of which a call has begun."""
 
 
 @activity.defn
 async def quick(name: str) -> str:
     """Ends soon; `deaf` a second later despite a cancel, `slow` when it is stopped."""
+    BEGUN.add(activity.info().workflow_id or "")
     while name == "slow":
         activity.heartbeat()
         await asyncio.sleep(0.05)
@@ -253,7 +256,11 @@ async def test_what_a_cancel_ends_frees_its_place_for_a_compensation(
 ) -> None:
     async with tasks_on(dev_server.address, WORKFLOWS, [quick]) as tasks:
         handle = await tasks.start(workflow_type)
-        await comes_to(handle, "activity_task_scheduled_event_attributes")
+
+        async def has_begun() -> bool:
+            return handle.id in BEGUN
+
+        await eventually(has_begun, "the call that the cancel meets")
         await handle.cancel()
         assert await asyncio.wait_for(handle.result(), PATIENCE_SECONDS) == "compensated"
         items = {item.lineage: item.state.value for item in await tasks.work_items(handle)}
