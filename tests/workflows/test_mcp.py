@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,12 +20,13 @@ from tasquencer.ai.provider.client import make_client
 from tasquencer.ai.tool_calls import ToolOptions
 from tasquencer.ai.tools import ToolContext, ToolError
 from tasquencer.core.errors import WrongSetting
-from tasquencer.devkit.processes import ChildProcess, answers as port_answers, free_port
+from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.ledger.contract import WorkItemFilter
 from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support import answers
+from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
 from workflows.ai_agent import AiAgentTask
 
@@ -65,11 +67,17 @@ def by_stdio(program: Path) -> McpSettings:
 
 @asynccontextmanager
 async def by_http(program: Path) -> AsyncIterator[McpSettings]:
-    port = free_port()
-    server = ChildProcess("MCP server", [sys.executable, str(program), str(port)])
+    server = ChildProcess("MCP server", [sys.executable, str(program), "0"])  # 0: any port that is free
     try:
-        await server.wait_ready(lambda: port_answers(port), timeout_seconds=60)
-        yield McpSettings(url=f"http://127.0.0.1:{port}/mcp", headers={"x-who": "tests"})
+
+        async def port() -> str | None:
+            if server.exit_status is not None:
+                pytest.fail(f"the MCP server ended: {server.output()}")
+            found = re.search(r"running on http://127\.0\.0\.1:(\d+)", server.output())
+            return found and found[1]
+
+        said = await eventually(port, "the MCP server to say its port")
+        yield McpSettings(url=f"http://127.0.0.1:{said}/mcp", headers={"x-who": "tests"})
     finally:
         await server.stop()
 
