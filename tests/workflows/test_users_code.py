@@ -25,7 +25,7 @@ from tests.support.tasks import Tasks, history, tasks_on
 ONE_TRY = RetryRecipe(max_retries=0)
 QUICKLY = RetryRecipe(max_retries=2, initial_interval=timedelta(milliseconds=10), backoff_coefficient=1)
 MINUTE = timedelta(minutes=1)
-BEATS = timedelta(seconds=5)
+BEATS = timedelta(seconds=30)
 
 CALLS = Counter[str]()
 
