@@ -26,7 +26,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.temporal import Task, TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support.calls import ANSWER, GONE, ScriptedCalls
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.tasks import Tasks, comes_to, history, tasks_on
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
@@ -218,7 +218,7 @@ async def test_a_backoff_that_a_reset_has_left_behind_can_be_ended(dev_server: E
         again = await reset(
             tasks, handle, lambda event: event.HasField("workflow_execution_signaled_event_attributes")
         )
-        ended = await asyncio.wait_for(again.execute_update("retry_now", {"actor": "anna"}), 30)
+        ended = await asyncio.wait_for(again.execute_update("retry_now", {"actor": "anna"}), PATIENCE_SECONDS)
         result = await again.result()
         (fresh,) = of_run(await tasks.work_items(handle), again)
     # If it came with the first workflow task of the new run, it ended the wait of the old one.
