@@ -137,7 +137,8 @@ async def test_an_attempt_that_is_held_back_can_be_canceled(dev_server: Embedded
 
 
 async def test_a_pause_does_not_stop_the_deadline(dev_server: EmbeddedTemporal) -> None:
-    async with paused(dev_server, deadline_seconds=6) as (tasks, handle, calls):
+    # The deadline leaves a busy machine time to pause the task first.
+    async with paused(dev_server, deadline_seconds=12) as (tasks, handle, calls):
         error = await failure_of_task(handle)
         await states_become(tasks, handle, FAILED, CANCELED)
     assert (error.type, len(calls.calls)) == ("DeadlineExceeded", 1)
@@ -205,6 +206,11 @@ async def test_a_pause_holds_adopted_activities_and_calls_of_ask(dev_server: Emb
         tasks = Tasks(client, queue, ledger)
         handle = await tasks.start("ActivityThenAsk")
         await states_become(tasks, handle, STARTED)
+
+        async def made() -> bool:
+            return "hang" in shop.made
+
+        await eventually(made, "the call, which is recorded before it is made")
         await handle.execute_update("pause_task", BY_ANNA)
         await act(handle, "fail_work_item", (await tasks.work_items(handle))[-1].id)
         await states_become(tasks, handle, FAILED, INITIALIZED)
