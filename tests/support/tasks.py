@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sys
@@ -14,9 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.update.v1 import UpdateRef
+from temporalio.api.workflowservice.v1 import PollWorkflowExecutionUpdateRequest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -105,6 +110,32 @@ async def comes_to(handle: WorkflowHandle[Any, Any], attributes: str) -> None:
         return any(event.WhichOneof("attributes") == attributes for event in await history(handle))
 
     await eventually(probe, attributes)
+
+
+async def update_that_waits(handle: WorkflowHandle[Any, Any], name: str, *args: Any) -> asyncio.Task[Any]:
+    """Send an update while there is no worker, and return once the server has it; its answer comes later."""
+    client, update_id = handle._client, str(uuid4())
+    answer = asyncio.create_task(handle.execute_update(name, args=args, id=update_id))
+    sent = PollWorkflowExecutionUpdateRequest(
+        namespace=client.namespace,
+        update_ref=UpdateRef(
+            workflow_execution=WorkflowExecution(workflow_id=handle.id), update_id=update_id
+        ),
+    )
+
+    async def is_there() -> bool:
+        if answer.done():
+            answer.result()  # raises what went wrong
+        try:
+            await client.workflow_service.poll_workflow_execution_update(sent)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+        return True
+
+    await eventually(is_there, f"the update {name} on the server")
+    return answer
 
 
 def _looks_for_news(event: HistoryEvent) -> bool:

@@ -30,7 +30,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.testing import InMemoryLedger
 from tests.support.held_ledgers import HeldLedger
 from tests.support.patience import PATIENCE_SECONDS
-from tests.support.tasks import Tasks, comes_to, tasks_on
+from tests.support.tasks import Tasks, comes_to, tasks_on, update_that_waits
 
 BACKOFF = timedelta(seconds=5)
 ANSWER_SECONDS = 0.4
@@ -219,7 +219,7 @@ async def test_an_update_after_a_lost_workflow_task_without_commands_leaves_a_hi
     finally:
         mortal.kill()
         await mortal.wait()
-    pausing = asyncio.create_task(handle.execute_update("pause_task", {"actor": "anna"}))
+    pausing = await update_that_waits(handle, "pause_task", {"actor": "anna"})
     await comes_to(handle, "workflow_task_timed_out_event_attributes")
     async with tasks_on(dev_server.address, [SlowToAnswer], [first_fails], task_queue=queue):
         with pytest.raises(WorkflowUpdateFailedError) as refused:

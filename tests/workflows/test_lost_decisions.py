@@ -32,7 +32,7 @@ from tests.support.dying_worker import DEAD, Orders, dying_worker
 from tests.support.late_task import LateTask
 from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import Script, ScriptedProvider
-from tests.support.tasks import comes_to, failure_of_task, tasks_on
+from tests.support.tasks import comes_to, failure_of_task, tasks_on, update_that_waits
 from tests.workflows.cancel.scene import (
     ASK,
     LONG_BACKOFF,
@@ -209,8 +209,7 @@ async def test_an_outcome_that_was_written_counts_before_an_action_that_came_aft
         item_id = scene.provider.requests[0].idempotency_key
         await scene.death()
         payload = {"actor": "anna", "work_item_id": item_id, "result": {"text": "from a person"}}
-        acting = asyncio.create_task(scene.handle.execute_update("complete_work_item", payload))
-        await asyncio.sleep(0.2)  # it is on the server before the next worker is there
+        acting = await update_that_waits(scene.handle, "complete_work_item", payload)
         async with scene.next_worker() as now:
             with pytest.raises(Exception, match="Workflow update failed") as refused:
                 await acting
@@ -275,8 +274,7 @@ async def test_a_start_that_was_written_counts_before_a_retry_now_that_came_afte
     script = [answers.status(503), answers.stall(refusal, answers.ok())]
     async with stage(dev_server, tmp_path, script, request, Orders(STARTED, 1)) as scene:
         await scene.death()
-        acting = asyncio.create_task(scene.handle.execute_update("retry_now", {"actor": "anna"}))
-        await asyncio.sleep(0.2)  # it is on the server before the next worker is there
+        acting = await update_that_waits(scene.handle, "retry_now", {"actor": "anna"})
         async with scene.next_worker() as now:
             with pytest.raises(Exception, match="Workflow update failed") as refused:
                 await acting
