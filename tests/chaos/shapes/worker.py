@@ -29,8 +29,9 @@ from tasquencer.temporal import TasquencerPlugin, as_application_error
 from tests.chaos.provider import Glance, Log, glance_at
 from tests.chaos.shapes.interpreter import AnyShape, ShapeChild
 from tests.chaos.wills import Deeds, Wills
+from tests.support.patience import PATIENCE_SECONDS
 
-__all__ = ["MOMENTS", "QUEUE", "READY", "Mortal", "MortalLedger"]
+__all__ = ["MOMENTS", "QUEUE", "READY", "Mortal", "MortalLedger", "patient"]
 
 QUEUE = "shapes"
 READY = "ready"
@@ -135,12 +136,22 @@ class MortalLedger(SqlLedger):
             self._mortal.moment(f"after {state}")
 
 
+def patient(worker: Worker) -> Worker:
+    """Let workflow code stall for longer than two seconds before the SDK calls it a deadlock.
+
+    A busy machine is no fault of the code. Code that is really stuck makes its task stand still.
+    """
+    assert worker._workflow_worker is not None
+    worker._workflow_worker._deadlock_timeout_seconds = PATIENCE_SECONDS
+    return worker
+
+
 async def _work(folder: Path, name: str) -> None:
     mortal, url = Mortal(folder, name), os.environ["SHAPES_LEDGER"]
     effects = _Effects(mortal, Log(folder / "requests.jsonl"), glance_at(os.environ["SHAPES_GLANCE"]))
     async with MortalLedger(url, mortal) as ledger:
         client = await Client.connect(os.environ["SHAPES_TEMPORAL"], plugins=[TasquencerPlugin(ledger)])
-        async with Worker(
+        worker = Worker(
             client,
             task_queue=QUEUE,
             workflows=[AnyShape, ShapeChild],
@@ -149,7 +160,8 @@ async def _work(folder: Path, name: str) -> None:
             max_concurrent_activities=100,
             max_heartbeat_throttle_interval=timedelta(milliseconds=50),
             sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
-        ):
+        )
+        async with patient(worker):
             print(READY, flush=True)
             await asyncio.Event().wait()
 
