@@ -15,12 +15,13 @@ from typing import Any
 import asyncpg
 
 from tasquencer.devkit.errors import ProcessFailed
-from tasquencer.devkit.processes import ChildProcess, free_port
+from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_temporal
 from tasquencer.sql.databases import database_at
 from tasquencer.sql.migrate import upgrade_database
 from tests.support import postgres as support
 from tests.support.patience import PATIENCE_SECONDS
+from tests.support.ports import KeptPort
 
 __all__ = ["Postgres", "Provider", "Temporal"]
 
@@ -45,7 +46,8 @@ class Temporal:
         self._file = folder / "temporal.db"
         self._running = AsyncExitStack()
         self._server: EmbeddedTemporal | None = None
-        self.port = free_port()
+        self._kept_port = KeptPort()
+        self.port = self._kept_port.number
 
     @property
     def address(self) -> str:
@@ -74,6 +76,7 @@ class Temporal:
     async def stop(self) -> None:
         """End it in order."""
         await self._running.aclose()
+        self._kept_port.release()
 
 
 class Postgres:
@@ -87,7 +90,8 @@ class Postgres:
         self._user = support.other_user() if os.geteuid() == 0 else None
         self._program = Path()
         self._process: ChildProcess | None = None
-        self.port = free_port()
+        self._kept_port = KeptPort()
+        self.port = self._kept_port.number
 
     def url(self, port: int | None = None) -> str:
         """URL of the ledger's database, through another port if wished."""
@@ -161,6 +165,7 @@ class Postgres:
         if self._process is not None:
             await self._process.stop(first=signal.SIGQUIT)
             self._process = None
+        self._kept_port.release()
 
     async def _answers(self) -> bool:
         try:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from tasquencer.devkit.processes import ChildProcess, free_port
+from tasquencer.devkit.processes import ChildProcess
 from tasquencer.devkit.temporal_server import embedded_temporal
 from tests.end_to_end.stage import Stage
 from tests.outages.log import lines_of
 from tests.support.answers import Hold, ok, stall
 from tests.support.patience import PATIENCE_SECONDS, eventually
+from tests.support.ports import KeptPort
 from tests.support.provider import ScriptedProvider
 
 TASKS = 10
@@ -40,12 +41,13 @@ async def calls_whose_temporal_goes_away(
     tuple[ChildProcess, ScriptedProvider, Callable[[], AbstractAsyncContextManager[Any]], list[Any]]
 ]:
     """A worker whose calls are under way while Temporal is not there; and what brings it back."""
-    database, port = folder / "temporal.db", free_port()
+    database, port = folder / "temporal.db", KeptPort()
 
     def back() -> AbstractAsyncContextManager[Any]:
-        return embedded_temporal(ui=False, database_file=database, port=port)
+        return embedded_temporal(ui=False, database_file=database, port=port.number)
 
     async with ScriptedProvider(lambda _: stall(hold, ok())) as provider, AsyncExitStack() as stack:
+        stack.callback(port.release)
         async with back() as server:
             stage = await Stage.on(server, provider, folder / "stage")
             worker = await stack.enter_async_context(stage.worker(*options))

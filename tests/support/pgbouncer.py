@@ -12,9 +12,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tasquencer.devkit.errors import ProcessFailed
-from tasquencer.devkit.processes import ChildProcess, free_port
+from tasquencer.devkit.processes import ChildProcess
 from tests.support.patience import PATIENCE_SECONDS
+from tests.support.ports import KeptPort
 from tests.support.postgres import EmbeddedPostgres, other_user
 
 __all__ = ["pgbouncer_before"]
@@ -50,32 +50,25 @@ async def pgbouncer_before(server: EmbeddedPostgres) -> AsyncIterator[EmbeddedPo
     user = other_user() if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="tasquencer-pgbouncer-") as folder:
         Path(folder).chmod(0o755)
+        kept_port = KeptPort()
+        port = kept_port.number
         settings = Path(folder) / "pgbouncer.ini"
-        attempts_left = 3  # a port found free may be taken before pgbouncer binds it
-        while True:
-            port = free_port()
-            settings.write_text(_SETTINGS.format(server=server.port, port=port))
-            process = ChildProcess("pgbouncer", [program, str(settings)], user=user)
+        settings.write_text(_SETTINGS.format(server=server.port, port=port))
+        process = ChildProcess("pgbouncer", [program, str(settings)], user=user)
 
-            async def ready(port: int = port) -> bool:
-                try:
-                    connection = await asyncpg.connect(
-                        host="127.0.0.1", port=port, user="postgres", database="postgres", timeout=5
-                    )
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    return False
-                await connection.close()
-                return True
-
+        async def ready() -> bool:
             try:
-                try:
-                    await process.wait_ready(ready, timeout_seconds=PATIENCE_SECONDS)
-                except ProcessFailed:
-                    attempts_left -= 1
-                    if attempts_left and "in use" in process.output():
-                        continue
-                    raise
-                yield EmbeddedPostgres(port=port, pid=process.pid, version=server.version)
-                return
-            finally:
-                await process.stop()
+                connection = await asyncpg.connect(
+                    host="127.0.0.1", port=port, user="postgres", database="postgres", timeout=5
+                )
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                return False
+            await connection.close()
+            return True
+
+        try:
+            await process.wait_ready(ready, timeout_seconds=PATIENCE_SECONDS)
+            yield EmbeddedPostgres(port=port, pid=process.pid, version=server.version)
+        finally:
+            await process.stop()
+            kept_port.release()
