@@ -12,10 +12,11 @@ from pathlib import Path
 
 import asyncpg
 
-from tasquencer.devkit.processes import ChildProcess, free_port
+from tasquencer.devkit.processes import ChildProcess
 from tasquencer.sql import upgrade
 from tests.outages.tls import server
 from tests.support.patience import PATIENCE_SECONDS, eventually
+from tests.support.ports import KeptPort
 from tests.support.postgres import embedded_postgres
 
 __all__ = ["FallingPostgres", "Way", "falling_postgres", "way_to"]
@@ -34,11 +35,11 @@ class FallingPostgres:
         self._user = (status.st_uid, status.st_gid) if status.st_uid != os.geteuid() else None
         self._paused: list[int] = []
         self._restarted: ChildProcess | None = None
+        self._kept_port: KeptPort | None = None
 
     def pause(self) -> None:
         """Stop all its processes where they are: connections stay open, nobody answers."""
-        children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
-        self._paused = [self._pid, *map(int, children)]
+        self._paused = [self._pid, *self._children()]
         for pid in self._paused:
             os.kill(pid, signal.SIGSTOP)
 
@@ -49,9 +50,18 @@ class FallingPostgres:
         self._paused = []
 
     def kill(self) -> None:
-        """End it without a farewell."""
+        """End it without a farewell, and its sessions with it: they would go on until they notice."""
+        os.kill(self._pid, signal.SIGSTOP)  # it begins no further session
+        sessions = self._children()
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)  # as a zombie it would keep its successor from starting
+        for pid in sessions:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._kept_port = KeptPort(self.port)
+
+    def _children(self) -> list[int]:
+        return [*map(int, Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split())]
 
     async def start_again(self) -> None:
         """The same command on the same data; returns once it takes connections."""
@@ -91,11 +101,14 @@ class FallingPostgres:
         self.resume()
         if self._restarted is not None:
             await self._restarted.stop(first=signal.SIGQUIT)
+        if self._kept_port is not None:
+            self._kept_port.release()
 
     @asynccontextmanager
     async def standby(self) -> AsyncIterator[int]:
         """A second server that follows this one; its port. `SELECT pg_promote()` makes it the primary."""
-        data, port = self.data.with_name("standby"), free_port()
+        data, kept_port = self.data.with_name("standby"), KeptPort()
+        port = kept_port.number
         data.mkdir(mode=0o700)
         if self._user is not None:
             os.chown(data, *self._user)
@@ -115,6 +128,7 @@ class FallingPostgres:
             yield port
         finally:
             await following.stop(first=signal.SIGQUIT)
+            kept_port.release()
 
 
 async def _answers(port: int) -> bool:
