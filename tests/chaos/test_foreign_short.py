@@ -230,8 +230,10 @@ def test_an_attempt_whose_worker_died_first_may_be_missing() -> None:
 def test_a_result_may_be_lost_with_its_worker() -> None:
     account = sound()
     account.result = [None, {"by": "d"}]
+    account.died = {"8": at(1.51)}
+    change(account, "observed-b", worker="7@here")
     assert any(one.startswith("seen_work: the workflow saw 0 results") for one in violations(account))
-    account.known.deaths = [at(1.51)]
+    account.died = {"7": at(1.51)}
     assert violations(account) == []
 
 

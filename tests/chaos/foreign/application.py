@@ -12,13 +12,16 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
-__all__ = ["SEEN", "TAKEN", "Call", "Mixed", "Script"]
+__all__ = ["HEARTBEAT_TIMEOUT", "SEEN", "TAKEN", "Call", "Mixed", "Script"]
 
 SEEN = "seen_work"
 """The activity that is observed."""
 
 TAKEN = "taken_work"
 """The activity that is adopted."""
+
+HEARTBEAT_TIMEOUT = timedelta(seconds=8)
+"""Longer than a busy machine keeps a worker that lives from its heartbeats."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Mixed:
             made: dict[str, Any] = await workflow.execute_activity(
                 call.activity,
                 call,
-                start_to_close_timeout=timedelta(seconds=10),
-                heartbeat_timeout=timedelta(seconds=2),
+                start_to_close_timeout=timedelta(seconds=30),
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
                 retry_policy=RetryPolicy(
                     initial_interval=timedelta(seconds=0.1),
                     maximum_interval=timedelta(seconds=0.4),

@@ -6,10 +6,10 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.temporal.reconciling import Reconciliation
 from tasquencer.temporal.schedules import RECONCILE_WORKFLOW
 from tasquencer.testing import InMemoryLedger
-from tests.chaos.foreign.application import SEEN, TAKEN, Call, Mixed, Script
+from tests.chaos.foreign.application import HEARTBEAT_TIMEOUT, SEEN, TAKEN, Call, Mixed, Script
 from tests.chaos.foreign.worker import ADOPTED, OBSERVED, RETRIES
 from tests.chaos.ledger_rows import LedgerRows, read_ledger
 from tests.chaos.provider import Glance, glance_at
@@ -92,6 +92,7 @@ class ForeignAccount:
         known: Its runs, and its work items after the reconciler.
         left_open: Its work items that were open when the reconciler came.
         result: Of a completed foreign workflow.
+        died: When the workers' processes were seen dead, by their ids.
     """
 
     task: ForeignTask
@@ -99,6 +100,7 @@ class ForeignAccount:
     executions: Sequence[Execution] = ()
     left_open: Sequence[WorkItem] = ()
     result: Sequence[dict[str, Any] | None] = ()
+    died: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass
@@ -216,8 +218,8 @@ async def _carried_out(stage: Stage, task: ForeignTask) -> WorkflowHandle[Any, A
             "max_turns": 6,
             "max_retries": RETRIES,
             "retry": {"initial_interval_seconds": 0.1},
-            "heartbeat_timeout_seconds": 2,
-            "attempt_timeout_seconds": 10,
+            "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT.total_seconds(),
+            "attempt_timeout_seconds": 30,
         }
     handle = await stage.client.start_workflow(
         "AiAgentTask" if task.script is None else "Mixed",
@@ -280,4 +282,5 @@ async def _account(
         deaths=[event.at for event in stage.events],
     )
     left_open = [item for item in before.items.get(task.name, ()) if not item.state.is_terminal]
-    return ForeignAccount(task, known, executions.get(task.name, ()), left_open, result)
+    died = {str(event.pid): event.at for event in stage.events}
+    return ForeignAccount(task, known, executions.get(task.name, ()), left_open, result, died)
