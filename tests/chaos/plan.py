@@ -86,6 +86,7 @@ class Options:
         gap_seconds: Mean time from one fault to the next.
         patience_seconds: How long the tasks have to end once the faults have stopped.
         quiet: The part of the kills after which nothing else happens until the tasks have gone on.
+        spare_seconds: What calls and heartbeats have beyond their usual limits, on a machine that is busy.
     """
 
     seed: int = 1
@@ -98,6 +99,7 @@ class Options:
     gap_seconds: float = 1.6
     patience_seconds: float = 150.0
     quiet: float = 0.2
+    spare_seconds: float = 0.0
 
     @property
     def is_postgres(self) -> bool:
@@ -154,19 +156,23 @@ class TaskPlan:
 
 def plan_tasks(options: Options) -> list[TaskPlan]:
     """The tasks of the run."""
-    return [_task(random.Random(f"{options.seed}/task {n}"), f"task {n}") for n in range(options.tasks)]
+    return [
+        _task(random.Random(f"{options.seed}/task {n}"), f"task {n}", options.spare_seconds)
+        for n in range(options.tasks)
+    ]
 
 
 def plan_rows(options: Options) -> list[TaskPlan]:
     """The tasks that are rows of the batch."""
     found: list[TaskPlan] = []
     for number in range(options.rows):
-        plan = _task(random.Random(f"{options.seed}/row {number}"), f"row {number}", may_fan_out=False)
+        dice = random.Random(f"{options.seed}/row {number}")
+        plan = _task(dice, f"row {number}", options.spare_seconds, may_fan_out=False)
         found.append(replace(plan, run_timeout_seconds=None))
     return found
 
 
-def _task(dice: random.Random, name: str, *, may_fan_out: bool = True) -> TaskPlan:
+def _task(dice: random.Random, name: str, spare: float, *, may_fan_out: bool = True) -> TaskPlan:
     request: dict[str, Any] = {
         "max_retries": dice.choice([0, 1, 2, 3, 3, 4, 8]),
         "retry": {
@@ -175,8 +181,8 @@ def _task(dice: random.Random, name: str, *, may_fan_out: bool = True) -> TaskPl
             "jitter": dice.choice([0, 0, 0.2]),
             "retry_on": dice.choice(["transient", "transient", "any"]),
         },
-        "attempt_timeout_seconds": dice.choice([3, 5]),
-        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "attempt_timeout_seconds": dice.choice([3, 5]) + spare,
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS + spare,
     }
     if dice.random() < 0.1:
         request["deadline_seconds"] = dice.choice([4, 10, 30])
@@ -196,7 +202,7 @@ def _task(dice: random.Random, name: str, *, may_fan_out: bool = True) -> TaskPl
         operators = [OperatorPlan(one, dice.uniform(0, 4), dice.random()) for one in names]
     if dice.random() < 0.06:
         operators.append(OperatorPlan(TERMINATE, dice.uniform(0, 6), 0))
-    run_timeout = dice.choice([10, 14]) if dice.random() < 0.08 else None
+    run_timeout = dice.choice([10, 14]) + 2 * spare if dice.random() < 0.08 else None
     return TaskPlan(name, "AiFanOutTask" if is_fan_out else "AiAgentTask", request, operators, run_timeout)
 
 

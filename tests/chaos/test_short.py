@@ -25,6 +25,7 @@ SHORT = Options(
     gap_seconds=1.0,
     patience_seconds=180.0,
     quiet=0.0,
+    spare_seconds=5.0,
 )
 
 
