@@ -142,7 +142,7 @@ def patient(worker: Worker) -> Worker:
     A busy machine is no fault of the code. Code that is really stuck makes its task stand still.
     """
     assert worker._workflow_worker is not None
-    worker._workflow_worker._deadlock_timeout_seconds = PATIENCE_SECONDS
+    worker._workflow_worker._deadlock_timeout_seconds = round(PATIENCE_SECONDS)
     return worker
 
 
