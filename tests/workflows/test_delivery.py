@@ -6,10 +6,12 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from tasquencer.temporal.delivery import Delivery
+from tests.support.patience import PATIENCE_SECONDS
 
 
 class Asked:
@@ -31,6 +33,12 @@ class Asked:
             raise RPCError("away", self.status, b"")
 
 
+@pytest.fixture(autouse=True)
+def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer stays fresh, however long the machine pauses."""
+    monkeypatch.setattr("tasquencer.temporal.delivery.monotonic", lambda: 1_000.0)
+
+
 async def test_of_many_outcomes_at_a_time_one_asks() -> None:
     delivery, temporal = Delivery(), Asked()
     await asyncio.gather(*(delivery.possible(temporal.client) for _ in range(100)))
@@ -44,14 +52,14 @@ async def test_an_outcome_waits_until_temporal_answers() -> None:
     done, _ = await asyncio.wait(waiting, timeout=0.1)
     assert not done
     temporal.is_away = False
-    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_SECONDS)
     assert temporal.times == 2
 
 
 async def test_a_temporal_that_refuses_to_tell_is_there() -> None:
     delivery, temporal = Delivery(), Asked()
     temporal.is_away, temporal.status = True, RPCStatusCode.PERMISSION_DENIED
-    await asyncio.wait_for(delivery.possible(temporal.client), 5)
+    await asyncio.wait_for(delivery.possible(temporal.client), PATIENCE_SECONDS)
 
 
 async def test_an_activity_that_is_canceled_hands_its_outcome_in() -> None:
@@ -60,7 +68,7 @@ async def test_an_activity_that_is_canceled_hands_its_outcome_in() -> None:
     first, second = (asyncio.create_task(delivery.possible(temporal.client)) for _ in range(2))
     await asyncio.wait([first, second], timeout=0.05)
     first.cancel()
-    await asyncio.wait_for(first, 5)
+    await asyncio.wait_for(first, PATIENCE_SECONDS)
     assert not second.done()
     second.cancel()
-    await asyncio.wait_for(second, 5)
+    await asyncio.wait_for(second, PATIENCE_SECONDS)
