@@ -482,7 +482,7 @@ async def test_a_worker_that_is_killed_costs_one_attempt(
             str(tmp_path),
         ]
         client = await Client.connect(dev_server.address)
-        request: dict[str, Any] = ASK | {"tools": ["look_up"], "heartbeat_timeout_seconds": 3}
+        request: dict[str, Any] = ASK | {"tools": ["look_up"], "heartbeat_timeout_seconds": 10}
         if is_fan_out:
             request["prompts"] = [request.pop("prompt")]
         first = ChildProcess("worker", arguments)
@@ -534,7 +534,7 @@ async def test_the_deadline_holds_for_the_whole_agent(dev_server: EmbeddedTempor
         await asyncio.Event().wait()
 
     async with desk(dev_server, [answers.tools(("wait", {}))], [wait]) as one:
-        handle = await one.start(tools=["wait"], deadline_seconds=1)
+        handle = await one.start(tools=["wait"], deadline_seconds=10)  # time enough for the first turn
         error = await failure_of_task(handle)
         story = await one.story(handle)
     assert error.type == "DeadlineExceeded"
@@ -552,7 +552,7 @@ async def test_the_deadline_ends_the_wait_for_an_approval(dev_server: EmbeddedTe
         raise AssertionError("nobody approved")
 
     async with desk(dev_server, [answers.tools(("refund", {"order": 7}))], [refund]) as one:
-        handle = await one.start(tools=["refund"], deadline_seconds=2)
+        handle = await one.start(tools=["refund"], deadline_seconds=10)
         error = await failure_of_task(handle)
         story = await one.story(handle)
     assert error.type == "DeadlineExceeded"

@@ -245,7 +245,8 @@ async def test_the_deadline_covers_the_tools(dev_server: EmbeddedTemporal) -> No
         """Wait for ever."""
         await asyncio.Event().wait()
 
-    asked = request_for("a", name="wait", deadline_seconds=1, policy="until_exhausted")
+    # Time enough for the first turn.
+    asked = request_for("a", name="wait", deadline_seconds=10, policy="until_exhausted")
     async with desk(dev_server, [AiFanOutTask], calling("wait"), [wait]) as one:
         handle = await one.tasks.start("AiFanOutTask", asked)
         error = await failure_of_task(handle)
