@@ -28,7 +28,7 @@ from tasquencer.testing import InMemoryLedger
 from tests.support.encryption import ENCRYPTED, encrypting, payloads_in
 from tests.support.patience import eventually
 from tests.workflows.adopted_runs import Handle, end_of, open_shop
-from tests.workflows.adopted_scenarios import Order, told
+from tests.workflows.adopted_scenarios import Order, Shop, told
 
 LIMIT = timedelta(seconds=120)
 LONG = RetryPolicy(initial_interval=timedelta(hours=1), maximum_attempts=3)
@@ -103,6 +103,13 @@ async def in_state(
         return next((item for item in items if (item.state, item.attempt) == (state, attempt)), None)
 
     return await eventually(found, f"attempt {attempt} {state}")
+
+
+async def called(activities: Shop, kind: str, times: int) -> None:
+    async def probe() -> bool:
+        return activities.made.get(kind, 0) >= times
+
+    await eventually(probe, f"{kind} to be called")
 
 
 async def begin(client: Client, queue: str, kind: str, *args: Any, policy: str = "long") -> Handle:
@@ -183,6 +190,7 @@ async def test_fail_is_a_failure_that_the_policy_retries(shop: Any) -> None:
     handle = await begin(client, queue, "hang", policy="short")
     for attempt in range(2):
         item = await in_state(ledger, handle, WorkItemState.STARTED, attempt)
+        await called(activities, "hang", attempt + 1)  # the ledger has the start before the call
         await act(handle, "fail_work_item", work_item_id=item.id, reason="too slow")
     error, cause = await handle.result()
     assert (error["class"], error["retry_state"]) == ("ActivityError", "4")
