@@ -72,9 +72,9 @@ def answer(request: ProviderRequest) -> Answer:
         return answers.rate_limited()
     if kind < 0.25:
         return answers.empty_text()
-    if kind < 0.27:
+    if kind < 0.4:  # about half of the agents are to fail: no run is to be without both ends
         return answers.refusal()
-    if turns >= 3 or kind < 0.45:
+    if turns >= 3 or kind < 0.55:
         return answers.ok("Done.")
     names = dice.choices(["steady", "shaky", "vital", "unknown"], [4, 4, 2, 1], k=dice.randint(1, 4))
     return answers.tools(*[(name, dice.choice([{}, {}, {"wrong": 1}])) for name in names])
