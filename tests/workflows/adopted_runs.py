@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import SharedStateManager, Worker
 
 from tests.support.patience import eventually
-from tests.support.tasks import IMPORTING_TESTS_ONCE
+from tests.support.tasks import IMPORTING_TESTS_ONCE, history, timers
 from tests.workflows import adopted_scenarios
 from tests.workflows.adopted_scenarios import Child, Scenario, Shop, in_a_process, told
 
@@ -96,23 +96,49 @@ async def _complete_by_id(client: Client, handle: Handle, shop: Shop) -> None:
 
 
 async def _note_twice(client: Client, handle: Handle, shop: Shop) -> None:
-    async def failed() -> bool:
-        return shop.made.get("flaky", 0) >= 1
-
-    await eventually(failed, "the first attempt")
+    await _begun(shop, "flaky")
     await handle.signal(Scenario.note, "a signal")
     await handle.execute_update(Scenario.noted, "an update")
 
 
+async def _begun(shop: Shop, kind: str, times: int = 1) -> None:
+    async def probe() -> bool:
+        return shop.made.get(kind, 0) >= times
+
+    await eventually(probe, f"activity {kind!r} has begun")
+
+
 def _cancel_after(kind: str) -> Callable[[Client, Handle, Shop], Awaitable[None]]:
     async def act(client: Client, handle: Handle, shop: Shop) -> None:
-        async def begun() -> bool:
-            return shop.made.get(kind, 0) >= 1
-
-        await eventually(begun, f"activity {kind!r} has begun")
+        await _begun(shop, kind)
         await handle.cancel()
 
     return act
+
+
+def _tell_after(kind: str) -> Callable[[Client, Handle, Shop], Awaitable[None]]:
+    async def act(client: Client, handle: Handle, shop: Shop) -> None:
+        await _begun(shop, kind)
+        await handle.signal(Scenario.note, "it has begun")
+
+    return act
+
+
+async def waits_for_the_next_attempt(handle: Handle, backoffs: int = 1) -> None:
+    """Return in the backoff after so many: a native one is the server's, an adopted one a timer."""
+
+    async def probe() -> bool:
+        pending = (await handle.describe()).raw_description.pending_activities
+        return any(one.attempt == 2 for one in pending) or len(timers(await history(handle))) >= backoffs
+
+    await eventually(probe, "a backoff")
+
+
+async def _tell_in_each_backoff(client: Client, handle: Handle, shop: Shop) -> None:
+    for number in range(1, 4):
+        await _begun(shop, "flaky", number)  # the activity before is no longer pending
+        await waits_for_the_next_attempt(handle, number)
+        await handle.signal(Scenario.note, "it waits")
 
 
 async def _cancel_then_complete(client: Client, handle: Handle, shop: Shop) -> None:
@@ -128,6 +154,14 @@ FROM_OUTSIDE: dict[str, Callable[[Client, Handle, Shop], Awaitable[None]]] = {
     "canceled_elsewhere": _report_cancel,
     "completed_elsewhere_by_its_id": _complete_by_id,
     "signals_and_updates_in_the_backoff": _note_twice,
+    "try_cancel": _tell_after("beating"),
+    "try_cancel_of_one_that_completes": _tell_after("beating"),
+    "wait_for_the_cancellation": _tell_after("beating"),
+    "wait_for_the_cancellation_of_one_that_completes": _tell_after("beating"),
+    "wait_for_the_cancellation_of_one_that_fails": _tell_after("beating"),
+    "abandon": _tell_after("beating"),
+    "cancel_in_the_backoff": _tell_in_each_backoff,
+    "one_that_nobody_awaits": _tell_after("hang"),
     "the_workflow_is_canceled": _cancel_after("beating"),
     "the_workflow_is_canceled_and_ends_so": _cancel_after("beating"),
     "the_workflow_is_canceled_while_it_waits_for_another": _cancel_then_complete,

@@ -18,6 +18,8 @@ Cancellation = workflow.ActivityCancellationType
 
 QUICK = RetryPolicy(initial_interval=timedelta(milliseconds=50), backoff_coefficient=1, maximum_attempts=4)
 LIMIT = timedelta(seconds=20)
+SOON = timedelta(seconds=10)
+"""A timeout that is to end an activity, but not before it has begun, however busy the machine is."""
 
 
 @dataclass
@@ -176,8 +178,9 @@ def run(kind: str, *args: Any, **options: Any) -> Awaitable[Any]:
     return workflow.start_activity(kind, args=args, **options)
 
 
-async def later(seconds: float, cancel: Any) -> None:
-    await workflow.sleep(seconds)
+async def when_told(w: Scenario, cancel: Any, signals: int = 1) -> None:
+    """Cancel it after so many signals: they come when the activity is where it is to be canceled."""
+    await workflow.wait_condition(lambda: len(w.signals) >= signals)
     cancel.cancel()
 
 
@@ -296,7 +299,7 @@ async def a_longer_delay_is_asked_for(w: Scenario) -> Any:
 @scenario
 async def a_shorter_delay_is_asked_for(w: Scenario) -> Any:
     policy = RetryPolicy(initial_interval=timedelta(seconds=30))
-    return (await run("asks_for_a_delay", 0.1, retry_policy=policy)) < 10
+    return (await run("asks_for_a_delay", 0.1, retry_policy=policy)) < 25
 
 
 @scenario
@@ -336,22 +339,18 @@ async def a_schedule_to_start_timeout(w: Scenario) -> Any:
 
 @scenario
 async def a_schedule_to_close_timeout_while_it_runs(w: Scenario) -> Any:
-    return await outcome(
-        run("hang", schedule_to_close_timeout=timedelta(seconds=0.7), start_to_close_timeout=None)
-    )
+    return await outcome(run("hang", schedule_to_close_timeout=SOON, start_to_close_timeout=None))
 
 
 @scenario
 async def a_schedule_to_close_timeout_while_nobody_polls(w: Scenario) -> Any:
-    return await outcome(
-        run("flaky", 0, task_queue="nobody-polls-this", schedule_to_close_timeout=timedelta(seconds=0.5))
-    )
+    return await outcome(run("flaky", 0, task_queue="nobody-polls-this", schedule_to_close_timeout=SOON))
 
 
 @scenario
 async def a_backoff_beyond_the_schedule_to_close_timeout(w: Scenario) -> Any:
-    policy = RetryPolicy(initial_interval=timedelta(seconds=30))
-    return await outcome(run("flaky", 9, schedule_to_close_timeout=timedelta(seconds=5), retry_policy=policy))
+    policy = RetryPolicy(initial_interval=timedelta(seconds=60))
+    return await outcome(run("flaky", 9, schedule_to_close_timeout=LIMIT, retry_policy=policy))
 
 
 @scenario
@@ -360,10 +359,9 @@ async def a_schedule_to_close_timeout_in_the_second_attempt(w: Scenario) -> Any:
     return await outcome(
         run(
             "hang",
-            schedule_to_close_timeout=timedelta(
-                seconds=7
-            ),  # the first timeout may come a second late, or two
-            start_to_close_timeout=timedelta(seconds=4),
+            # A third attempt has no time, and the second one has ten seconds to begin.
+            schedule_to_close_timeout=timedelta(seconds=22),
+            start_to_close_timeout=timedelta(seconds=12),
             retry_policy=policy,
         )
     )
@@ -376,7 +374,7 @@ async def heartbeat_details_of_attempts_that_failed(w: Scenario) -> Any:
 
 @scenario
 async def heartbeat_details_of_an_attempt_that_went_silent(w: Scenario) -> Any:
-    return await outcome(run("goes_silent", heartbeat_timeout=timedelta(seconds=0.7)))
+    return await outcome(run("goes_silent", heartbeat_timeout=SOON))
 
 
 @scenario
@@ -384,11 +382,9 @@ async def the_number_of_the_attempt(w: Scenario) -> Any:
     return await outcome(run("attempt"))
 
 
-async def _canceled(how: Cancellation, ends_how: str, kind: str = "beating") -> Any:
-    handle: Any = run(
-        kind, *([ends_how] if kind == "beating" else []), cancellation_type=how, heartbeat_timeout=LIMIT
-    )
-    canceling = asyncio.create_task(later(0.5, handle))
+async def _canceled(w: Scenario, how: Cancellation, ends_how: str) -> Any:
+    handle: Any = run("beating", ends_how, cancellation_type=how, heartbeat_timeout=LIMIT)
+    canceling = asyncio.create_task(when_told(w, handle))
     ended = await outcome(handle)
     await canceling
     return [ended, handle.done(), handle.cancelled()]
@@ -396,32 +392,32 @@ async def _canceled(how: Cancellation, ends_how: str, kind: str = "beating") -> 
 
 @scenario
 async def try_cancel(w: Scenario) -> Any:
-    return await _canceled(Cancellation.TRY_CANCEL, "")
+    return await _canceled(w, Cancellation.TRY_CANCEL, "")
 
 
 @scenario
 async def try_cancel_of_one_that_completes(w: Scenario) -> Any:
-    return await _canceled(Cancellation.TRY_CANCEL, "completes")
+    return await _canceled(w, Cancellation.TRY_CANCEL, "completes")
 
 
 @scenario
 async def wait_for_the_cancellation(w: Scenario) -> Any:
-    return await _canceled(Cancellation.WAIT_CANCELLATION_COMPLETED, "")
+    return await _canceled(w, Cancellation.WAIT_CANCELLATION_COMPLETED, "")
 
 
 @scenario
 async def wait_for_the_cancellation_of_one_that_completes(w: Scenario) -> Any:
-    return await _canceled(Cancellation.WAIT_CANCELLATION_COMPLETED, "completes")
+    return await _canceled(w, Cancellation.WAIT_CANCELLATION_COMPLETED, "completes")
 
 
 @scenario
 async def wait_for_the_cancellation_of_one_that_fails(w: Scenario) -> Any:
-    return await _canceled(Cancellation.WAIT_CANCELLATION_COMPLETED, "fails")
+    return await _canceled(w, Cancellation.WAIT_CANCELLATION_COMPLETED, "fails")
 
 
 @scenario
 async def abandon(w: Scenario) -> Any:
-    return await _canceled(Cancellation.ABANDON, "")
+    return await _canceled(w, Cancellation.ABANDON, "")
 
 
 @scenario
@@ -436,9 +432,10 @@ async def cancel_before_anything_happens(w: Scenario) -> Any:
 async def cancel_in_the_backoff(w: Scenario) -> Any:
     policy = RetryPolicy(initial_interval=timedelta(seconds=60))
     found = []
-    for how in (Cancellation.TRY_CANCEL, Cancellation.WAIT_CANCELLATION_COMPLETED, Cancellation.ABANDON):
+    kinds = (Cancellation.TRY_CANCEL, Cancellation.WAIT_CANCELLATION_COMPLETED, Cancellation.ABANDON)
+    for number, how in enumerate(kinds, 1):
         handle: Any = run("flaky", 9, retry_policy=policy, cancellation_type=how)
-        canceling = asyncio.create_task(later(1, handle))
+        canceling = asyncio.create_task(when_told(w, handle, number))
         found.append(await outcome(handle))
         await canceling
     return found
@@ -486,7 +483,7 @@ async def a_race_whose_loser_is_canceled(w: Scenario) -> Any:
 @scenario
 async def one_that_nobody_awaits(w: Scenario) -> Any:
     run("hang")
-    await workflow.sleep(0.3)
+    await workflow.wait_condition(lambda: bool(w.signals))
     return "ended without it"
 
 
@@ -555,7 +552,7 @@ async def priorities_and_summaries(w: Scenario) -> Any:
 
 @scenario
 async def signals_and_updates_in_the_backoff(w: Scenario) -> Any:
-    policy = RetryPolicy(initial_interval=timedelta(seconds=2), maximum_attempts=2)
+    policy = RetryPolicy(initial_interval=SOON, maximum_attempts=2)
     handle: Any = run("flaky", 1, "after", retry_policy=policy)
     await workflow.wait_condition(lambda: len(w.signals) == 2)
     early = handle.done()

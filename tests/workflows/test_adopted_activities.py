@@ -18,6 +18,8 @@ from tasquencer.testing import InMemoryLedger
 from tests.workflows.adopted_runs import run_scenario
 from tests.workflows.adopted_scenarios import SCENARIOS
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all scenarios
+
 AT_ONCE = 8
 """Scenarios that run side by side, each on a worker of its own."""
 
