@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Sequence
 from datetime import timedelta
@@ -22,7 +21,7 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.testing import InMemoryLedger
 from tests.support.patience import eventually
 from tests.support.tasks import IMPORTING_TESTS_ONCE
-from tests.workflows.adopted_runs import Handle, open_shop
+from tests.workflows.adopted_runs import Handle, open_shop, waits_for_the_next_attempt
 from tests.workflows.adopted_scenarios import QUICK
 
 ADOPTING: dict[str, Any] = {"adopt_activities": ["*"]}
@@ -127,15 +126,11 @@ async def test_a_workflow_keeps_what_it_has_decided_for_each_type(
 async def test_a_backoff_under_way_continues_as_it_began(dev_server: EmbeddedTemporal, first: str) -> None:
     client, ledger, queue = await Client.connect(dev_server.address), InMemoryLedger(), f"queue-{uuid4()}"
     begins, goes_on = (NOT_ADOPTING, ADOPTING) if first == "native" else (ADOPTING, NOT_ADOPTING)
-    handle = await client.start_workflow(Backoff.run, 3.0, id=f"backoff-{uuid4()}", task_queue=queue)
+    # The backoff outlasts the end of the first worker.
+    handle = await client.start_workflow(Backoff.run, 10.0, id=f"backoff-{uuid4()}", task_queue=queue)
     plugin = TasquencerPlugin(ledger, **begins)
-    async with open_shop(client, plugins=[plugin], queue=queue, workflows=[Backoff]) as (_, shop):
-
-        async def failed() -> bool:
-            return shop.made.get("flaky") == 1
-
-        await eventually(failed, "the first attempt")
-        await asyncio.sleep(1)
+    async with open_shop(client, plugins=[plugin], queue=queue, workflows=[Backoff]):
+        await waits_for_the_next_attempt(handle)
     plugin = TasquencerPlugin(ledger, **goes_on)
     async with open_shop(client, plugins=[plugin], queue=queue, workflows=[Backoff]) as (_, shop):
         shop.made["flaky"] = 1
