@@ -20,8 +20,8 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal, embedded_tempora
 from tasquencer.temporal import as_application_error
 from tests.support.calls import ScriptedCalls
 from tests.support.held_ledgers import HeldLedger, leading_to
-from tests.support.patience import PATIENCE_SECONDS
-from tests.support.tasks import tasks_on
+from tests.support.patience import PATIENCE_SECONDS, eventually
+from tests.support.tasks import comes_to, tasks_on
 from workflows.ai_fan_out import AiFanOutTask
 
 AT_ONCE = {"initial_interval_seconds": 0}
@@ -30,14 +30,19 @@ AT_ONCE = {"initial_interval_seconds": 0}
 class Echo:
     """Answers with the prompt; a prompt that begins with `fail` fails, `fail once` only the first time.
 
-    One that begins with `late` takes a second, with `wait` it never ends. Where `paid` is in the prompt, each
-    call uses 3 and 4 tokens and costs $0.25, also one that fails.
+    One that begins with `late` takes a second, with `held` until the test opens `gate`, with `wait` it never
+    ends. Where `paid` is in the prompt, each call uses 3 and 4 tokens and costs $0.25, also one that fails.
+
+    Attributes:
+        together: The first calls wait until so many are under way.
     """
 
     def __init__(self) -> None:
         self.asked = Counter[str]()
         self.under_way = 0
         self.most_under_way = 0
+        self.gate = asyncio.Event()
+        self.together = 1
 
     @activity.defn(name="generate")
     async def generate(self, job: AiJob) -> AiAnswer:
@@ -45,19 +50,22 @@ class Echo:
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             self.asked[job.prompt] += 1
+            await eventually(self._have_met, f"{self.together} calls at once")
             await asyncio.sleep(1 if job.prompt.startswith("late") else 0.02)
         finally:
             self.under_way -= 1
-        if job.prompt.startswith("wait"):
-            while True:
-                activity.heartbeat()
-                await asyncio.sleep(0.02)
+        while job.prompt.startswith("wait") or (job.prompt.startswith("held") and not self.gate.is_set()):
+            activity.heartbeat()
+            await asyncio.sleep(0.02)
         used: dict[str, Any] = PAID if "paid" in job.prompt else {}
         if job.prompt.startswith("fail once") and self.asked[job.prompt] == 1:
             raise as_application_error(Failure.of(FailureKind.RATE_LIMITED, "slow down", **used))
         if job.prompt.startswith("fail") and not job.prompt.startswith("fail once"):
             raise as_application_error(Failure.of(FailureKind.REFUSED, "no", **used))
         return AiAnswer(text=f"echo of {job.prompt}", **used)
+
+    async def _have_met(self) -> bool:
+        return self.most_under_way >= self.together
 
 
 PAID = {"input_tokens": 3, "output_tokens": 4, "cost_usd": 0.25}
@@ -73,6 +81,7 @@ async def test_the_total_is_that_of_all_attempts_at_all_prompts(dev_server: Embe
 
 async def test_every_prompt_is_answered_in_order_and_few_at_once(dev_server: EmbeddedTemporal) -> None:
     echo = Echo()
+    echo.together = 2
     prompts = [f"{'fail once ' if number % 5 == 0 else ''}line {number}" for number in range(30)]
     request = {"prompts": prompts, "concurrency": 4, "retry": AT_ONCE}
     async with tasks_on(dev_server.address, [AiFanOutTask], [echo.generate]) as tasks:
@@ -81,7 +90,7 @@ async def test_every_prompt_is_answered_in_order_and_few_at_once(dev_server: Emb
     assert [found["text"] for found in result["results"]] == [f"echo of {prompt}" for prompt in prompts]
     assert [found["attempts"] for found in result["results"]] == [2 if n % 5 == 0 else 1 for n in range(30)]
     assert (result["completed"], result["failed"], result["canceled"]) == (30, 0, 0)
-    assert 1 < echo.most_under_way <= 4
+    assert echo.most_under_way <= 4
     assert len(items) == sum(echo.asked.values()) == 36
     assert {item.id for item in items} >= {found["work_item_id"] for found in result["results"]}
 
@@ -156,13 +165,16 @@ async def test_a_cancel_that_meets_an_answer_ends_it_and_keeps_the_answer(
     """One lineage is in its backoff, and canceled at once; the other one's outcome is on its way."""
     ledger = HeldLedger(leading_to(WorkItemState.COMPLETED), committed=True)
     policy = {"name": "require_successes", "successes": 1}
+    echo = Echo()
     request = {
-        "prompts": ["fail once", "late one"],
+        "prompts": ["fail once", "held one"],
         "policy": policy,
         "retry": {"initial_interval_seconds": 3600},
     }
-    async with tasks_on(dev_server.address, [AiFanOutTask], [Echo().generate], ledger=ledger) as tasks:
+    async with tasks_on(dev_server.address, [AiFanOutTask], [echo.generate], ledger=ledger) as tasks:
         handle = await tasks.start("AiFanOutTask", request)
+        await comes_to(handle, "timer_started_event_attributes")  # the backoff
+        echo.gate.set()
         await ledger.gate.wait_until_reached()
         await handle.cancel()
         ledger.gate.open()
