@@ -85,13 +85,17 @@ class Archive:
         runs = self.tasks.client.list_workflows(f"WorkflowId = '{handle.id}'")
         return {run.run_id async for run in runs}
 
-    async def agrees(self, handle: Handle) -> None:
+    async def all_listed(self, handle: Handle) -> None:
+        """Return when Temporal lists all runs of the task."""
         known = {item.run_id for item in await self.tasks.work_items(handle)}
 
         async def are_listed() -> bool:
             return known <= await self.listed(handle)
 
         await eventually(are_listed, "Temporal to list all runs")
+
+    async def agrees(self, handle: Handle) -> None:
+        await self.all_listed(handle)
         found = await self.verified(handle)
         assert (found.differences, found.gaps) == ([], [])
         assert found.work_items > 0
@@ -254,6 +258,7 @@ async def test_a_chain_whose_first_run_is_gone_says_so(tmp_path: Path) -> None:
     ):
         request = {"prompt": "?", "max_retries": 12, "retry": AT_ONCE}
         _, handle = await kept.tasks.run("AiAgentTask", request)
+        await kept.all_listed(handle)
         first = handle.first_execution_run_id or ""
         run = WorkflowExecution(workflow_id=handle.id, run_id=first)
         await kept.tasks.client.workflow_service.delete_workflow_execution(
