@@ -84,9 +84,15 @@ def sends(number: signal.Signals) -> Callable[[ChildProcess, list[int]], None]:
 
 
 def sends_to_all(worker: ChildProcess, children: list[int]) -> None:
-    """Stop the parent and its children, as systemd does."""
+    """Stop the parent and its children together, as systemd does.
+
+    The parent continues only when all have their signal. Otherwise it could stop a child, or miss one, whose
+    own signal comes much later.
+    """
+    worker.send(signal.SIGSTOP)
     for pid in (worker.pid, *children):
         os.kill(pid, signal.SIGTERM)
+    worker.send(signal.SIGCONT)
 
 
 @pytest.mark.parametrize(
