@@ -54,7 +54,11 @@ async def test_a_worker_creates_the_schedule_and_carries_it_out(stage: Stage) ->
         workflow_id = await eventually(ran, "a run of the schedule")
         found = await stage.client.get_workflow_handle(workflow_id).result()
         assert found == {"open_work_items": 0, "settled": {}, "undecided": 0}
-        assert f"created schedule {schedule_id(stage.task_queue)}" in process.output()
+
+        async def says_so() -> bool:
+            return f"created schedule {schedule_id(stage.task_queue)}" in process.output()
+
+        await eventually(says_so, "the worker says that it has created the schedule")
     await stage.client.get_schedule_handle(schedule_id(stage.task_queue)).delete()
 
 
