@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -136,6 +136,16 @@ async def update_that_waits(handle: WorkflowHandle[Any, Any], name: str, *args: 
 
     await eventually(is_there, f"the update {name} on the server")
     return answer
+
+
+async def called_at(handle: WorkflowHandle[Any, Any]) -> datetime:
+    """When Temporal gave the task's only call to a worker. The worker may be late to make it."""
+    (at,) = [
+        event.event_time.ToDatetime(UTC)
+        for event in await history(handle)
+        if event.HasField("activity_task_started_event_attributes")
+    ]
+    return at
 
 
 def _looks_for_news(event: HistoryEvent) -> bool:
