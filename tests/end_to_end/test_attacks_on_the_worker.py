@@ -228,7 +228,7 @@ async def start_on_a_schedule(stage: Stage, header: Payload) -> WorkflowHandle[A
         task_queue=TaskQueue(name=stage.task_queue),
         input=Payloads(payloads=[prompt]),
         cron_schedule="@every 1s",
-        workflow_task_timeout=Duration(seconds=2),
+        workflow_task_timeout=Duration(seconds=int(PATIENCE_SECONDS)),
         request_id=str(uuid4()),
         header=Header(fields={"tasquencer-task": header}),
     )
