@@ -34,7 +34,6 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.temporal.ai_calls import AiCalls
 from tests.cli.processes import finish, start, until
 from tests.support.answers import Hold, ok, rate_limited, stall, status
-from tests.support.patience import eventually
 from tests.support.provider import ScriptedProvider
 from workflows import WORKFLOWS
 
@@ -63,6 +62,7 @@ class Scene:
 
     environment: dict[str, str]
     hold: Hold = field(default_factory=Hold)
+    hold_without_ledger: Hold = field(default_factory=Hold)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -72,11 +72,12 @@ async def scene(
     folder = tmp_path_factory.mktemp("following")
     (folder / "temporal.toml").touch()
     url, queue = f"sqlite:///{folder / 'ledger.db'}", f"following-{uuid4()}"
-    hold = Hold()
+    hold, hold_without_ledger = Hold(), Hold()
     script = {
         "moons": [status(503), ok("Io, Europa.")],
         "held": [stall(hold, ok("at last"))],
         "lost sight of": [stall()],
+        "without a ledger": [stall(hold_without_ledger, ok("an answer"))],
         "waits": [rate_limited("3000"), ok("done")],
     }
     async with (
@@ -99,7 +100,7 @@ async def scene(
                 "TASQ_DATABASE_URL": url,
                 "TASQ_TASK_QUEUE": queue,
             }
-            yield Scene(environment, hold)
+            yield Scene(environment, hold, hold_without_ledger)
 
 
 @pytest.fixture(autouse=True)
@@ -108,11 +109,15 @@ def _count_from_zero() -> None:
 
 
 async def test_run_and_watch_send_no_query(scene: Scene) -> None:
-    ran = await finish("run", "moons", "--initial-interval", "2s", environment=scene.environment)
+    options = ("--id", "moons-unasked", "--initial-interval", "50m")
+    running = await start("run", "moons", *options, environment=scene.environment)
+    await running.says("retry 1 of 3 waits: 50 min backoff")
+    hurried = await finish("retry-now", "moons-unasked", "--yes", environment=scene.environment)
+    assert hurried.code == 0, hurried.stderr
+    ran = await running.finish()
     assert (ran.code, ran.stdout) == (0, "Io, Europa.\n")
-    assert "first try failed after" in ran.stderr and "retry 1 of 3 waits: 2 s backoff" in ran.stderr
-    task_id = ran.stderr.split()[-1]
-    watched = await finish("watch", task_id, environment=scene.environment)
+    assert "first try failed after" in ran.stderr
+    watched = await finish("watch", "moons-unasked", environment=scene.environment)
     assert (watched.code, "retry 1 of 3 completed after" in watched.stderr) == (0, True)
     assert not _queries
 
@@ -202,9 +207,11 @@ async def test_a_task_that_the_ledger_does_not_have_is_asked_itself(scene: Scene
 
 async def test_a_ledger_that_cannot_be_reached_does_not_end_the_command(scene: Scene) -> None:
     nowhere = {**scene.environment, "TASQ_DATABASE_URL": "postgresql://tasq@127.0.0.1:1/tasq"}
-    ran = await finish("run", "anything", "--id", "without-ledger", environment=nowhere)
+    running = await start("run", "without a ledger", "--id", "without-ledger", environment=nowhere)
+    await running.says("the ledger at postgresql://tasq@127.0.0.1:1/tasq is unavailable: ")
+    scene.hold_without_ledger.release()
+    ran = await running.finish()
     assert (ran.code, ran.stdout) == (0, "an answer\n"), ran.stderr
-    assert "the ledger at postgresql://tasq@127.0.0.1:1/tasq is unavailable: " in ran.stderr
     assert "first try completed after" in ran.stderr
 
 
@@ -214,14 +221,11 @@ async def test_work_items_of_an_earlier_task_with_the_same_id_are_not_shown(scen
         assert ran.code == 0
         (first,) = await ledger.work_items_of("again")
         client = await Client.connect(scene.environment["TEMPORAL_ADDRESS"])
-        await client.start_workflow(
+        # `tasq watch` says each change that it sees. Of a task that has ended it sees only the end.
+        await client.execute_workflow(
             "AiAgentTask", {"prompt": "again"}, id="again", task_queue=scene.environment["TASQ_TASK_QUEUE"]
         )
-
-        async def probe() -> bool:
-            return len(await ledger.work_items_of("again")) == 2
-
-        await eventually(probe, "the second task's work item")
+        assert len(await ledger.work_items_of("again")) == 2
         watched = await finish("watch", "again", environment=scene.environment)
         assert watched.stderr.count("first try") == 1
         assert (await ledger.work_items_of("again"))[0] == first
