@@ -10,7 +10,7 @@ import pty
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,11 +90,17 @@ async def finish(*arguments: str, environment: Mapping[str, str]) -> Finished:
     return await (await start(*arguments, environment=environment)).finish()
 
 
-async def on_a_terminal(*arguments: str, environment: Mapping[str, str], types: str = "") -> tuple[int, str]:
+async def on_a_terminal(
+    *arguments: str,
+    environment: Mapping[str, str],
+    types: str = "",
+    meanwhile: Callable[[Callable[[], str]], Awaitable[None]] | None = None,
+) -> tuple[int, str]:
     """The exit code and everything that the terminal got, escape sequences included.
 
     Args:
         types: What the person at the terminal types, ahead of every question.
+        meanwhile: What happens elsewhere while the command runs. It is told what the terminal has got so far.
     """
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
@@ -105,6 +111,7 @@ async def on_a_terminal(*arguments: str, environment: Mapping[str, str], types: 
         stdout=theirs,
         stderr=theirs,
     )
+    _started.append(process)
     os.close(theirs)
     os.write(ours, types.encode())
     seen = bytearray()
@@ -117,7 +124,10 @@ async def on_a_terminal(*arguments: str, environment: Mapping[str, str], types: 
             pass
 
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await asyncio.to_thread(read)
+        reading = asyncio.create_task(asyncio.to_thread(read))
+        if meanwhile is not None:
+            await meanwhile(lambda: bytes(seen).decode(errors="replace"))
+        await reading
         code = await process.wait()
     os.close(ours)
     return code, seen.decode()

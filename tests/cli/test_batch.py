@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,12 +223,20 @@ async def test_an_id_belongs_to_one_content(scene: Scene, tmp_path: Path) -> Non
 async def test_standard_input_and_output_as_the_answers_come(scene: Scene) -> None:
     process = await start("batch", "-", "--unordered", environment=scene.environment)
     assert (await process.finish()).code == 2  # the input is empty here
+    scene.provider.hold()
+
+    async def answer(seen: Callable[[], str]) -> None:
+        await until(lambda: "1 of 2" in seen(), seen)
+        scene.provider.release()
+
     code, seen = await on_a_terminal(
-        "batch", "-", "--unordered", environment=scene.environment, types='{"prompt": "typed"}\n\x04'
+        *("batch", "-", "--unordered"),
+        environment=scene.environment,
+        types='{"prompt": "typed"}\n{"prompt": "held and typed"}\n\x04',
+        meanwhile=answer,
     )
     assert code == 0
-    assert '"text": "echo of typed"' in seen
-    assert "1 of 1" in seen
+    assert '"text": "echo of typed"' in seen and '"text": "echo of held and typed"' in seen
 
 
 async def test_ctrl_c_lets_the_batch_go_on_and_says_how_to_attach(scene: Scene, tmp_path: Path) -> None:
@@ -266,7 +274,10 @@ async def test_pause_status_resume_and_cancel(scene: Scene, tmp_path: Path) -> N
     out = tmp_path / "r.jsonl"
     ran = await scene.tasq("batch", prompts, "--id", "acted-on", "--concurrency", "2", "--detach")
     assert (ran.code, ran.stdout) == (0, "acted-on\n")
-    await until(lambda: scene.provider.asked["held 1"] == 1, lambda: "held 1 is not asked")
+    await until(
+        lambda: scene.provider.asked["held 0"] == scene.provider.asked["held 1"] == 1,
+        lambda: f"not both are asked: {scene.provider.asked}",
+    )
     paused = await scene.tasq("batch", "pause", "acted-on", "--actor", "anna", "--reason", "lunch")
     assert (paused.code, paused.stderr) == (0, "batch acted-on is paused\n")
     said = await scene.tasq("batch", "status", "acted-on")

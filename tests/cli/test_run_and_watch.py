@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from tasquencer.cli.demo_parts import AnsweringModel, running_worker, worker_env
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tasquencer.settings import Settings
 from tasquencer.temporal.converter import data_converter
-from tests.cli.processes import finish, on_a_terminal, start
+from tests.cli.processes import finish, on_a_terminal, start, until
 from tests.support.answers import insufficient_quota, ok, rate_limited, slow, status
 from tests.support.provider import ScriptedProvider
 
@@ -30,7 +30,7 @@ SCRIPT = {
     "no money": [insufficient_quota()],
     "no money, as JSON": [insufficient_quota()],
     "detached": [ok("found again")],
-    "terminal": [rate_limited("5"), ok("with \x1b[2J a table")],
+    "terminal": [rate_limited("55"), ok("with \x1b[2J a table")],
     "later": [ok("later")],
 }
 
@@ -134,11 +134,20 @@ async def test_a_detached_task_can_be_watched_and_its_id_is_taken(environment: d
 
 
 async def test_a_terminal_gets_a_live_table_that_counts_down(environment: dict[str, str]) -> None:
-    code, screen = await on_a_terminal("run", "terminal", environment=environment)
+    def counted(screen: str) -> list[int]:
+        return [int(seconds) for seconds in re.findall(r"starts in (\d+) s", screen)]
+
+    async def hurry(screen: Callable[[], str]) -> None:
+        await until(lambda: len(set(counted(screen()))) > 1, screen)
+        hurried = await finish("retry-now", "counted-down", "--yes", environment=environment)
+        assert hurried.code == 0, hurried.stderr
+
+    command = ("run", "terminal", "--id", "counted-down")
+    code, screen = await on_a_terminal(*command, environment=environment, meanwhile=hurry)
     assert code == 0, screen
-    left = [int(seconds) for seconds in re.findall(r"starts in (\d+) s", screen)]
-    assert len(set(left)) > 1 and left == sorted(left, reverse=True), left
-    assert "5 s asked by the provider" in screen and "rate_limited" in screen
+    left = counted(screen)
+    assert left == sorted(left, reverse=True), left
+    assert "55 s asked by the provider" in screen and "rate_limited" in screen
     assert "retry 1 of 3" in screen
     assert "with \N{REPLACEMENT CHARACTER}[2J a table" in screen  # the model does not steer the terminal
     assert "2 attempts · " in screen
