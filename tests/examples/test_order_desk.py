@@ -6,6 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
+from tests.support.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,7 +21,7 @@ async def test_the_order_desk_runs_and_shows_each_attempt() -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    printed, _ = await asyncio.wait_for(program.communicate(), 120)
+    printed, _ = await asyncio.wait_for(program.communicate(), 2 * PATIENCE_SECONDS)
     text = printed.decode()
     assert program.returncode == 0, text
     assert "I have paid the 49.00 back." in text

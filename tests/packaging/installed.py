@@ -40,6 +40,7 @@ class Installed:
         program: Sequence[str] = ("-c", TASQ),
         environment: Mapping[str, str] = os.environ,
         before: Path | None = None,
+        seconds: float = PATIENCE_SECONDS,
     ) -> subprocess.CompletedProcess[str]:
         """Run `tasq`, or another Python program, in this folder to its end.
 
@@ -49,6 +50,7 @@ class Installed:
             program: Options of Python.
             environment: To this the package is added.
             before: A folder whose modules come before all others.
+            seconds: How long it may take.
         """
         complete = self.environment(environment)
         if before is not None:
@@ -60,7 +62,7 @@ class Installed:
             env=complete,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=seconds,
             check=False,
         )
 

@@ -151,7 +151,10 @@ async def test_a_folder_that_is_not_empty_is_refused_in_one_line(
 @pytest.mark.slow
 async def test_the_demo_runs_in_an_empty_folder(installed: Installed, stage: Stage, tmp_path: Path) -> None:
     environment = stage.environment({"OPENAI_API_KEY": "test"})
-    ended = await installed.run(tmp_path, "demo", "--prompt", QUESTION, environment=environment)
+    patience = 2 * PATIENCE_SECONDS  # a server and a worker start and stop, beside two failures
+    ended = await installed.run(
+        tmp_path, "demo", "--prompt", QUESTION, environment=environment, seconds=patience
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"{MOONS}\n")
     assert "3 work items: 1 completed, 2 failed" in ended.stdout
