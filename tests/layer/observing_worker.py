@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import timedelta
 
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from tasquencer.sql import SqlLedger
-from tasquencer.temporal import TasquencerPlugin
+from tasquencer.temporal import TasquencerPlugin, observed_ends, observed_writing
 from tests.layer.observed import Works
 from tests.support.patience import PATIENCE_SECONDS
 
@@ -50,10 +51,17 @@ async def observing_worker(
 
 
 async def _work(address: str, queue: str, database: str, hangs: str = "") -> None:
+    # As tests/layer/conftest.py has it for the process of the tests.
+    observed_writing._PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
+    observed_ends._LOOK_SECONDS = PATIENCE_SECONDS
     plugin = TasquencerPlugin(SqlLedger(database), observe_activities=["*"])
     client = await Client.connect(address, plugins=[plugin])
     async with Worker(
-        client, task_queue=queue, workflows=[Works], activities=[Hanging(hangs=bool(hangs)).work]
+        client,
+        task_queue=queue,
+        workflows=[Works],
+        activities=[Hanging(hangs=bool(hangs)).work],
+        max_heartbeat_throttle_interval=timedelta(milliseconds=50),
     ):
         os.write(1, _WORKS)
         await asyncio.Event().wait()
