@@ -66,7 +66,7 @@ class Works:
     @workflow.run
     async def run(self, kind: str, value: Any, options: dict[str, Any]) -> Any:
         limits: dict[str, Any] = {
-            "start_to_close_timeout": timedelta(seconds=options.get("limit", 20)),
+            "start_to_close_timeout": timedelta(seconds=options.get("limit", 60)),
             "heartbeat_timeout": timedelta(seconds=options["heartbeat"]) if "heartbeat" in options else None,
             "retry_policy": RetryPolicy(
                 initial_interval=timedelta(milliseconds=100),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import multiprocessing
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer, SharedStateManager
@@ -217,7 +219,7 @@ async def test_activities_in_processes_are_observed(dev_server: EmbeddedTemporal
 async def test_a_cancel_is_recorded_as_one(dev_server: EmbeddedTemporal) -> None:
     scripted = Scripted("hang")
     async with observing(dev_server, [scripted.work]) as scene:
-        handle = await scene.start("work", heartbeat=5, waits_for_cancel=True)
+        handle = await scene.start("work", heartbeat=30, waits_for_cancel=True)
         await scripted.started.wait()
         await handle.cancel()
         with pytest.raises(WorkflowFailureError):
@@ -227,9 +229,13 @@ async def test_a_cancel_is_recorded_as_one(dev_server: EmbeddedTemporal) -> None
         assert (await scene.ledger.transitions(row.id))[-1].reason == "canceled"
 
 
+# The limits hold for the second attempt, too, which must end in time on a busy machine.
+OUT_OF_TIME, LOST = {"limit": 6}, {"limit": 60, "heartbeat": 6}
+
+
 @pytest.mark.parametrize(
     ("limits", "kind"),
-    [({"limit": 1}, "timed_out"), ({"limit": 20, "heartbeat": 1}, "worker_lost")],
+    [(OUT_OF_TIME, "timed_out"), (LOST, "worker_lost")],
     ids=["start to close", "heartbeat"],
 )
 async def test_a_timeout_is_told_from_a_lost_heartbeat(
@@ -244,14 +250,10 @@ async def test_a_timeout_is_told_from_a_lost_heartbeat(
 
 
 class Forgetful(InMemoryLedger):
-    """Loses what comes after the start, as a worker that dies does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loses = True
+    """Loses what first attempts write after their start, as a worker that dies does."""
 
     async def record(self, entries: Sequence[LedgerEntry]) -> None:
-        if self.loses:
+        if activity.in_activity() and activity.info().attempt == 1:
             entries = [one for one in entries if not one.work_item.state.is_terminal]
         await super().record(entries)
 
@@ -259,8 +261,8 @@ class Forgetful(InMemoryLedger):
 @pytest.mark.parametrize(
     ("step", "limits", "kind"),
     [
-        ("silent", {"limit": 1}, "timed_out"),
-        ("silent", {"limit": 20, "heartbeat": 1}, "worker_lost"),
+        ("silent", OUT_OF_TIME, "timed_out"),
+        ("silent", LOST, "worker_lost"),
         (ApplicationError("no", type="Refused"), {}, "Refused"),
     ],
     ids=["start to close", "heartbeat", "failure"],
@@ -268,25 +270,17 @@ class Forgetful(InMemoryLedger):
 async def test_the_next_attempt_settles_the_one_before_with_temporal_s_last_failure(
     dev_server: EmbeddedTemporal, step: Any, limits: dict[str, Any], kind: str
 ) -> None:
-    ledger = Forgetful()
-    scripted = Scripted(step, "hang")
-    async with observing(dev_server, [scripted.work], ledger=ledger) as scene:
+    scripted = Scripted(step)
+    async with observing(dev_server, [scripted.work], ledger=Forgetful()) as scene:
         handle = await scene.start("work", **limits)
-        await scene.has(handle, "started")
-        ledger.loses = False
-        await eventually(lambda: is_attempt(scripted, 2), "the second attempt")
-        rows = await scene.has(handle, "failed", "started")
-        await handle.terminate()
+        await handle.result()
+        rows = await scene.has(handle, "failed", "completed")
     assert states(rows)[0] == kind
     assert rows[1].delay_seconds >= 0
 
 
 async def has_taken_every_step(scripted: Scripted) -> bool:
     return not scripted._script
-
-
-async def is_attempt(scripted: Scripted, number: int) -> bool:
-    return scripted.attempts[-1:] == [number]
 
 
 async def test_the_reconciler_settles_what_no_attempt_follows(
@@ -305,10 +299,9 @@ async def test_the_reconciler_settles_what_no_attempt_follows(
         terminated = await scene.start("work")
         await eventually(lambda: has_taken_every_step(scripted), "the silent attempt")
         scripted._script = ["hang"]
-        running = await scene.start("work", heartbeat=5)
+        running = await scene.start("work", heartbeat=30)
         await scene.has(running, "started")
         await terminated.terminate(reason="enough")
-        ledger.loses = False
         await scene.reconcile()
         assert states(await scene.rows(done)) == ["completed"]
         assert states(await scene.rows(refused)) == ["Refused"]
@@ -368,7 +361,7 @@ async def test_standalone_activities_are_observed(dev_server: EmbeddedTemporal) 
             7,
             id=name,
             task_queue=scene.queue,
-            start_to_close_timeout=timedelta(seconds=10),
+            start_to_close_timeout=timedelta(seconds=60),
         )
         assert result == {"got": 7}
         rows = await scene.ledger.work_items_of(f"activity:{name}")
@@ -394,7 +387,7 @@ class Broken(InMemoryLedger):
 async def test_an_outage_of_the_ledger_does_not_stop_the_activities(
     dev_server: EmbeddedTemporal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observed_writing, "_REST_SECONDS", 0.5)
+    monkeypatch.setattr(observed_writing, "_REST_SECONDS", math.inf)
     ledger = Broken()
     scripted = Scripted(ValueError("a bug"))
     with caplog.at_level(logging.WARNING, "tasquencer.temporal.observing"):
@@ -402,9 +395,9 @@ async def test_an_outage_of_the_ledger_does_not_stop_the_activities(
             handles = [await scene.start("work") for _ in range(3)]
             for handle in handles:
                 assert await handle.result() == {"got": 1}
-            assert ledger.tried < 8  # not twice for each of the four attempts
+            assert ledger.tried == 1  # not twice for each of the four attempts
             ledger.is_down = False
-            await asyncio.sleep(0.6)
+            monkeypatch.setattr(observed_writing, "_REST_SECONDS", 0)
             handle = await scene.start("work")
             await handle.result()
             await scene.has(handle, "completed")
@@ -464,23 +457,22 @@ async def test_what_is_large_or_no_json_is_kept_as_a_note(dev_server: EmbeddedTe
 
 
 async def test_a_cancel_that_meets_the_last_write_changes_nothing(dev_server: EmbeddedTemporal) -> None:
-    held = asyncio.Event()
     at_the_end = asyncio.Event()
 
     class Slow(InMemoryLedger):
         async def record(self, entries: Sequence[LedgerEntry]) -> None:
             if any(one.work_item.state.is_terminal for one in entries):
                 at_the_end.set()
-                await held.wait()
+                while not activity.is_cancelled():
+                    activity.heartbeat()  # where cancels are not pushed, its answer brings this one
+                    await asyncio.sleep(0.02)
             await super().record(entries)
 
     scripted = Scripted()
     async with observing(dev_server, [scripted.work], ledger=Slow()) as scene:
-        handle = await scene.start("work", heartbeat=5)
+        handle = await scene.start("work", heartbeat=30)
         await at_the_end.wait()
         await handle.cancel()
-        await asyncio.sleep(0.3)
-        held.set()
         with pytest.raises(WorkflowFailureError):
             await handle.result()
         assert states(await scene.has(handle, "completed")) == ["completed"]
