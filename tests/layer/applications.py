@@ -18,6 +18,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from tasquencer.temporal.plugin import TasquencerPlugin
+from tests.support.patience import PATIENCE_SECONDS
 
 
 class _PlainJson(JSONPlainPayloadConverter):
@@ -74,10 +75,10 @@ class Plain:
     async def run(self, name: str, again: bool = True) -> list[str]:
         workflow.patched("a-patch")
         first = await workflow.execute_activity(
-            "greet", name, start_to_close_timeout=timedelta(seconds=10), retry_policy=FLAKY, result_type=str
+            "greet", name, start_to_close_timeout=timedelta(seconds=60), retry_policy=FLAKY, result_type=str
         )
         second = await workflow.execute_local_activity(
-            "greet", name, start_to_close_timeout=timedelta(seconds=10), result_type=str
+            "greet", name, start_to_close_timeout=timedelta(seconds=60), result_type=str
         )
         await workflow.sleep(0.05)
         child = await workflow.execute_child_workflow(
@@ -115,13 +116,18 @@ class Small:
 class SleepingHandler:
     """Ends while its signal handler is asleep."""
 
+    def __init__(self) -> None:
+        self._dozes = False
+
     @workflow.run
     async def run(self) -> str:
-        await workflow.sleep(0.2)
+        await workflow.wait_condition(lambda: self._dozes)
+        await workflow.sleep(0.01)
         return "done"
 
     @workflow.signal(unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
     async def doze(self) -> None:
+        self._dozes = True
         await workflow.sleep(3600)
 
 
@@ -134,7 +140,7 @@ class Failing:
         return await workflow.execute_activity(
             "greet",
             name,
-            start_to_close_timeout=timedelta(seconds=10),
+            start_to_close_timeout=timedelta(seconds=60),
             retry_policy=RetryPolicy(maximum_attempts=1),
             result_type=str,
         )
@@ -184,7 +190,7 @@ async def run_plain(client: Client, queue: str) -> Any:
     """A whole life of `Plain`: the handle of its first run, once it has ended."""
     handle = await client.start_workflow(Plain.run, args=["Ann"], id=f"plain-{uuid4()}", task_queue=queue)
     first_run, handle = handle.first_execution_run_id, client.get_workflow_handle(handle.id)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await handle.signal(Plain.note, "a signal")
         while (await handle.describe()).run_id == first_run:
             await asyncio.sleep(0.1)

@@ -37,7 +37,7 @@ from tests.layer.applications import (
     working,
 )
 from tests.layer.test_encoding import all_runs
-from tests.support.patience import eventually
+from tests.support.patience import PATIENCE_SECONDS, eventually
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -128,7 +128,7 @@ class CallsElsewhere:
     @workflow.run
     async def run(self) -> list[str]:
         return [
-            await workflow.execute_activity(elsewhere, start_to_close_timeout=timedelta(seconds=10))
+            await workflow.execute_activity(elsewhere, start_to_close_timeout=timedelta(seconds=60))
             for _ in range(10)
         ]
 
@@ -161,7 +161,7 @@ async def test_activities_that_a_later_plugin_brings_are_carried_out(
     client = await Client.connect(dev_server.address, plugins=of_client)
     async with working(client, [], workflows=[CallsElsewhere], plugins=of_worker) as queue:
         handle = await client.start_workflow(CallsElsewhere.run, id=f"calls-{uuid4()}", task_queue=queue)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert len(await handle.result()) == 10
 
 
