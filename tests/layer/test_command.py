@@ -123,9 +123,13 @@ async def test_a_pause_is_encoded_and_listed(
         await client.get_workflow_handle("hidden-3").describe()
     ).raw_description.workflow_execution_info.memo
     assert {payload.metadata["encoding"] for payload in memo.fields.values()} == {ENCRYPTED}
-    unknown, problem = await listed(setting="")
-    assert unknown is None
-    assert problem.startswith("pauses are unknown: cannot decode a payload with the encoding 'binary/enc")
+
+    async def is_not_decoded() -> bool:
+        unknown, problem = await listed(setting="")
+        assert unknown is None
+        return problem.startswith("pauses are unknown: cannot decode a payload with the encoding 'binary/enc")
+
+    await eventually(is_not_decoded, "the reason why the pause is unknown, which the list waits for 2 s only")
 
 
 @pytest.mark.parametrize(
