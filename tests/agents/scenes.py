@@ -26,10 +26,13 @@ PLACES = ("first", "last")
 """Where our plugin stands among the plugins."""
 
 
-def FIVE_REQUESTS() -> list[Answer]:  # noqa: N802 - it is what others read as a constant
-    """Two failed and one good model turn that calls the tool, a failed and a good last turn."""
+def FIVE_REQUESTS(asks: str = "1") -> list[Answer]:  # noqa: N802 - it is what others read as a constant
+    """Two failed and one good model turn that calls the tool, a failed and a good last turn.
+
+    The first answer asks for a wait of so many seconds.
+    """
     return [
-        rate_limited("1"),
+        rate_limited(asks),
         status(503),
         tool_call("weather", {"city": "Oslo"}, usage=(100, 20), details=(40, 5)),
         status(500),

@@ -17,6 +17,9 @@ from tests.support.provider import ScriptedProvider
 MODES = [{"observe_activities": ["*"]}, {"adopt_activities": ["*"]}]
 IDS = ["observed", "adopted"]
 
+UNHEARD = "60"
+"""A wait that is asked for in vain. On a busy machine the backoff is not near it."""
+
 
 def outcomes(rows: list[WorkItem]) -> list[tuple[str, int, str]]:
     return [
@@ -49,7 +52,8 @@ async def check(scene: Scene, rows: list[WorkItem], *, honours: bool = True) -> 
         if row.attempt:
             assert before.ended_at is not None and row.started_at is not None
             assert 0.15 < row.delay_seconds <= (row.started_at - before.ended_at).total_seconds() + 0.001
-    assert rows[0].failure is not None and rows[0].failure.retry_after_seconds == 1
+    assert rows[0].failure is not None
+    assert rows[0].failure.retry_after_seconds == float("1" if honours else UNHEARD)
     assert "Rate limit reached" in rows[0].failure.message
     jobs = await scene.jobs(rows)
     assert [job is not None for job in jobs] == [True, True, True, False, False, True, True]
@@ -78,8 +82,10 @@ async def test_an_agent_of_pydantic_ai(
 ) -> None:
     pydantic_agents.FAILURES[:] = [pydantic_agents.WeatherDown("no signal")]
     workflows = [pydantic_agents.Forecast, pydantic_agents.OldForecast]
+    # Without the capability Pydantic AI does not hand the provider's wish on to Temporal. Adopting does.
+    honours = workflow == "Forecast" or "adopt_activities" in options
     async with (
-        ScriptedProvider(FIVE_REQUESTS()) as provider,
+        ScriptedProvider(FIVE_REQUESTS("1" if honours else UNHEARD)) as provider,
         agents_on(dev_server, workflows, [PydanticAIPlugin()], place=place, options=options) as scene,
     ):
         pydantic_agents.CLIENT.base_url = provider.base_url
@@ -88,8 +94,7 @@ async def test_an_agent_of_pydantic_ai(
     assert result == "Sunny." and len(provider.requests) == 5
     agent = "forecaster: " if workflow == "Forecast" else "old_forecaster: "
     assert outcomes(rows) == expected(agent, "WeatherDown")
-    # Without the capability Pydantic AI does not hand the provider's wish on to Temporal. Adopting does.
-    await check(scene, rows, honours=workflow == "Forecast" or "adopt_activities" in options)
+    await check(scene, rows, honours=honours)
 
 
 @pytest.mark.parametrize("place", PLACES)
