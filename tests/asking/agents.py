@@ -67,7 +67,7 @@ class Clerk:
                         note,
                         f"{first} {second}",
                         task_queue=f"{workflow.info().task_queue}-notes",
-                        start_to_close_timeout=timedelta(seconds=10),
+                        start_to_close_timeout=timedelta(seconds=60),
                     )
                 )
         return [first, second, str(self._task.result())]

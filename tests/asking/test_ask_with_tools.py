@@ -188,7 +188,7 @@ async def test_the_deadline_holds_for_the_whole_conversation(dev_server: Embedde
         await asyncio.Event().wait()
 
     async with desk(dev_server, WORKFLOWS, [answers.tools(("wait", {})), answers.ok("Late.")], [wait]) as one:
-        result, handle = await one.tasks.run("Persistent", {"tools": ["wait"], "deadline_seconds": 1})
+        result, handle = await one.tasks.run("Persistent", {"tools": ["wait"], "deadline_seconds": 6})
         story = await one.story(handle)
     assert result[0] == "DeadlineExceeded"
     assert story[:3] == [

@@ -50,7 +50,7 @@ class SideBySide:
 
     @workflow.run
     async def run(self, text: str) -> list[Any]:
-        loud = await workflow.execute_activity(shout, text, start_to_close_timeout=timedelta(seconds=10))
+        loud = await workflow.execute_activity(shout, text, start_to_close_timeout=timedelta(seconds=60))
         summary, label, numbers = await asyncio.gather(
             ask(f"summary of {loud}"),
             ask(f"label of {loud}", output=Label),
@@ -96,7 +96,7 @@ class WithTask:
             async with work_item:
                 work_item.complete(
                     await work_item.execute_activity(
-                        shout, first, start_to_close_timeout=timedelta(seconds=10)
+                        shout, first, start_to_close_timeout=timedelta(seconds=60)
                     )
                 )
         return [self._task.result(), await ask("And now?")]

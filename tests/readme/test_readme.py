@@ -20,6 +20,7 @@ from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tests.end_to_end.stage import Stage
 from tests.readme.documents import DOCS, ROOT, blocks_of
 from tests.support import answers
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import tasks_on_skipped_time
 
@@ -66,7 +67,7 @@ async def typed(stage: Stage, command: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    printed, complaints = await asyncio.wait_for(shell.communicate(), timeout=60)
+    printed, complaints = await asyncio.wait_for(shell.communicate(), timeout=PATIENCE_SECONDS)
     assert shell.returncode == 0, complaints.decode()
     return printed.decode()
 

@@ -38,7 +38,7 @@ class Divides:
         async for work_item in self._task.attempts(by):
             async with work_item:
                 quotient = await work_item.execute_activity(
-                    divide, by, start_to_close_timeout=timedelta(seconds=10)
+                    divide, by, start_to_close_timeout=timedelta(seconds=60)
                 )
                 work_item.complete(quotient)
         return str(self._task.result())
