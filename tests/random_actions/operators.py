@@ -19,6 +19,7 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from tasquencer.core.actions import TRY_AGAIN
 from tasquencer.core.work_item import WorkItem
 from tasquencer.ledger.contract import Ledger, WorkItemFilter
 from tests.stories.story import CANCEL_TASK, LEADS_TO, Act, Reply
@@ -175,6 +176,9 @@ class Operators:
                 return Reply.LOST, f"nothing within {PATIENCE_SECONDS:g} s", {}
             except WorkflowUpdateFailedError as error:
                 cause = error.cause
+                if isinstance(cause, ApplicationError) and cause.type == TRY_AGAIN:
+                    await asyncio.sleep(0.1)  # the task was writing
+                    continue
                 kinds = ("ActionRefused", "InvalidRequest")
                 refused = isinstance(cause, ApplicationError) and cause.type in kinds
                 return Reply.REFUSED if refused else Reply.LOST, str(cause), {}
