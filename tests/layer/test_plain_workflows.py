@@ -172,8 +172,10 @@ class CountedLedger(InMemoryLedger):
 
     async def open(self) -> None:
         self.opened += 1
+        await asyncio.sleep(0.1)  # another worker may start meanwhile
 
     async def close(self) -> None:
+        await asyncio.sleep(0.1)
         self.closed += 1
 
 

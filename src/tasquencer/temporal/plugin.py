@@ -10,6 +10,7 @@ data converter and its interceptors.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -109,6 +110,8 @@ class TasquencerPlugin(SimplePlugin):
         self._running = 0
         self._client: temporalio.client.Client | None = None
         self._closing = AsyncExitStack()
+        self._changing = asyncio.Lock()
+        """Held while the ledger is opened or closed, because another worker may start or stop meanwhile."""
         if batches is None:
             batches = getattr(ledger, "batches", None)
         activities: list[Callable[..., Awaitable[Any]]] = [
@@ -212,18 +215,25 @@ class TasquencerPlugin(SimplePlugin):
             headers.run_here()
         for status in self._status:
             status.run_here()
-        if not self._running:
-            await self._closing.enter_async_context(self._ledger)
-            if self._calls is not None:
-                await self._closing.enter_async_context(self._calls)
-                self._calls.cancels_are_pushed(self._client is not None and await are_pushed(self._client))
-        self._running += 1
+        async with self._changing:
+            if not self._running:
+                await self._open_parts()
+            self._running += 1
         try:
             yield
         finally:
-            self._running -= 1
-            if not self._running:
-                await self._closing.aclose()
+            async with self._changing:
+                self._running -= 1
+                if not self._running:
+                    await self._closing.aclose()
+
+    async def _open_parts(self) -> None:
+        async with AsyncExitStack() as opened:
+            await opened.enter_async_context(self._ledger)
+            if self._calls is not None:
+                await opened.enter_async_context(self._calls)
+                self._calls.cancels_are_pushed(self._client is not None and await are_pushed(self._client))
+            self._closing = opened.pop_all()
 
 
 def _may_bring_a_converter(plugin: temporalio.client.Plugin) -> bool:
