@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from tasquencer.devkit.temporal_server import PUSHED_CANCELS, EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import bookkeeping, writing
+from tests.support.ports import KeptPort
 from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
 
 # A shell starts commands in its background with these signals ignored, and child processes inherit that.
@@ -273,3 +274,11 @@ async def postgres() -> AsyncIterator[EmbeddedPostgres]:
     with skipping_without_postgres():
         async with embedded_postgres() as server:
             yield server
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port where nothing listens. It is taken, so that no other process opens it."""
+    port = KeptPort()
+    yield port.number
+    port.release()

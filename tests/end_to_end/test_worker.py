@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import sqlite3
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -227,14 +226,6 @@ async def test_a_wrong_option_is_reported_before_a_missing_key(stage: Stage, opt
         output = worker.output()
     assert option.partition("=")[0] in output
     assert "OPENAI_API_KEY" not in output
-
-
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port where nobody answers, for as long as the test runs: it is taken, but does not listen."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
 
 
 async def test_without_temporal_it_says_where_it_looked(stage: Stage, closed_port: int) -> None:

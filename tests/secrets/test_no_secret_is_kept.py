@@ -6,8 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -206,14 +204,6 @@ async def test_whatever_a_provider_says_about_the_key_is_not_kept(
         **binary,
     }
     assert {place: found for place, text in kept.items() if (found := found_in(text, SECRETS))} == {}
-
-
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port where nothing listens: it is taken, so that no other process opens it."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 @pytest.mark.parametrize("reachable", [True, False])

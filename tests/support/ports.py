@@ -1,4 +1,4 @@
-"""A port for a server that goes away and comes back: nobody else gets it in between."""
+"""Ports that nobody else gets: of a server that goes away and comes back, or of none at all."""
 
 from __future__ import annotations
 
