@@ -8,21 +8,30 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from temporalio.api.enums.v1 import RoutingConfigUpdateState
-from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
+from temporalio.api.deployment.v1 import WorkerDeploymentVersion
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    DescribeTaskQueueRequest,
+    DescribeWorkerDeploymentVersionRequest,
+)
 from temporalio.client import Client
 
 from tasquencer.devkit.temporal_server import EmbeddedTemporal
 from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.tasks import executable
 
-__all__ = ["QUICK_DRAINAGE", "Deployment"]
+__all__ = ["QUICKLY", "Deployment"]
 
-QUICK_DRAINAGE = {
+QUICKLY = {
     "matching.wv.VersionDrainageStatusVisibilityGracePeriod": "1s",
     "matching.wv.VersionDrainageStatusRefreshInterval": "1s",
+    "matching.numTaskqueueReadPartitions": 1,
+    "matching.numTaskqueueWritePartitions": 1,
 }
-"""Makes a server look every second whether a version is drained; by default it does every three minutes."""
+"""Makes a server look every second whether a version is drained; by default it does every three minutes.
+
+A task queue has one partition, so that what it says of its versions holds for all of it.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,27 @@ class Deployment:
             return status == 0
 
         await eventually(is_set, f"build {build_id} to become current")
-        client = await Client.connect(self.server.address)
-        request = DescribeWorkerDeploymentRequest(namespace=self.server.namespace, deployment_name=self.name)
+        service = (await Client.connect(self.server.address)).workflow_service
+        version = WorkerDeploymentVersion(deployment_name=self.name, build_id=build_id)
+        of_version = DescribeWorkerDeploymentVersionRequest(
+            namespace=self.server.namespace, deployment_version=version
+        )
 
-        async def holds() -> bool:
+        async def is_known() -> bool:
             # The command returns before the task queues know.
-            described = await client.workflow_service.describe_worker_deployment(request, retry=True)
-            state = described.worker_deployment_info.routing_config_update_state
-            return state == RoutingConfigUpdateState.ROUTING_CONFIG_UPDATE_STATE_COMPLETED
+            described = await service.describe_worker_deployment_version(of_version, retry=True)
+            for queue in described.version_task_queues:
+                of_queue = DescribeTaskQueueRequest(
+                    namespace=self.server.namespace,
+                    task_queue=TaskQueue(name=queue.name),
+                    task_queue_type=queue.type,
+                )
+                known = (await service.describe_task_queue(of_queue, retry=True)).versioning_info
+                if known.current_deployment_version != version:
+                    return False
+            return bool(described.version_task_queues)
 
-        await eventually(holds, f"the task queues know that build {build_id} is current")
+        await eventually(is_known, f"the task queues know that build {build_id} is current")
 
     async def drained(self, build_id: str) -> None:
         """Return when no task needs the build any longer."""

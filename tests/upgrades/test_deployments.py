@@ -37,7 +37,7 @@ from tests.support.calls import GONE, ScriptedCalls
 from tests.support.patience import PATIENCE_SECONDS, eventually
 from tests.support.provider import ScriptedProvider
 from tests.support.tasks import Tasks
-from tests.upgrades.deployments import QUICK_DRAINAGE, Deployment
+from tests.upgrades.deployments import QUICKLY, Deployment
 from tests.upgrades.test_patching import NEW_PATH, OLD_PATH, in_backoff, wake
 from tests.upgrades.variants import Careless, First, Patched, look_up
 
@@ -47,7 +47,7 @@ Handle = WorkflowHandle[Any, Any]
 @pytest.fixture(scope="module")
 async def server() -> AsyncIterator[EmbeddedTemporal]:
     """A Temporal server that soon notices that a version is drained."""
-    async with embedded_temporal(ui=False, dynamic_config=QUICK_DRAINAGE) as server:
+    async with embedded_temporal(ui=False, dynamic_config=QUICKLY) as server:
         yield server
 
 
