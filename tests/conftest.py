@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 
 import pytest
-import temporalio.worker._workflow
 from hypothesis import settings
 
 from tasquencer.devkit.temporal_server import PUSHED_CANCELS, EmbeddedTemporal, embedded_temporal
 from tasquencer.temporal import bookkeeping, writing
 from tests.support.ports import KeptPort
 from tests.support.postgres import EmbeddedPostgres, embedded_postgres, skipping_without_postgres
+from tests.support.stalls import allow_stalls
 
 # A shell starts commands in its background with these signals ignored, and child processes inherit that.
 for _key, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
@@ -180,8 +180,9 @@ SHORTEST = ("tests/stories", "tests/unit")
 """What takes a second a file comes last."""
 
 _TEARDOWN_SECONDS = 300
-_STALL_SECONDS = 60
 _STDERR = pytest.StashKey[int]()
+
+allow_stalls()
 
 settings.register_profile("patient", settings.default, deadline=None)
 settings.load_profile("patient")
@@ -227,23 +228,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _a_busy_machine_is_no_deadlock() -> Iterator[None]:
-    """Let workflow code stall for a minute instead of two seconds before the SDK calls it a deadlock.
-
-    The SDK then interrupts the code, and sometimes can no longer evict the workflow: the worker never ends.
-    """
-    create = temporalio.worker._workflow._WorkflowWorker.__init__
-
-    def create_patiently(self: object, *args: object, **options: object) -> None:
-        create(self, *args, **options)  # type: ignore[arg-type]
-        self._deadlock_timeout_seconds = _STALL_SECONDS  # type: ignore[attr-defined]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(temporalio.worker._workflow._WorkflowWorker, "__init__", create_patiently)
-        yield
 
 
 @pytest.fixture(scope="session")

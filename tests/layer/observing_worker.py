@@ -18,6 +18,7 @@ from tasquencer.sql import SqlLedger
 from tasquencer.temporal import TasquencerPlugin, observed_ends, observed_writing
 from tests.layer.observed import Works
 from tests.support.patience import PATIENCE_SECONDS
+from tests.support.stalls import allow_stalls
 
 _WORKS = b"works\n"
 
@@ -68,4 +69,5 @@ async def _work(address: str, queue: str, database: str, hangs: str = "") -> Non
 
 
 if __name__ == "__main__":
+    allow_stalls()
     asyncio.run(_work(*sys.argv[1:]))

@@ -25,6 +25,7 @@ from tests.activities.calling import activities_for
 from tests.support.held_ledgers import Wanted, leading_to
 from tests.support.late_task import LateTask
 from tests.support.patience import PATIENCE_SECONDS
+from tests.support.stalls import allow_stalls
 from tests.support.tasks import tasks_on
 from workflows.ai_agent import AiAgentTask
 from workflows.ai_fan_out import AiFanOutTask
@@ -123,4 +124,5 @@ async def _work_until_death(address: str, base_url: str, database: str, queue: s
 
 
 if __name__ == "__main__":
+    allow_stalls()
     asyncio.run(_work_until_death(*sys.argv[1:]))

@@ -25,7 +25,8 @@ from tasquencer.temporal import TasquencerPlugin
 from tasquencer.temporal.observed_attempt import Attempt
 from tests.chaos.foreign.application import SEEN, TAKEN, Call, Mixed
 from tests.chaos.provider import Glance, Log, glance_at
-from tests.chaos.shapes.worker import QUEUE, READY, Mortal, MortalLedger, patient
+from tests.chaos.shapes.worker import QUEUE, READY, Mortal, MortalLedger
+from tests.support.stalls import allow_stalls
 from workflows.ai_agent import AiAgentTask
 from workflows.reconcile_ledger import ReconcileLedger
 
@@ -112,7 +113,7 @@ async def _run(folder: Path, name: str) -> None:
             adopt_activities=ADOPTED,
         )
         effects.client = client = await Client.connect(os.environ["SHAPES_TEMPORAL"], plugins=[plugin])
-        worker = Worker(
+        async with Worker(
             client,
             task_queue=QUEUE,
             workflows=[Mixed, AiAgentTask, ReconcileLedger],
@@ -121,11 +122,11 @@ async def _run(folder: Path, name: str) -> None:
             max_concurrent_activities=100,
             max_heartbeat_throttle_interval=timedelta(milliseconds=50),
             sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
-        )
-        async with patient(worker):
+        ):
             print(READY, flush=True)
             await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
+    allow_stalls()
     asyncio.run(_run(Path(sys.argv[1]), sys.argv[2]))

@@ -29,9 +29,9 @@ from tasquencer.temporal import TasquencerPlugin, as_application_error
 from tests.chaos.provider import Glance, Log, glance_at
 from tests.chaos.shapes.interpreter import AnyShape, ShapeChild
 from tests.chaos.wills import Deeds, Wills
-from tests.support.patience import PATIENCE_SECONDS
+from tests.support.stalls import allow_stalls
 
-__all__ = ["MOMENTS", "QUEUE", "READY", "Mortal", "MortalLedger", "patient"]
+__all__ = ["MOMENTS", "QUEUE", "READY", "Mortal", "MortalLedger"]
 
 QUEUE = "shapes"
 READY = "ready"
@@ -136,22 +136,12 @@ class MortalLedger(SqlLedger):
             self._mortal.moment(f"after {state}")
 
 
-def patient(worker: Worker) -> Worker:
-    """Let workflow code stall for longer than two seconds before the SDK calls it a deadlock.
-
-    A busy machine is no fault of the code. Code that is really stuck makes its task stand still.
-    """
-    assert worker._workflow_worker is not None
-    worker._workflow_worker._deadlock_timeout_seconds = round(PATIENCE_SECONDS)
-    return worker
-
-
 async def _work(folder: Path, name: str) -> None:
     mortal, url = Mortal(folder, name), os.environ["SHAPES_LEDGER"]
     effects = _Effects(mortal, Log(folder / "requests.jsonl"), glance_at(os.environ["SHAPES_GLANCE"]))
     async with MortalLedger(url, mortal) as ledger:
         client = await Client.connect(os.environ["SHAPES_TEMPORAL"], plugins=[TasquencerPlugin(ledger)])
-        worker = Worker(
+        async with Worker(
             client,
             task_queue=QUEUE,
             workflows=[AnyShape, ShapeChild],
@@ -160,11 +150,11 @@ async def _work(folder: Path, name: str) -> None:
             max_concurrent_activities=100,
             max_heartbeat_throttle_interval=timedelta(milliseconds=50),
             sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
-        )
-        async with patient(worker):
+        ):
             print(READY, flush=True)
             await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
+    allow_stalls()
     asyncio.run(_work(Path(sys.argv[1]), sys.argv[2]))
