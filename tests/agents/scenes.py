@@ -29,7 +29,7 @@ PLACES = ("first", "last")
 def FIVE_REQUESTS(asks: str = "1") -> list[Answer]:  # noqa: N802 - it is what others read as a constant
     """Two failed and one good model turn that calls the tool, a failed and a good last turn.
 
-    The first answer asks for a wait of so many seconds.
+    The first answer asks for a wait of `asks` seconds.
     """
     return [
         rate_limited(asks),

@@ -100,7 +100,7 @@ async def on_a_terminal(
 
     Args:
         types: What the person at the terminal types, ahead of every question.
-        meanwhile: What happens elsewhere while the command runs. It is told what the terminal has got so far.
+        meanwhile: What happens elsewhere while the command runs. It gets a function for the terminal's text.
     """
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(

@@ -221,7 +221,7 @@ async def test_work_items_of_an_earlier_task_with_the_same_id_are_not_shown(scen
         assert ran.code == 0
         (first,) = await ledger.work_items_of("again")
         client = await Client.connect(scene.environment["TEMPORAL_ADDRESS"])
-        # `tasq watch` says each change that it sees. Of a task that has ended it sees only the end.
+        # `tasq watch` says each change that it sees. It sees only the end of a task that has ended.
         await client.execute_workflow(
             "AiAgentTask", {"prompt": "again"}, id="again", task_queue=scene.environment["TASQ_TASK_QUEUE"]
         )

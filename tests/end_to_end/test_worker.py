@@ -37,7 +37,7 @@ ASKED_SECONDS = 20
 """How long a provider asks to wait; before, the worker is killed."""
 
 HEARTBEAT_SECONDS = 15
-"""After so long a killed worker counts as lost. No other one may be so slow with a call."""
+"""A killed worker counts as lost after this time. A worker that lives is never so slow."""
 
 SOON: dict[str, Any] = {"retry": {"initial_interval_seconds": 0.1}}
 

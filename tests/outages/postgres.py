@@ -50,7 +50,7 @@ class FallingPostgres:
         self._paused = []
 
     def kill(self) -> None:
-        """End it without a farewell, and its sessions with it: they would go on until they notice."""
+        """End it without a farewell, and its sessions with it: they would continue until they notice."""
         os.kill(self._pid, signal.SIGSTOP)  # it begins no further session
         sessions = self._children()
         os.kill(self._pid, signal.SIGKILL)

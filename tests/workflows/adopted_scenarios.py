@@ -179,7 +179,7 @@ def run(kind: str, *args: Any, **options: Any) -> Awaitable[Any]:
 
 
 async def when_told(w: Scenario, cancel: Any, signals: int = 1) -> None:
-    """Cancel it after so many signals: they come when the activity is where it is to be canceled."""
+    """Cancel it after this number of signals. The last one comes when the activity is where it must be."""
     await workflow.wait_condition(lambda: len(w.signals) >= signals)
     cancel.cancel()
 

@@ -34,7 +34,7 @@ class Echo:
     ends. Where `paid` is in the prompt, each call uses 3 and 4 tokens and costs $0.25, also one that fails.
 
     Attributes:
-        together: The first calls wait until so many are under way.
+        together: The first calls wait until this number is under way.
     """
 
     def __init__(self) -> None:
