@@ -24,7 +24,7 @@ from tests.chaos.shapes.program import (
 from tests.chaos.shapes.report import found_in, story, table
 
 WATCHED = ShapeOptions(seed=1, tasks=4, deaths=1, constructs=(), caches=(1000,), gap_seconds=1.0)
-SHORT = ShapeOptions(seed=3248, tasks=14, deaths=3, gap_seconds=0.4, call_seconds=1.5, longest_backoff=0.5)
+SHORT = ShapeOptions(seed=3248, tasks=14, deaths=3, gap_seconds=0.4, longest_backoff=0.5)
 """Of a Monday. Each day of the week has seeds of its own."""
 
 
