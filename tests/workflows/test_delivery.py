@@ -10,6 +10,7 @@ import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from tasquencer.temporal import delivery
 from tasquencer.temporal.delivery import Delivery
 from tests.support.patience import PATIENCE_SECONDS
 
@@ -36,7 +37,7 @@ class Asked:
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer stays fresh, however long the machine pauses."""
-    monkeypatch.setattr("tasquencer.temporal.delivery.monotonic", lambda: 1_000.0)
+    monkeypatch.setattr(delivery, "monotonic", lambda: 1_000.0)
 
 
 async def test_of_many_outcomes_at_a_time_one_asks() -> None:
