@@ -28,15 +28,6 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
             id="rounded differently",
         ),
         pytest.param(Status(is_closed=False), False, id="an old server that says nothing"),
-        pytest.param(
-            Status(is_closed=False, asked=BEGAN + timedelta(seconds=3)), True, id="no answer, and it is old"
-        ),
-        pytest.param(
-            Status(is_closed=False, asked=BEGAN + timedelta(seconds=1)), False, id="no answer, and it is new"
-        ),
-        pytest.param(
-            Status(is_closed=False, asked=BEGAN - timedelta(hours=1)), False, id="no answer, skipped time"
-        ),
     ],
 )
 def test_a_workflow_task_is_past_only_if_temporal_says_so(status: Status, is_past: bool) -> None:

@@ -15,8 +15,6 @@ from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverse
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
-from tasquencer.temporal.delivery import OUTAGES
-
 __all__ = ["Status", "StatusOfRuns", "is_lost", "may_join", "status_of"]
 
 _FUNCTION = "tasquencer.status_of"
@@ -34,9 +32,6 @@ one activation may ask twice."""
 
 _ROUNDING = timedelta(milliseconds=1)
 
-_SOON = timedelta(seconds=2)
-"""Within this time a workflow task reaches its worker and the guard, also if the clocks differ a little."""
-
 _PAGE = 20
 """Events to read at a time, newest first."""
 
@@ -51,22 +46,14 @@ class Status:
         is_closed: True if the run has ended.
         waits: True if its next workflow task has not reached a worker yet.
         began: When the workflow task under way began. None if there is none.
-        asked: When Temporal was asked in vain. None if it answered.
     """
 
     is_closed: bool
     waits: bool = False
     began: datetime | None = None
-    asked: datetime | None = None
 
     def is_past(self, began: datetime) -> bool:
-        """Return whether the workflow task that began at this time is over.
-
-        If Temporal did not answer, one that began long ago counts as over. A worker gets its workflow task at
-        once, and one that the guard fails comes again.
-        """
-        if self.asked is not None:
-            return self.asked - began > _SOON
+        """Return whether the workflow task that began at this time is over."""
         return self.is_closed or self.waits or (self.began is not None and self.began - began > _ROUNDING)
 
 
@@ -86,23 +73,18 @@ class StatusOfRuns:
 
     def offer(self, functions: MutableMapping[str, Callable[..., Any]]) -> None:
         """Offer the question to the guards of the worker's workflows."""
-        functions[_FUNCTION] = lambda *run: self._answer(lambda: self._status(*run), _unknown)
-        # A query that fails costs little: it is sent again.
-        functions[_IS_LOST] = lambda *task: self._answer(lambda: self._is_lost(*task), lambda: True)
+        functions[_FUNCTION] = lambda *run: self._answer(lambda: self._status(*run))
+        functions[_IS_LOST] = lambda *task: self._answer(lambda: self._is_lost(*task))
         functions[_JOINS] = lambda *task: self._answer(lambda: self._joins(*task))
 
-    def _answer(
-        self, ask: Callable[[], Coroutine[Any, Any, T]], unknown: Callable[[], T | None] = lambda: None
-    ) -> T | None:
+    def _answer(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
         if self._loop is None or self._thread == threading.get_ident():
             return None  # in the SDK's debug mode: the thread of the event loop cannot wait for it
         asking = asyncio.run_coroutine_threadsafe(ask(), self._loop)
         try:
             return asking.result(_SECONDS)
-        except TimeoutError:
-            return unknown()
-        except RPCError as error:
-            return unknown() if error.status in OUTAGES else None
+        except (RPCError, TimeoutError):
+            return None
         finally:
             asking.cancel()
 
@@ -142,10 +124,6 @@ class StatusOfRuns:
             request.next_page_token = page.next_page_token
 
 
-def _unknown() -> Status:
-    return Status(is_closed=False, asked=datetime.now(UTC))
-
-
 def _status_in(described: WorkflowExecutionDescription) -> Status:
     pending = described.raw_description.pending_workflow_task
     has_begun = pending.state == PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_STARTED
@@ -157,7 +135,7 @@ def _status_in(described: WorkflowExecutionDescription) -> Status:
 
 
 def status_of(functions: Mapping[str, Callable[..., Any]], workflow_id: str, run_id: str) -> Status | None:
-    """Return the status of the run, or None if nobody can ask or Temporal refuses to tell."""
+    """Return the status of the run, or None if nobody knows it."""
     ask = functions.get(_FUNCTION)
     answer = None if ask is None else ask(workflow_id, run_id)
     return answer if isinstance(answer, Status) else None
@@ -172,7 +150,7 @@ def is_lost(
 ) -> bool:
     """Return whether no worker has completed the workflow task that began with this event at this time.
 
-    True if Temporal does not answer, False if nobody can ask or Temporal refuses to tell.
+    False if nobody knows.
     """
     ask = functions.get(_IS_LOST)
     return ask is not None and bool(ask(workflow_id, run_id, event_id, began))
