@@ -22,6 +22,10 @@ class Scripted:
         self.started = asyncio.Event()
         self.token = b""
 
+    async def is_over(self) -> bool:
+        """Return whether an attempt has taken the last step."""
+        return not self._script
+
     def _next(self) -> BaseException | str | None:
         self.attempts.append(activity.info().attempt)
         return self._script.pop(0) if self._script else None

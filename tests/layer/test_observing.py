@@ -279,10 +279,6 @@ async def test_the_next_attempt_settles_the_one_before_with_temporal_s_last_fail
     assert rows[1].delay_seconds >= 0
 
 
-async def has_taken_every_step(scripted: Scripted) -> bool:
-    return not scripted._script
-
-
 async def test_the_reconciler_settles_what_no_attempt_follows(
     server_without_pushes: EmbeddedTemporal,
 ) -> None:
@@ -297,7 +293,7 @@ async def test_the_reconciler_settles_what_no_attempt_follows(
             await refused.result()
         scripted._script = ["silent"]
         terminated = await scene.start("work")
-        await eventually(lambda: has_taken_every_step(scripted), "the silent attempt")
+        await eventually(scripted.is_over, "the silent attempt")
         scripted._script = ["hang"]
         running = await scene.start("work", heartbeat=30)
         await scene.has(running, "started")

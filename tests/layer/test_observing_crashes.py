@@ -158,10 +158,6 @@ async def test_the_reconciler_settles_the_last_attempt_of_a_killed_worker(
     assert row.failure is not None and row.failure.kind == kind
 
 
-async def has_taken_every_step(scripted: Scripted) -> bool:
-    return not scripted._script
-
-
 @asynccontextmanager
 async def observed(
     server: EmbeddedTemporal, ledger: Ledger, scripted: Scripted, *workflows: type
@@ -180,7 +176,7 @@ async def test_after_a_reset_the_new_run_has_work_items_of_its_own(killed: Kille
             Works.run, args=["work", 1, limits], id=f"works-{uuid4()}", task_queue=queue
         )
         before = await killed.rows(handle.id, "completed", "started")
-        await eventually(lambda: has_taken_every_step(scripted), "the second activity to hang")
+        await eventually(scripted.is_over, "the second activity to hang")
         history = await handle.fetch_history()
         first_task = next(
             event.event_id
